@@ -1,0 +1,27 @@
+"""The options that every command shares, spelt and explained once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object to stdout instead of text.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no notes on stderr.")]
+Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="More detail on stderr.")]
+Force = Annotated[bool, typer.Option("--force", help="Overwrite an existing output.")]
+Threads = Annotated[
+    int | None,
+    typer.Option("--threads", min=1, help="Worker threads [default: the usable cores].", show_default=False),
+]
+Modality = Annotated[
+    str | None,
+    typer.Option(
+        "--modality", metavar="M", help="Modality of an h5mu [default: the one that holds the counts]."
+    ),
+]
+Layer = Annotated[
+    str | None, typer.Option("--layer", metavar="L", help="X, raw, or a layer's name [default: X].")
+]
+InFile = Annotated[Path, typer.Argument(metavar="FILE", show_default=False)]

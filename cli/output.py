@@ -1,0 +1,179 @@
+"""What a command prints: results to stdout; progress, notes, errors and the closing line to stderr."""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from typing import Any
+
+from vcelltools.progress import SILENT, Progress
+
+_PLAIN_SECONDS = 5.0
+_SCALES = {"bytes": (1e9, "GB"), "cells": (1e3, "k cells"), "non-zeros": (1e6, "M non-zeros")}
+
+
+class Output:
+    """One command's output settings, from ``--json``, ``-q`` and ``-v``."""
+
+    def __init__(self, *, json: bool = False, quiet: bool = False, verbose: bool = False) -> None:
+        self.json, self.quiet, self.verbose = json, quiet, verbose
+        self._progress: Progress | None = None
+
+    @property
+    def progress(self) -> Progress:
+        """Bars on a terminal, a plain line every few seconds elsewhere, nothing with ``-q``."""
+        if self._progress is None:
+            if self.quiet:
+                self._progress = SILENT
+            elif sys.stderr.isatty():
+                self._progress = _BarProgress()
+            else:
+                self._progress = _PlainProgress()
+        return self._progress
+
+    def result(self, obj: dict[str, Any], text: str = "") -> None:
+        """Print the result: one JSON object with ``--json``, else ``text``."""
+        if self.json:
+            from vcelltools.io.atomic import dump_json
+
+            sys.stdout.write(dump_json(obj) + "\n")
+        elif text:
+            sys.stdout.write(text + "\n")
+        sys.stdout.flush()
+
+    def table(self, columns: list[str], rows: list[list[Any]], *, title: str = "") -> None:
+        """Print a table to stdout, unless ``--json`` was asked for."""
+        if self.json:
+            return
+        from rich.console import Console
+        from rich.table import Table
+
+        table = Table(
+            title=title or None, title_justify="left", box=None, pad_edge=False, header_style="bold"
+        )
+        for i, c in enumerate(columns):
+            table.add_column(c, justify="left" if i == 0 else "right", overflow="fold")
+        for row in rows:
+            table.add_row(*[_cell(v) for v in row])
+        width = None if sys.stdout.isatty() else 160
+        Console(file=sys.stdout, width=width, highlight=False, markup=False).print(table)
+
+    def note(self, text: str) -> None:
+        """Say one line on stderr (not with ``-q``)."""
+        if not self.quiet:
+            self.progress.note(text)
+
+    def detail(self, text: str) -> None:
+        """Say one line on stderr with ``-v`` alone."""
+        if self.verbose:
+            self.note(text)
+
+    def warn(self, warnings: list[str] | tuple[str, ...]) -> None:
+        """Say each warning on stderr."""
+        for w in warnings:
+            self.note(f"warning: {w}")
+
+    def done(self, text: str) -> None:
+        """Close with one line: what was written, where, and what to do next."""
+        self.note(text)
+
+
+def _cell(v: Any) -> str:
+    if v is None:
+        return "–"
+    if isinstance(v, bool):
+        return "yes" if v else "no"
+    if isinstance(v, float):
+        return f"{v:.4g}"
+    if isinstance(v, int):
+        return f"{v:,}"
+    return str(v)
+
+
+def _scale(unit: str) -> tuple[float, str]:
+    return _SCALES.get(unit, (1.0, unit))
+
+
+class _PlainProgress:
+    """A line every few seconds; the first one only once the work has taken that long."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._reset("", 0, "")
+
+    def _reset(self, phase: str, total: float, unit: str) -> None:
+        self._phase, self._total, self._unit, self._done = phase, total, unit, 0.0
+        self._began = self._said = time.monotonic()
+
+    def start(self, phase: str, total: float, unit: str) -> None:
+        with self._lock:
+            self._reset(phase, total, unit)
+
+    def advance(self, n: float) -> None:
+        with self._lock:
+            self._done += n
+            now = time.monotonic()
+            if now - self._said < _PLAIN_SECONDS:
+                return
+            self._said = now
+            by, name = _scale(self._unit)
+            rate = self._done / (now - self._began)
+            left = (self._total - self._done) / rate if rate else 0.0
+            line = (
+                f"{self._phase}: {self._done / by:,.1f} of {self._total / by:,.1f} {name}, "
+                f"{rate / by:,.2f} {name}/s, {max(left, 0):,.0f} s left\n"
+            )
+        sys.stderr.write(line)
+        sys.stderr.flush()
+
+    def note(self, text: str) -> None:
+        sys.stderr.write(text + "\n")
+        sys.stderr.flush()
+
+    def finish(self) -> None:
+        pass
+
+
+class _BarProgress:
+    """A rich bar with speed and time left."""
+
+    def __init__(self) -> None:
+        from rich.console import Console
+
+        self._console = Console(stderr=True, highlight=False, markup=False)
+        self._bar: Any = None
+        self._task: Any = None
+        self._by = 1.0
+
+    def start(self, phase: str, total: float, unit: str) -> None:
+        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+        self.finish()
+        self._by, name = _scale(unit)
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.percentage:>3.0f}%"),
+            TextColumn("{task.fields[rate]}"),
+            TimeRemainingColumn(),
+            console=self._console,
+            transient=True,
+        )
+        self._name, self._began, self._done = name, time.monotonic(), 0.0
+        self._bar.start()
+        self._task = self._bar.add_task(phase, total=max(total, 1e-9) / self._by, rate="")
+
+    def advance(self, n: float) -> None:
+        if self._bar is not None:
+            self._done += n
+            rate = self._done / self._by / max(time.monotonic() - self._began, 1e-9)
+            self._bar.update(self._task, advance=n / self._by, rate=f"{rate:,.2f} {self._name}/s")
+
+    def note(self, text: str) -> None:
+        self._console.print(text, soft_wrap=True)
+
+    def finish(self) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None

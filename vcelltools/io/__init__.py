@@ -1,0 +1,22 @@
+"""The only place that opens h5ad, h5mu, zarr and 10x files, and that writes h5ad.
+
+:func:`open_dataset` validates once and hands out a :class:`Dataset`: a matrix that streams chunks from any
+thread, and lazily read ``obs`` and ``var`` tables.
+"""
+
+from vcelltools.io.dataset import Dataset, open_dataset
+from vcelltools.io.matrix import Buffers, CscMatrix, CsrMatrix, DenseMatrix, Matrix, Span
+from vcelltools.io.table import Column, Table
+
+__all__ = [
+    "Buffers",
+    "Column",
+    "CscMatrix",
+    "CsrMatrix",
+    "Dataset",
+    "DenseMatrix",
+    "Matrix",
+    "Span",
+    "Table",
+    "open_dataset",
+]

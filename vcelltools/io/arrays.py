@@ -1,0 +1,380 @@
+"""One-dimensional and two-dimensional arrays on disk, read at the speed of the disk.
+
+h5py holds one global lock, so its reads gain nothing from threads. Here the chunk offsets are fetched once,
+neighbouring chunks are coalesced, and ``os.pread`` plus the decompressor (both release the interpreter lock)
+run in whichever thread asks. What this path does not know (other filters, odd files) goes through h5py.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import zlib
+from typing import Protocol
+
+import h5py
+import numpy as np
+
+from vcelltools.errors import DataError
+from vcelltools.io.safe import FILTER_NAMES, check_filters, get_filters, reading
+
+# Chunks above this many bytes are not unpacked whole: memory would follow the file.
+MAX_CHUNK_BYTES = 1 << 30
+_DEFLATE, _SHUFFLE, _ZSTD = 1, 2, 32015
+_RAW_FILTERS = {_DEFLATE, _SHUFFLE, _ZSTD}
+
+
+class Buffer:
+    """A byte buffer that grows and is reused, one per thread and array."""
+
+    __slots__ = ("_bytes",)
+
+    def __init__(self) -> None:
+        self._bytes = np.empty(0, np.uint8)
+
+    def take(self, n: int, dtype: np.dtype) -> np.ndarray:
+        """Return an uninitialised (n,) array of ``dtype``; it is valid until the next call."""
+        need = n * dtype.itemsize
+        if self._bytes.nbytes < need:
+            self._bytes = np.empty(need + (need >> 3), np.uint8)
+        return self._bytes[:need].view(dtype)
+
+
+class Array1D(Protocol):
+    """What a sparse matrix needs of its ``indices`` and ``data``."""
+
+    length: int
+    dtype: np.dtype
+    stored_bytes: int
+    filters: tuple[str, ...]
+    chunk_len: int | None
+
+    def read(self, start: int, stop: int, dtype: np.dtype, buffer: Buffer | None) -> np.ndarray:
+        """Return elements ``start:stop`` as ``dtype``; thread-safe; valid until the buffer is used again."""
+        ...
+
+
+class MemoryArray:
+    """An array that is in memory already; reads are views."""
+
+    def __init__(self, values: np.ndarray) -> None:
+        self._values = values
+        self.length = len(values)
+        self.dtype = values.dtype
+        self.stored_bytes = values.nbytes
+        self.filters: tuple[str, ...] = ()
+        self.chunk_len: int | None = None
+
+    def read(self, start: int, stop: int, dtype: np.dtype, buffer: Buffer | None) -> np.ndarray:
+        """Return a view where the dtype allows it."""
+        return np.ascontiguousarray(self._values[start:stop], dtype=dtype)
+
+
+def get_filter_labels(dset: h5py.Dataset) -> tuple[str, ...]:
+    """Return the filters of a dataset by name."""
+    return tuple(FILTER_NAMES.get(f, f"filter {f}") for f in get_filters(dset))
+
+
+class _RawChunks:
+    """The chunks of one HDF5 dataset: where they lie, and how to unpack one."""
+
+    def __init__(self, file: h5py.File, dset: h5py.Dataset, fd: int) -> None:
+        self.path = file.filename
+        self.name = dset.name
+        self.fd = fd
+        self.storage = dset.dtype
+        self.filters = get_filters(dset)
+        self.chunk_shape = dset.chunks
+        self.chunk_size = int(np.prod(dset.chunks))
+        self.chunk_bytes = self.chunk_size * self.storage.itemsize
+        grid = [-(-n // c) for n, c in zip(dset.shape, dset.chunks, strict=True)]
+        n_chunks = int(np.prod(grid))
+        self.offsets = np.full(n_chunks, -1, np.int64)
+        self.sizes = np.zeros(n_chunks, np.int64)
+        self.masks = np.zeros(n_chunks, np.uint32)
+        strides = [int(np.prod(grid[i + 1 :])) for i in range(len(grid))]
+        shape = dset.chunks
+
+        def visit(info) -> None:
+            k = sum(o // c * s for o, c, s in zip(info.chunk_offset, shape, strides, strict=True))
+            self.offsets[k] = info.byte_offset
+            self.sizes[k] = info.size
+            self.masks[k] = info.filter_mask
+
+        dset.id.chunk_iter(visit)
+        end = os.fstat(fd).st_size
+        missing = int(np.count_nonzero(self.offsets < 0))
+        if missing:
+            raise DataError(
+                f"{self.path}: {missing} of {n_chunks} chunks of {self.name} were never written",
+                hint="the file was not finished; write it again",
+            )
+        if n_chunks and int((self.offsets + self.sizes).max()) > end:
+            raise DataError(f"{self.path}: {self.name} has chunks beyond the end of the file (truncated)")
+
+    def unpack(self, k: int) -> np.ndarray:
+        """Return chunk ``k`` unpacked, as (chunk_size,) in the storage dtype."""
+        raw = os.pread(self.fd, int(self.sizes[k]), int(self.offsets[k]))
+        if len(raw) != self.sizes[k]:
+            raise DataError(f"{self.path}: chunk {k} of {self.name} is cut short (truncated file)")
+        mask = int(self.masks[k])
+        data: bytes | bytearray | np.ndarray = raw
+        try:
+            for i in range(len(self.filters) - 1, -1, -1):
+                if mask >> i & 1:
+                    continue
+                f = self.filters[i]
+                if f == _DEFLATE:
+                    data = inflate(data, self.chunk_bytes)
+                elif f == _ZSTD:
+                    data = _unzstd(data, self.chunk_bytes)
+                else:
+                    data = _unshuffle(data, self.storage.itemsize)
+        except DataError as e:
+            raise DataError(f"{self.path}: chunk {k} of {self.name}: {e.message}", hint=e.hint) from e
+        out = np.frombuffer(data, self.storage)
+        if len(out) != self.chunk_size:
+            raise DataError(
+                f"{self.path}: chunk {k} of {self.name} unpacks to {len(out)} values, not {self.chunk_size}"
+            )
+        return out
+
+
+def inflate(data: bytes | bytearray | np.ndarray, size: int) -> bytes | bytearray:
+    """Unpack one zlib stream of a known size with libdeflate, or zlib where that is missing."""
+    try:
+        import deflate
+    except ImportError:  # pragma: no cover  a platform without wheels
+        deflate = None
+    try:
+        if deflate is not None:
+            out = deflate.zlib_decompress(data, size)
+        else:  # pragma: no cover
+            unzip = zlib.decompressobj()
+            out = unzip.decompress(data, size)
+            if unzip.unconsumed_tail:
+                raise DataError("it unpacks to more than its chunk's size")
+    except (ValueError, RuntimeError, zlib.error) as e:
+        raise DataError(f"damaged gzip data ({e or type(e).__name__})") from e
+    except Exception as e:
+        if type(e).__module__.startswith("deflate"):
+            raise DataError(f"damaged gzip data ({e})") from e
+        raise
+    return out
+
+
+def _unzstd(data: bytes | bytearray | np.ndarray, size: int) -> bytes:
+    import zstandard
+
+    try:
+        return _zstd_context().decompress(data, max_output_size=size)
+    except zstandard.ZstdError as e:
+        raise DataError(f"damaged zstd data ({e})") from e
+
+
+_LOCAL = threading.local()
+
+
+def _zstd_context():
+    import zstandard
+
+    if not hasattr(_LOCAL, "zstd"):
+        _LOCAL.zstd = zstandard.ZstdDecompressor()
+    return _LOCAL.zstd
+
+
+def _unshuffle(data: bytes | bytearray | np.ndarray, itemsize: int) -> np.ndarray:
+    raw = np.frombuffer(data, np.uint8)
+    if itemsize == 1:
+        return raw
+    n = len(raw) // itemsize
+    out = np.empty(len(raw), np.uint8)
+    out[: n * itemsize].reshape(n, itemsize)[...] = raw[: n * itemsize].reshape(itemsize, n).T
+    out[n * itemsize :] = raw[n * itemsize :]
+    return out
+
+
+def pread_into(fd: int, out: np.ndarray, offset: int, path: str) -> None:
+    """Fill the contiguous array ``out`` from ``offset`` of the file."""
+    view = memoryview(out).cast("B")
+    done = 0
+    while done < len(view):
+        n = os.preadv(fd, [view[done:]], offset + done)
+        if n == 0:
+            raise DataError(
+                f"{path}: the file ends at byte {offset + done} in the middle of its data (truncated)"
+            )
+        done += n
+
+
+def _can_read_raw(file: h5py.File, dset: h5py.Dataset) -> bool:
+    plain = dset.dtype.kind in "iuf" and file.userblock_size == 0 and file.driver == "sec2"
+    return plain and set(get_filters(dset)) <= _RAW_FILTERS
+
+
+class Hdf5Array:
+    """A one-dimensional HDF5 dataset."""
+
+    def __init__(self, file: h5py.File, dset: h5py.Dataset, fd: int) -> None:
+        self._file, self._dset, self._fd = file, dset, fd
+        self.path, self.name = file.filename, dset.name
+        if dset.ndim != 1:
+            raise DataError(f"{self.path}: {self.name} has {dset.ndim} dimensions; 1 expected")
+        self.length = int(dset.shape[0])
+        self.dtype = dset.dtype
+        self.filters = get_filter_labels(dset)
+        self.chunk_len = dset.chunks[0] if dset.chunks else None
+        self.stored_bytes = int(dset.id.get_storage_size())
+        check_filters(self.path, dset)
+        _check_chunk_bytes(self.path, dset)
+        self._raw: _RawChunks | None = None
+        self._offset: int | None = None
+        if self.length and _can_read_raw(file, dset):
+            with reading(self.path, self.name):
+                if dset.chunks:
+                    self._raw = _RawChunks(file, dset, fd)
+                else:
+                    self._offset = _get_contiguous_offset(dset, fd)
+
+    def read(self, start: int, stop: int, dtype: np.dtype, buffer: Buffer | None) -> np.ndarray:
+        """Return elements ``start:stop`` as ``dtype``; thread-safe; valid until the buffer is used again."""
+        n = stop - start
+        out = (buffer or Buffer()).take(n, dtype)
+        if n == 0:
+            return out
+        same = self.dtype == dtype  # native and of the wanted width: bytes can land in place
+        if self._offset is not None:
+            at = self._offset + start * self.dtype.itemsize
+            if same:
+                pread_into(self._fd, out, at, self.path)
+            else:
+                _pread_convert(self._fd, out, at, self.dtype, self.path)
+        elif self._raw is not None:
+            self._read_chunks(self._raw, start, stop, out, same)
+        else:
+            with reading(self.path, self.name):
+                out[...] = self._dset[start:stop]
+        return out
+
+    def _read_chunks(self, raw: _RawChunks, start: int, stop: int, out: np.ndarray, same: bool) -> None:
+        size = raw.chunk_size
+        item = self.dtype.itemsize
+        first, last = start // size, (stop - 1) // size
+        if raw.filters:
+            for k in range(first, last + 1):
+                a, b = max(start, k * size), min(stop, (k + 1) * size)
+                out[a - start : b - start] = raw.unpack(k)[a - k * size : b - k * size]
+            return
+        # without filters, runs of chunks that lie side by side are one read
+        k = first
+        while k <= last:
+            j = k
+            while j < last and raw.offsets[j + 1] == raw.offsets[j] + size * item:
+                j += 1
+            a, b = max(start, k * size), min(stop, (j + 1) * size)
+            at = int(raw.offsets[k]) + (a - k * size) * item
+            part = out[a - start : b - start]
+            if same:
+                pread_into(self._fd, part, at, self.path)
+            else:
+                _pread_convert(self._fd, part, at, self.dtype, self.path)
+            k = j + 1
+
+
+def _pread_convert(fd: int, out: np.ndarray, offset: int, storage: np.dtype, path: str) -> None:
+    """Read and widen (or swap) in pieces that stay in cache."""
+    piece = 1 << 18
+    tmp = np.empty(min(piece, len(out)), storage)
+    for a in range(0, len(out), piece):
+        b = min(a + piece, len(out))
+        pread_into(fd, tmp[: b - a], offset + a * storage.itemsize, path)
+        out[a:b] = tmp[: b - a]
+
+
+def _get_contiguous_offset(dset: h5py.Dataset, fd: int) -> int | None:
+    offset = dset.id.get_offset()
+    if offset is None:
+        return None
+    if offset + dset.size * dset.dtype.itemsize > os.fstat(fd).st_size:
+        raise DataError(f"{dset.name} reaches beyond the end of the file (truncated)")
+    return int(offset)
+
+
+def _check_chunk_bytes(path: str, dset: h5py.Dataset) -> None:
+    if dset.chunks and int(np.prod(dset.chunks)) * dset.dtype.itemsize > MAX_CHUNK_BYTES:
+        raise DataError(
+            f"{path}: {dset.name} is stored in chunks of {dset.chunks}, too large to unpack in bounded memory",
+            hint="rewrite it with smaller chunks: h5repack -l CHUNK=1048576",
+        )
+
+
+class Hdf5Dense:
+    """A two-dimensional HDF5 dataset, read in blocks."""
+
+    def __init__(self, file: h5py.File, dset: h5py.Dataset, fd: int) -> None:
+        self._dset, self._fd = dset, fd
+        self.path, self.name = file.filename, dset.name
+        self.shape = (int(dset.shape[0]), int(dset.shape[1]))
+        self.dtype = dset.dtype
+        self.filters = get_filter_labels(dset)
+        self.chunks = dset.chunks
+        self.stored_bytes = int(dset.id.get_storage_size())
+        check_filters(self.path, dset)
+        _check_chunk_bytes(self.path, dset)
+        self._raw: _RawChunks | None = None
+        self._offset: int | None = None
+        if dset.size and _can_read_raw(file, dset):
+            with reading(self.path, self.name):
+                if dset.chunks:
+                    self._raw = _RawChunks(file, dset, fd)
+                else:
+                    self._offset = _get_contiguous_offset(dset, fd)
+
+    def read(self, r0: int, r1: int, c0: int, c1: int, dtype: np.dtype, buffer: Buffer | None) -> np.ndarray:
+        """Return the block ``[r0:r1, c0:c1]`` as C-contiguous ``dtype``; thread-safe."""
+        out = (buffer or Buffer()).take((r1 - r0) * (c1 - c0), dtype).reshape(r1 - r0, c1 - c0)
+        if out.size == 0:
+            return out
+        item = self.dtype.itemsize
+        if self._offset is not None:
+            if (c0, c1) == (0, self.shape[1]):
+                at = self._offset + r0 * self.shape[1] * item
+                if self.dtype == dtype:
+                    pread_into(self._fd, out.reshape(-1), at, self.path)
+                else:
+                    _pread_convert(self._fd, out.reshape(-1), at, self.dtype, self.path)
+            else:
+                for i in range(r1 - r0):
+                    at = self._offset + ((r0 + i) * self.shape[1] + c0) * item
+                    _pread_convert(self._fd, out[i], at, self.dtype, self.path)
+        elif self._raw is not None:
+            h, w = self._raw.chunk_shape
+            per_band = -(-self.shape[1] // w)
+            for bi in range(r0 // h, (r1 - 1) // h + 1):
+                for bj in range(c0 // w, (c1 - 1) // w + 1):
+                    block = self._raw.unpack(bi * per_band + bj).reshape(h, w)
+                    a0, a1 = max(r0, bi * h), min(r1, (bi + 1) * h)
+                    b0, b1 = max(c0, bj * w), min(c1, (bj + 1) * w)
+                    out[a0 - r0 : a1 - r0, b0 - c0 : b1 - c0] = block[
+                        a0 - bi * h : a1 - bi * h, b0 - bj * w : b1 - bj * w
+                    ]
+        else:
+            with reading(self.path, self.name):
+                out[...] = self._dset[r0:r1, c0:c1]
+        return out
+
+
+class MemoryDense:
+    """A dense matrix that is in memory already."""
+
+    def __init__(self, values: np.ndarray) -> None:
+        self._values = values
+        self.shape = (int(values.shape[0]), int(values.shape[1]))
+        self.dtype = values.dtype
+        self.filters: tuple[str, ...] = ()
+        self.chunks = None
+        self.stored_bytes = values.nbytes
+
+    def read(self, r0: int, r1: int, c0: int, c1: int, dtype: np.dtype, buffer: Buffer | None) -> np.ndarray:
+        """Return the block, as a view where it can be one."""
+        return np.ascontiguousarray(self._values[r0:r1, c0:c1], dtype=dtype)

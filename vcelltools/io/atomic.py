@@ -1,0 +1,182 @@
+"""Writing so that nothing is ever half there: a temporary file beside the target, fsync, rename.
+
+What stood at the target stays until the new file is complete. A lock beside the target keeps a second writer
+out and tells it so.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+import secrets
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from vcelltools.errors import EnvironmentFault, UsageError
+
+_SPACE_MARGIN = 16 << 20
+
+
+def check_output(path: str | os.PathLike, *, force: bool, need_bytes: int = 0) -> Path:
+    """Check, before any work is done, that ``path`` can be written; return it.
+
+    Raises
+    ------
+    UsageError
+        When it exists and ``force`` is off.
+    EnvironmentFault
+        When the folder is read-only or the disk has less than ``need_bytes`` free.
+    """
+    p = Path(path)
+    if p.exists() and not force:
+        raise UsageError(f"{p} exists", hint="--force overwrites it")
+    folder = p.parent
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        raise EnvironmentFault(f"{folder}: cannot make the folder: {e.strerror}") from e
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise EnvironmentFault(f"{folder}: the folder is read-only", hint="choose another --out")
+    check_space(folder, need_bytes)
+    return p
+
+
+def check_space(folder: str | os.PathLike, need_bytes: int) -> None:
+    """Raise an :class:`EnvironmentFault` where the disk lacks ``need_bytes`` (plus a small margin)."""
+    if need_bytes > 0:
+        free = shutil.disk_usage(folder).free
+        if free < need_bytes + _SPACE_MARGIN:
+            raise EnvironmentFault(
+                f"{folder}: {need_bytes / 1e9:.2f} GB are needed and {free / 1e9:.2f} GB are free",
+                hint="free some space or choose another --out",
+            )
+
+
+def fsync_path(path: str | os.PathLike) -> None:
+    """Flush a file or folder to the disk."""
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    except OSError as e:
+        if e.errno not in (errno.EINVAL, errno.EBADF):  # some file systems refuse it for folders
+            raise
+    finally:
+        os.close(fd)
+
+
+@contextmanager
+def locked(path: str | os.PathLike) -> Iterator[None]:
+    """Hold the writer's lock of ``path``; a second writer gets an :class:`EnvironmentFault` at once."""
+    p = Path(path)
+    lock = p.with_name(f".{p.name}.lock")
+    while True:
+        fd = os.open(lock, os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0), 0o644)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as e:
+            os.close(fd)
+            raise EnvironmentFault(
+                f"{p} is being written by another process", hint="wait for it to end"
+            ) from e
+        try:
+            if os.fstat(fd).st_ino == os.stat(lock).st_ino:
+                break
+        except FileNotFoundError:
+            pass
+        os.close(fd)  # the holder removed the file between our open and our lock: take the new one
+    try:
+        yield
+    finally:
+        lock.unlink(missing_ok=True)
+        os.close(fd)
+
+
+@contextmanager
+def translate_os_errors(path: str | os.PathLike) -> Iterator[None]:
+    """Turn a full disk or a refused permission into an :class:`EnvironmentFault` that names the path."""
+    try:
+        yield
+    except OSError as e:
+        text = str(e)
+        if (
+            e.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+            or "No space left" in text
+            or "File too large" in text
+        ):
+            raise EnvironmentFault(
+                f"{path}: the disk is full", hint="free some space or choose another --out"
+            ) from e
+        if e.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise EnvironmentFault(f"{path}: {e.strerror}") from e
+        raise
+
+
+@contextmanager
+def atomic_file(
+    path: str | os.PathLike, *, force: bool = False, verify: Callable[[Path], None] | None = None
+) -> Iterator[Path]:
+    """Yield a temporary path beside ``path``; on success fsync, ``verify(tmp)`` and rename it into place.
+
+    On any exception the temporary file goes and what stood at ``path`` stays.
+    """
+    p = check_output(path, force=force)
+    with translate_os_errors(p), locked(p):
+        tmp = p.with_name(f".{p.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
+        try:
+            yield tmp
+            fsync_path(tmp)
+            if verify is not None:
+                verify(tmp)
+            if force:
+                os.replace(tmp, p)
+            else:
+                try:
+                    os.link(tmp, p)  # unlike rename, refuses a target that appeared meanwhile
+                except FileExistsError as e:
+                    raise UsageError(f"{p} exists", hint="--force overwrites it") from e
+                except OSError:
+                    os.replace(tmp, p)  # a file system without hard links
+                else:
+                    tmp.unlink()
+            fsync_path(p.parent)
+        finally:
+            tmp.unlink(missing_ok=True)
+
+
+def write_text(path: str | os.PathLike, text: str, *, force: bool = False) -> Path:
+    """Write a text file atomically; return its path."""
+    with atomic_file(path, force=force) as tmp:
+        tmp.write_text(text, encoding="utf-8")
+    return Path(path)
+
+
+def write_json(path: str | os.PathLike, obj: Any, *, force: bool = False, indent: int | None = 1) -> Path:
+    """Write a JSON file atomically (NaN and infinities become null); return its path."""
+    return write_text(path, dump_json(obj, indent=indent) + "\n", force=force)
+
+
+def dump_json(obj: Any, *, indent: int | None = None) -> str:
+    """Return strict JSON; numpy values become plain ones, NaN and infinities null."""
+    return json.dumps(to_plain(obj), indent=indent, allow_nan=False, ensure_ascii=False)
+
+
+def to_plain(obj: Any) -> Any:
+    """Return ``obj`` built of dict, list, str, int, float, bool and None alone."""
+    if obj is None or isinstance(obj, str | bool | int):
+        return obj
+    if isinstance(obj, float):
+        return obj if obj == obj and obj not in (float("inf"), float("-inf")) else None
+    if isinstance(obj, dict):
+        return {str(k): to_plain(v) for k, v in obj.items()}
+    if isinstance(obj, list | tuple | set | frozenset):
+        return [to_plain(v) for v in obj]
+    if hasattr(obj, "tolist"):
+        return to_plain(obj.tolist())
+    if isinstance(obj, os.PathLike):
+        return os.fspath(obj)
+    raise TypeError(f"{type(obj).__name__} has no JSON form")

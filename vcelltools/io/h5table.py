@@ -1,0 +1,220 @@
+"""obs and var inside an HDF5 file, in every encoding that anndata and mudata have written."""
+
+from __future__ import annotations
+
+import h5py
+import numpy as np
+
+from vcelltools.errors import DataError
+from vcelltools.io.safe import get_node, need_dataset, read_small, reading
+from vcelltools.io.table import Column, TableBase
+
+_INDEX_KEYS = ("_index", "index")
+
+
+def _attr_text(value: object) -> str:
+    return value.decode() if isinstance(value, bytes) else str(value)
+
+
+def to_text(values: np.ndarray) -> np.ndarray:
+    """Return strings as an object array of str, bytes decoded as UTF-8."""
+    if values.dtype.kind == "S":
+        return np.array([v.decode("utf-8", "replace") for v in values], dtype=object)
+    if values.dtype == object:
+        return np.array(
+            [v.decode("utf-8", "replace") if isinstance(v, bytes) else v for v in values], dtype=object
+        )
+    return values.astype(str).astype(object)
+
+
+def read_values(file: h5py.File, key: str) -> tuple[np.ndarray, np.ndarray | None]:
+    """Read an array, string array or nullable array at ``key``: (values, missing or None)."""
+    node = get_node(file, key)
+    if node is None:
+        raise DataError(f"{file.filename}: {key} is missing")
+    if isinstance(node, h5py.Group):
+        if "values" not in node or "mask" not in node:
+            kind = _attr_text(node.attrs.get("encoding-type", "a group"))
+            raise DataError(f"{file.filename}: {key} is {kind}, which is not a column that can be read")
+        values = read_small(file, need_dataset(file, f"{key}/values", what="the column's values"))
+        mask = read_small(file, need_dataset(file, f"{key}/mask", what="the column's missing-value mask"))
+        if mask.shape != values.shape:
+            raise DataError(f"{file.filename}: {key}: values and mask differ in length")
+        missing = mask.astype(bool)
+        if values.dtype.kind in "OSU":
+            values = to_text(values)
+            values[missing] = None
+            return values, None
+        return values, missing if missing.any() else None
+    values = read_small(file, node)
+    if values.ndim != 1:
+        raise DataError(f"{file.filename}: {key} has {values.ndim} dimensions; 1 expected")
+    return (to_text(values) if values.dtype.kind in "OSU" else values), None
+
+
+class H5Table(TableBase):
+    """A data frame group written by anndata ≥ 0.7 (``_index`` and ``column-order`` attributes)."""
+
+    def __init__(self, file: h5py.File, key: str, n: int) -> None:
+        self._file, self._key, self.n = file, key, n
+        self.where = f"{file.filename}: {key}"
+        group = get_node(file, key)
+        assert isinstance(group, h5py.Group)
+        self._group = group
+        with reading(file.filename, key):
+            self._index_key = _attr_text(group.attrs.get("_index", ""))
+            if not self._index_key:
+                self._index_key = next((k for k in _INDEX_KEYS if k in group), "_index")
+            order = [_attr_text(c) for c in np.atleast_1d(group.attrs.get("column-order", []))]
+            found = [k for k in group if k not in (self._index_key, "__categories")]
+            self._columns = [c for c in order if c in found] + [k for k in found if k not in order]
+        self._index: np.ndarray | None = None
+
+    @property
+    def index(self) -> np.ndarray:
+        """Row names, as str."""
+        if self._index is None:
+            key = f"{self._key}/{self._index_key}"
+            if get_node(self._file, key) is None:
+                raise DataError(f"{self._file.filename}: {key} is missing: it names the rows of {self._key}")
+            values, _ = read_values(self._file, key)
+            if len(values) != self.n:
+                raise DataError(
+                    f"{self.where}/{self._index_key} has {len(values):,} names; {self.n:,} expected"
+                )
+            self._index = values if values.dtype == object else values.astype(str).astype(object)
+        return self._index
+
+    @property
+    def columns(self) -> list[str]:
+        """Column names in the file's order."""
+        return list(self._columns)
+
+    def _load(self, name: str) -> Column:
+        file, key = self._file, f"{self._key}/{name}"
+        node = get_node(file, key)
+        with reading(file.filename, key):
+            if isinstance(node, h5py.Group) and "codes" in node and "categories" in node:
+                codes = read_small(file, need_dataset(file, f"{key}/codes", what="the categories' codes"))
+                cats, _ = read_values(file, f"{key}/categories")
+                if codes.dtype.kind not in "iu":
+                    raise DataError(f"{file.filename}: {key}/codes are not integers")
+                ordered = bool(node.attrs.get("ordered", False))
+                return Column(name=name, codes=codes.astype(np.int64), categories=cats, ordered=ordered)
+            if isinstance(node, h5py.Dataset) and "categories" in node.attrs:  # anndata 0.7
+                cats_key = f"{self._key}/__categories/{name}"
+                if get_node(file, cats_key) is not None:
+                    cats, _ = read_values(file, cats_key)
+                    codes = read_small(file, node)
+                    ordered = bool(get_node(file, cats_key).attrs.get("ordered", False))
+                    return Column(name=name, codes=codes.astype(np.int64), categories=cats, ordered=ordered)
+        values, missing = read_values(file, key)
+        return Column(name=name, values=values, missing=missing)
+
+
+class H5RecordTable(TableBase):
+    """A compound dataset, as anndata ≤ 0.6 wrote obs and var (categories in ``uns/<column>_categories``)."""
+
+    def __init__(self, file: h5py.File, key: str, n: int, uns_key: str = "uns") -> None:
+        self._file, self._uns, self.n = file, uns_key, n
+        self.where = f"{file.filename}: {key}"
+        self._records = read_small(file, need_dataset(file, key, what="the table"))
+        names = list(self._records.dtype.names or ())
+        self._index_key = next((k for k in ("index", "_index") if k in names), names[0] if names else "")
+        self._columns = [c for c in names if c != self._index_key]
+
+    @property
+    def index(self) -> np.ndarray:
+        """Row names, as str."""
+        if len(self._records) != self.n:
+            raise DataError(f"{self.where} has {len(self._records):,} rows; {self.n:,} expected")
+        return to_text(np.asarray(self._records[self._index_key]))
+
+    @property
+    def columns(self) -> list[str]:
+        """Column names in the file's order."""
+        return list(self._columns)
+
+    def _load(self, name: str) -> Column:
+        values = np.asarray(self._records[name])
+        cats_key = f"{self._uns}/{name}_categories"
+        if values.dtype.kind in "iu" and get_node(self._file, cats_key) is not None:
+            cats, _ = read_values(self._file, cats_key)
+            return Column(name=name, codes=values.astype(np.int64), categories=cats)
+        return Column(name=name, values=to_text(values) if values.dtype.kind in "OSU" else values)
+
+
+class EmptyTable(TableBase):
+    """A table with names alone."""
+
+    def __init__(self, index: np.ndarray, *, where: str, extra: dict[str, np.ndarray] | None = None) -> None:
+        self._index, self.n, self.where = index, len(index), where
+        self._extra = extra or {}
+
+    @property
+    def index(self) -> np.ndarray:
+        """Row names."""
+        return self._index
+
+    @property
+    def columns(self) -> list[str]:
+        """Column names."""
+        return list(self._extra)
+
+    def _load(self, name: str) -> Column:
+        return Column(name=name, values=self._extra[name])
+
+
+class JoinedTable(TableBase):
+    """A modality's obs, falling back on the MuData file's own obs for columns that it lacks.
+
+    ``rows`` maps the modality's rows to the outer table's.
+    """
+
+    def __init__(self, inner: TableBase, outer: TableBase, rows: np.ndarray) -> None:
+        self._inner, self._outer, self._rows = inner, outer, rows
+        self.n, self.where = inner.n, inner.where
+
+    @property
+    def index(self) -> np.ndarray:
+        """Row names of the modality."""
+        return self._inner.index
+
+    @property
+    def columns(self) -> list[str]:
+        """The modality's columns, then the outer ones."""
+        mine = self._inner.columns
+        return mine + [c for c in self._outer.columns if c not in mine]
+
+    def _load(self, name: str) -> Column:
+        if name in self._inner.columns:
+            return self._inner._load(name)
+        c = self._outer.column(name)
+        pick = self._rows
+        return Column(
+            name=name,
+            values=None if c.values is None else c.values[pick],
+            codes=None if c.codes is None else c.codes[pick],
+            categories=c.categories,
+            ordered=c.ordered,
+            missing=None if c.missing is None else c.missing[pick],
+        )
+
+
+def open_table(file: h5py.File, key: str, n: int, *, uns_key: str = "uns") -> TableBase:
+    """Return the table at ``key``, whatever its encoding.
+
+    Raises
+    ------
+    DataError
+        Where there is none.
+    """
+    node = get_node(file, key)
+    if node is None:
+        raise DataError(
+            f"{file.filename}: {key} is missing: without it the {'genes' if 'var' in key else 'cells'} have no names",
+            hint="the file is not a complete h5ad; write it again",
+        )
+    if isinstance(node, h5py.Dataset):
+        return H5RecordTable(file, key, n, uns_key)
+    return H5Table(file, key, n)

@@ -1,0 +1,246 @@
+"""Cells × genes matrices of any layout, planned into spans and read span by span from any thread.
+
+A span is what one :meth:`read` returns: some rows of a CSR matrix, some columns of a CSC matrix, a block of a
+dense one. Spans depend only on the file and on ``max_values``; they tile the matrix exactly.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import numpy as np
+
+from vcelltools.chunks import CscChunk, CsrChunk, DenseChunk, get_chunk_dtype
+from vcelltools.errors import DataError
+from vcelltools.io.arrays import Array1D, Buffer, Hdf5Dense, MemoryDense
+
+DEFAULT_MAX_VALUES = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """Rows (CSR, dense) or columns (CSC, dense) that are read at once; for dense, of cells ``r0:r1``."""
+
+    start: int
+    stop: int
+    n_values: int
+    n_bytes: int
+    r0: int = 0
+    r1: int = 0
+
+
+class Buffers:
+    """The reusable buffers of one thread."""
+
+    def __init__(self) -> None:
+        self.indices = Buffer()
+        self.data = Buffer()
+
+
+def check_indptr(indptr: np.ndarray, *, n_major: int, nnz: int, where: str) -> np.ndarray:
+    """Return ``indptr`` as int64 after checking that it starts at 0, never falls and ends at ``nnz``.
+
+    Raises
+    ------
+    DataError
+        With the first position at which it is wrong.
+    """
+    if indptr.ndim != 1 or indptr.dtype.kind not in "iu":
+        raise DataError(
+            f"{where}/indptr is not a list of integers ({indptr.dtype}, {indptr.ndim} dimensions)"
+        )
+    if len(indptr) != n_major + 1:
+        raise DataError(
+            f"{where}/indptr has {len(indptr):,} entries; {n_major + 1:,} expected from the shape"
+        )
+    out = indptr.astype(np.int64, copy=False)
+    if out[0] != 0:
+        raise DataError(f"{where}/indptr starts at {out[0]:,}, not at 0")
+    falls = np.flatnonzero(out[1:] < out[:-1])
+    if len(falls):
+        i = int(falls[0])
+        raise DataError(f"{where}/indptr falls from {out[i]:,} to {out[i + 1]:,} at position {i + 1:,}")
+    if out[-1] != nnz:
+        raise DataError(f"{where}/indptr ends at {out[-1]:,} but {nnz:,} values are stored")
+    return out
+
+
+class _Sparse:
+    """What CSR and CSC share: a major axis with an indptr, ``indices`` and ``data``."""
+
+    layout = ""
+
+    def __init__(
+        self,
+        *,
+        shape: tuple[int, int],
+        n_major: int,
+        indptr: np.ndarray,
+        indices: Array1D,
+        data: Array1D,
+        where: str,
+    ) -> None:
+        self.shape = shape
+        self.where = where
+        if indices.length != data.length:
+            raise DataError(
+                f"{where}: data holds {data.length:,} values but indices holds {indices.length:,}; one is damaged"
+            )
+        if indices.dtype.kind not in "iu":
+            raise DataError(f"{where}/indices is {indices.dtype}, not integers")
+        self.nnz = data.length
+        self.indptr = check_indptr(indptr, n_major=n_major, nnz=self.nnz, where=where)
+        self._indices, self._data = indices, data
+        self.dtype = data.dtype
+        self.index_dtype = indices.dtype
+        try:
+            self.chunk_dtype = get_chunk_dtype(data.dtype)
+        except KeyError as e:
+            raise DataError(f"{where}/data is {data.dtype}, not numbers") from e
+        self._chunk_index = np.dtype(
+            "int32" if indices.dtype.itemsize < 4 or indices.dtype.newbyteorder("=") == "int32" else "int64"
+        )
+        self.stored_bytes = indices.stored_bytes + data.stored_bytes
+        self.filters = data.filters
+
+    @property
+    def n_cells(self) -> int:
+        """Rows of the matrix."""
+        return self.shape[0]
+
+    @property
+    def n_genes(self) -> int:
+        """Columns of the matrix."""
+        return self.shape[1]
+
+    def plan(
+        self, *, max_values: int = DEFAULT_MAX_VALUES, start: int = 0, stop: int | None = None
+    ) -> list[Span]:
+        """Cut ``start:stop`` of the major axis into spans of at most ``max_values`` values (or one row)."""
+        stop = len(self.indptr) - 1 if stop is None else stop
+        # a stored chunk shared by two spans is unpacked twice: keep spans well above the chunk's length
+        if self.filters and self._data.chunk_len:
+            max_values = max(max_values, min(4 * self._data.chunk_len, 1 << 24))
+        per_value = self.stored_bytes / max(self.nnz, 1)
+        spans, a = [], start
+        max_major = max(1, max_values)  # empty rows cost too
+        while a < stop:
+            b = int(np.searchsorted(self.indptr, self.indptr[a] + max_values, side="right")) - 1
+            b = min(max(b, a + 1), stop, a + max_major)
+            n = int(self.indptr[b] - self.indptr[a])
+            spans.append(Span(a, b, n, int(n * per_value)))
+            a = b
+        return spans
+
+    def _read(self, span: Span, buffers: Buffers | None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        buffers = buffers or Buffers()
+        a, b = int(self.indptr[span.start]), int(self.indptr[span.stop])
+        indptr = self.indptr[span.start : span.stop + 1] - a
+        indices = self._indices.read(a, b, self._chunk_index, buffers.indices)
+        data = self._data.read(a, b, self.chunk_dtype, buffers.data)
+        return indptr, indices, data
+
+
+class CsrMatrix(_Sparse):
+    """A CSR matrix: spans are rows."""
+
+    layout = "csr"
+
+    def read(self, span: Span, buffers: Buffers | None = None) -> CsrChunk:
+        """Return the rows of ``span``."""
+        indptr, indices, data = self._read(span, buffers)
+        return CsrChunk(start=span.start, indptr=indptr, indices=indices, data=data, n_genes=self.shape[1])
+
+
+class CscMatrix(_Sparse):
+    """A CSC matrix: spans are columns."""
+
+    layout = "csc"
+
+    def read(self, span: Span, buffers: Buffers | None = None) -> CscChunk:
+        """Return the columns of ``span``."""
+        indptr, indices, data = self._read(span, buffers)
+        return CscChunk(start=span.start, indptr=indptr, indices=indices, data=data, n_cells=self.shape[0])
+
+    def plan_columns(self, columns: np.ndarray, *, max_values: int = DEFAULT_MAX_VALUES) -> list[Span]:
+        """Plan the reading of just these columns (sorted positions): runs of neighbours become one span."""
+        columns = np.asarray(columns)
+        cuts = np.flatnonzero(np.diff(columns) != 1) + 1
+        spans: list[Span] = []
+        for run in np.split(columns, cuts):
+            if len(run):
+                spans += self.plan(max_values=max_values, start=int(run[0]), stop=int(run[-1]) + 1)
+        return spans
+
+
+class DenseMatrix:
+    """A dense matrix: spans are blocks of whole rows, or of whole columns where it is chunked by columns.
+
+    Attributes
+    ----------
+    axis
+        0 where spans are rows (``start:stop`` are cells), 1 where they are columns.
+    """
+
+    layout = "dense"
+
+    def __init__(self, values: Hdf5Dense | MemoryDense, *, where: str) -> None:
+        self._values = values
+        self.where = where
+        self.shape = values.shape
+        self.dtype = values.dtype
+        self.index_dtype = None
+        try:
+            self.chunk_dtype = get_chunk_dtype(values.dtype)
+        except KeyError as e:
+            raise DataError(f"{where} is {values.dtype}, not numbers") from e
+        self.nnz = None
+        self.stored_bytes = values.stored_bytes
+        self.filters = values.filters
+        chunks = values.chunks
+        tall = chunks is not None and chunks[0] * self.shape[1] > chunks[1] * self.shape[0]
+        self.axis = 1 if tall else 0
+
+    @property
+    def n_cells(self) -> int:
+        """Rows of the matrix."""
+        return self.shape[0]
+
+    @property
+    def n_genes(self) -> int:
+        """Columns of the matrix."""
+        return self.shape[1]
+
+    def plan(
+        self, *, max_values: int = DEFAULT_MAX_VALUES, start: int = 0, stop: int | None = None
+    ) -> list[Span]:
+        """Cut the spans' axis into whole storage chunks of about ``max_values`` values."""
+        n, other = self.shape[self.axis], self.shape[1 - self.axis]
+        stop = n if stop is None else stop
+        unit = self._values.chunks[self.axis] if self._values.chunks else 1
+        step = max(1, max_values // max(other * unit, 1)) * unit
+        item = self.stored_bytes / max(self.shape[0] * self.shape[1], 1)
+        spans, a = [], start
+        while a < stop:
+            b = min((a // step + 1) * step, stop)
+            spans.append(Span(a, b, (b - a) * other, int((b - a) * other * item)))
+            a = b
+        return spans
+
+    def read(self, span: Span, buffers: Buffers | None = None) -> DenseChunk:
+        """Return the block of ``span``."""
+        buffer = (buffers or Buffers()).data
+        if self.axis == 0:
+            block = self._values.read(span.start, span.stop, 0, self.shape[1], self.chunk_dtype, buffer)
+            return DenseChunk(row_start=span.start, col_start=0, block=block)
+        block = self._values.read(0, self.shape[0], span.start, span.stop, self.chunk_dtype, buffer)
+        return DenseChunk(row_start=0, col_start=span.start, block=block)
+
+    def read_block(self, r0: int, r1: int, c0: int, c1: int, buffers: Buffers | None = None) -> DenseChunk:
+        """Return any block."""
+        block = self._values.read(r0, r1, c0, c1, self.chunk_dtype, (buffers or Buffers()).data)
+        return DenseChunk(row_start=r0, col_start=c0, block=block)
+
+
+Matrix: TypeAlias = CsrMatrix | CscMatrix | DenseMatrix

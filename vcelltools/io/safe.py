@@ -1,0 +1,209 @@
+"""Opening HDF5 files that nobody vouches for.
+
+Everything that vcelltools reads from HDF5 passes through :func:`open_h5` and :func:`get_node`. They refuse
+external links, external raw storage and virtual datasets (each of which makes one file read another), and
+turn the library's errors into one line that names the file and the key.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import h5py
+import numpy as np
+
+from vcelltools.errors import DataError, EnvironmentFault, VcellError
+
+# Small arrays (an obs column, indptr) are read whole. A dataset that unpacks to more than SMALL_BYTES and to
+# more than MAX_RATIO times what it occupies on disk is a decompression bomb, not a column.
+SMALL_BYTES = 64 << 20
+MAX_RATIO = 1_000
+_MAX_LINKS = 16
+
+# HDF5 filter id -> (name, what installs it)
+FILTER_NAMES = {
+    1: "gzip",
+    2: "shuffle",
+    3: "fletcher32",
+    4: "szip",
+    5: "nbit",
+    6: "scaleoffset",
+    307: "bzip2",
+    32000: "lzf",
+    32001: "blosc",
+    32004: "lz4",
+    32008: "bitshuffle",
+    32013: "zfp",
+    32015: "zstd",
+    32026: "blosc2",
+}
+
+
+@contextmanager
+def reading(path: str | os.PathLike, key: str = "/") -> Iterator[None]:
+    """Turn whatever HDF5 raises inside the block into a :class:`DataError` that names file and key."""
+    try:
+        yield
+    except VcellError:
+        raise
+    except PermissionError as e:
+        raise EnvironmentFault(f"{path}: permission denied", hint="check the file's mode and owner") from e
+    except (OSError, RuntimeError, KeyError, ValueError, TypeError, UnicodeError, OverflowError) as e:
+        text = " ".join(str(e).split())
+        raise DataError(f"{path}: cannot read {key}: {text or type(e).__name__}") from e
+
+
+@contextmanager
+def open_h5(path: str | os.PathLike) -> Iterator[h5py.File]:
+    """Open an HDF5 file for reading.
+
+    Raises
+    ------
+    DataError
+        When the file is missing, empty, truncated or not HDF5.
+    EnvironmentFault
+        When permission is denied.
+    """
+    file = open_h5_file(path)
+    try:
+        yield file
+    finally:
+        file.close()
+
+
+def open_h5_file(path: str | os.PathLike) -> h5py.File:
+    """Open as :func:`open_h5` does; the caller closes."""
+    p = Path(path)
+    if p.is_dir():
+        raise DataError(f"{p}: is a folder, not an HDF5 file")
+    if not p.exists():
+        raise DataError(f"{p}: no such file")
+    if not os.access(p, os.R_OK):
+        raise EnvironmentFault(f"{p}: permission denied", hint="check the file's mode and owner")
+    size = p.stat().st_size
+    if size == 0:
+        raise DataError(f"{p}: the file is empty (0 bytes)", hint="copy or download it again")
+    try:
+        if not h5py.is_hdf5(p):
+            raise DataError(
+                f"{p}: not an HDF5 file, or its first bytes are damaged",
+                hint="h5ad, h5mu and 10x h5 files are HDF5",
+            )
+        return h5py.File(p, "r", locking="best-effort")
+    except (OSError, RuntimeError, ValueError) as e:
+        text = str(e)
+        if "truncated" in text:
+            raise DataError(
+                f"{p}: the file is truncated ({size:,} bytes on disk, its header promises more)",
+                hint="copy or download it again",
+            ) from e
+        raise DataError(f"{p}: HDF5 cannot open the file: {' '.join(text.split())}") from e
+
+
+def _resolve(file: h5py.File, parts: list[str], hops: int) -> h5py.Group | h5py.Dataset | None:
+    """Walk ``parts`` from the root, looking at each link's class before following it."""
+    if hops > _MAX_LINKS:
+        raise DataError(f"{file.filename}: soft links go round in circles at /{'/'.join(parts)}")
+    node: h5py.Group | h5py.Dataset = file["/"]
+    for i, part in enumerate(parts):
+        if not isinstance(node, h5py.Group):
+            return None
+        link = node.get(part, getlink=True)
+        if link is None:
+            return None
+        where = "/" + "/".join(parts[: i + 1])
+        if isinstance(link, h5py.ExternalLink):
+            raise DataError(
+                f"{file.filename}: {where} is an external link to another file; it is not followed",
+                hint="copy the linked data into the file first",
+            )
+        if isinstance(link, h5py.SoftLink):
+            target = link.path if link.path.startswith("/") else f"{node.name}/{link.path}"
+            rest = [q for q in target.split("/") if q and q != "."] + parts[i + 1 :]
+            return _resolve(file, rest, hops + 1)
+        node = node[part]
+    return node
+
+
+def get_node(file: h5py.File, key: str) -> h5py.Group | h5py.Dataset | None:
+    """Return the group or dataset at ``key``, or None where there is none; links are checked, not trusted.
+
+    Raises
+    ------
+    DataError
+        For an external link, external raw storage or a virtual dataset anywhere on the way.
+    """
+    with reading(file.filename, key):
+        node = _resolve(file, [p for p in key.split("/") if p], 0)
+        if isinstance(node, h5py.Dataset):
+            if node.is_virtual:
+                raise DataError(
+                    f"{file.filename}: {key} is a virtual dataset (it reads other files); refused"
+                )
+            if node.external:
+                raise DataError(f"{file.filename}: {key} keeps its data in another file; refused")
+        return node
+
+
+def need_node(file: h5py.File, key: str, *, what: str, hint: str | None = None) -> h5py.Group | h5py.Dataset:
+    """Return the node at ``key`` or raise a :class:`DataError` that says what is missing."""
+    node = get_node(file, key)
+    if node is None:
+        raise DataError(f"{file.filename}: {key} is missing: {what}", hint=hint)
+    return node
+
+
+def need_dataset(file: h5py.File, key: str, *, what: str, hint: str | None = None) -> h5py.Dataset:
+    """Return the dataset at ``key``; a group in its place is an error too."""
+    node = need_node(file, key, what=what, hint=hint)
+    if not isinstance(node, h5py.Dataset):
+        raise DataError(f"{file.filename}: {key} is a group where a dataset was expected: {what}", hint=hint)
+    return node
+
+
+def check_declared_size(file: h5py.File, dset: h5py.Dataset) -> None:
+    """Refuse a dataset to be read whole that declares far more than the file holds."""
+    declared = dset.size * dset.dtype.itemsize
+    stored = dset.id.get_storage_size()
+    if declared > SMALL_BYTES and declared > MAX_RATIO * max(stored, 1):
+        raise DataError(
+            f"{file.filename}: {dset.name} declares {declared:,} bytes but only {stored:,} are stored; refused"
+        )
+
+
+def read_small(file: h5py.File, dset: h5py.Dataset) -> np.ndarray:
+    """Read a whole dataset into native byte order (strings decoded), after :func:`check_declared_size`."""
+    with reading(file.filename, dset.name):
+        check_declared_size(file, dset)
+        check_filters(file.filename, dset)
+        if h5py.check_string_dtype(dset.dtype) is not None:
+            return np.asarray(dset.asstr()[()], dtype=object)
+        values = np.asarray(dset[()])
+        if values.dtype.byteorder not in ("=", "|"):
+            values = values.astype(values.dtype.newbyteorder("="))
+        return values
+
+
+def get_filters(dset: h5py.Dataset) -> list[int]:
+    """Return the HDF5 filter ids of a dataset, in the order in which they were applied."""
+    plist = dset.id.get_create_plist()
+    return [plist.get_filter(i)[0] for i in range(plist.get_nfilters())]
+
+
+def check_filters(path: str | os.PathLike, dset: h5py.Dataset) -> None:
+    """Raise an :class:`EnvironmentFault` that names the filter where one of the dataset's is not available."""
+    for fid in get_filters(dset):
+        if not h5py.h5z.filter_avail(fid):
+            try:
+                import hdf5plugin  # noqa: F401  registers its filters on import
+            except ImportError:
+                pass
+        if not h5py.h5z.filter_avail(fid):
+            name = FILTER_NAMES.get(fid, "unknown")
+            raise EnvironmentFault(
+                f"{path}: {dset.name} is compressed with the HDF5 filter {name} ({fid}), which is not installed",
+                hint="pip install hdf5plugin",
+            )

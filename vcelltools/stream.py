@@ -1,0 +1,96 @@
+"""Threads that read, decompress and compute side by side, each with its own state.
+
+Workers take spans from one queue; each reads its span into its own buffers and runs the kernel on it, so
+decompression in one thread overlaps the kernel in another. States are merged by the caller. A result must not
+depend on which worker saw which span: integer accumulators guarantee it.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+from vcelltools.errors import UsageError
+from vcelltools.io.matrix import Buffers, Matrix, Span
+from vcelltools.progress import SILENT, Progress
+
+S = TypeVar("S")
+
+
+def get_threads(threads: int | None = None) -> int:
+    """Return the number of worker threads: the argument, ``VCELLTOOLS_THREADS``, or the usable cores."""
+    text = os.environ.get("VCELLTOOLS_THREADS", "")
+    if threads is None and text:
+        if not text.isdigit() or int(text) < 1:
+            raise UsageError(f"VCELLTOOLS_THREADS is {text!r}; a whole number from 1 expected")
+        threads = int(text)
+    if threads is None:
+        threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if threads < 1:
+        raise UsageError(f"threads is {threads}; a whole number from 1 expected")
+    return min(threads, 64)
+
+
+def run_spans(
+    matrix: Matrix,
+    spans: Sequence[Span],
+    make_state: Callable[[], S],
+    visit: Callable[[S, object, Span], None],
+    *,
+    threads: int | None = None,
+    progress: Progress = SILENT,
+) -> list[S]:
+    """Visit every span once; return the states of the workers.
+
+    Parameters
+    ----------
+    make_state
+        Called once per worker, in the calling thread.
+    visit
+        ``visit(state, chunk, span)``; the chunk is valid only during the call.
+    progress
+        Advanced by each span's bytes; the caller starts and finishes the phase.
+
+    Raises
+    ------
+    Exception
+        The first exception of any worker, after all have stopped.
+    """
+    n = min(get_threads(threads), max(len(spans), 1))
+    states = [make_state() for _ in range(n)]
+    lock = threading.Lock()
+    todo = iter(spans)
+    failed: list[tuple[int, BaseException]] = []
+
+    def work(state: S) -> None:
+        buffers = Buffers()
+        while not failed:
+            with lock:
+                span = next(todo, None)
+            if span is None:
+                return
+            try:
+                visit(state, matrix.read(span, buffers), span)
+            except BaseException as e:
+                failed.append((span.start, e))
+                return
+            progress.advance(span.n_bytes)
+
+    if n == 1:
+        work(states[0])
+    else:
+        workers = [threading.Thread(target=work, args=(s,), daemon=True) for s in states]
+        for w in workers:
+            w.start()
+        try:
+            for w in workers:
+                while w.is_alive():
+                    w.join(0.2)  # short waits, so that Ctrl-C is answered
+        except BaseException as e:
+            failed.append((-1, e))
+            raise
+    if failed:
+        raise min(failed, key=lambda f: f[0])[1]
+    return states
