@@ -17,11 +17,7 @@ Threads = Annotated[
 ]
 Modality = Annotated[
     str | None,
-    typer.Option(
-        "--modality", metavar="M", help="Modality of an h5mu [default: the one that holds the counts]."
-    ),
+    typer.Option("--modality", metavar="M", help="Modality of an h5mu [default: the one that holds the counts]."),
 ]
-Layer = Annotated[
-    str | None, typer.Option("--layer", metavar="L", help="X, raw, or a layer's name [default: X].")
-]
+Layer = Annotated[str | None, typer.Option("--layer", metavar="L", help="X, raw, or a layer's name [default: X].")]
 InFile = Annotated[Path, typer.Argument(metavar="FILE", show_default=False)]

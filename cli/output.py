@@ -49,9 +49,7 @@ class Output:
         from rich.console import Console
         from rich.table import Table
 
-        table = Table(
-            title=title or None, title_justify="left", box=None, pad_edge=False, header_style="bold"
-        )
+        table = Table(title=title or None, title_justify="left", box=None, pad_edge=False, header_style="bold")
         for i, c in enumerate(columns):
             table.add_column(c, justify="left" if i == 0 else "right", overflow="fold")
         for row in rows:

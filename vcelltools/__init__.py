@@ -26,7 +26,7 @@ _PUBLIC = {
     "simulate": "vcelltools.pipelines.simulate",
 }
 
-__all__ = ["__version__", *_PUBLIC]  # noqa: PLE0604, PLE0605
+__all__ = ["__version__", *_PUBLIC]  # noqa: PLE0604
 
 
 def __getattr__(name: str) -> Any:

@@ -201,9 +201,7 @@ def pread_into(fd: int, out: np.ndarray, offset: int, path: str) -> None:
     while done < len(view):
         n = os.preadv(fd, [view[done:]], offset + done)
         if n == 0:
-            raise DataError(
-                f"{path}: the file ends at byte {offset + done} in the middle of its data (truncated)"
-            )
+            raise DataError(f"{path}: the file ends at byte {offset + done} in the middle of its data (truncated)")
         done += n
 
 

@@ -80,9 +80,7 @@ def locked(path: str | os.PathLike) -> Iterator[None]:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as e:
             os.close(fd)
-            raise EnvironmentFault(
-                f"{p} is being written by another process", hint="wait for it to end"
-            ) from e
+            raise EnvironmentFault(f"{p} is being written by another process", hint="wait for it to end") from e
         try:
             if os.fstat(fd).st_ino == os.stat(lock).st_ino:
                 break
@@ -103,14 +101,8 @@ def translate_os_errors(path: str | os.PathLike) -> Iterator[None]:
         yield
     except OSError as e:
         text = str(e)
-        if (
-            e.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-            or "No space left" in text
-            or "File too large" in text
-        ):
-            raise EnvironmentFault(
-                f"{path}: the disk is full", hint="free some space or choose another --out"
-            ) from e
+        if e.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) or "No space left" in text or "File too large" in text:
+            raise EnvironmentFault(f"{path}: the disk is full", hint="free some space or choose another --out") from e
         if e.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
             raise EnvironmentFault(f"{path}: {e.strerror}") from e
         raise

@@ -79,9 +79,7 @@ class Dataset:
     def __enter__(self) -> Dataset:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, tb: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, tb: TracebackType | None) -> None:
         self.close()
 
 
@@ -144,14 +142,10 @@ def _open_h5mu(path: Path, file: h5py.File, fd: int, modality: str | None, layer
     if modality is None:
         modality = next((m for m in names if m.lower() in RNA_NAMES), names[0] if len(names) == 1 else None)
         if modality is None:
-            raise DataError(
-                f"{path}: which modality holds the counts?", hint=f"--modality, one of: {', '.join(names)}"
-            )
+            raise DataError(f"{path}: which modality holds the counts?", hint=f"--modality, one of: {', '.join(names)}")
         notes.append(f"modality {modality!r} of {', '.join(names)}")
     if modality not in names:
-        raise DataError(
-            f"{path}: has no modality {modality!r}", hint=f"modalities: {', '.join(names) or 'none'}"
-        )
+        raise DataError(f"{path}: has no modality {modality!r}", hint=f"modalities: {', '.join(names) or 'none'}")
     root = f"mod/{modality}/"
     matrix, obs, var = _open_anndata_group(file, fd, root, layer)
     if get_node(file, "obs") is not None and get_node(file, f"obsmap/{modality}") is not None:
@@ -164,9 +158,7 @@ def _open_h5mu(path: Path, file: h5py.File, fd: int, modality: str | None, layer
             rows[target] = present
             if not (rows < 0).any():
                 obs = JoinedTable(obs, outer, rows)
-    return Dataset(
-        path=path, kind="h5mu", modality=modality, layer=layer, matrix=matrix, obs=obs, var=var, notes=notes
-    )
+    return Dataset(path=path, kind="h5mu", modality=modality, layer=layer, matrix=matrix, obs=obs, var=var, notes=notes)
 
 
 def _open_anndata_group(file: h5py.File, fd: int, root: str, layer: str):
@@ -244,9 +236,7 @@ def _sparse_attrs(group: h5py.Group, where: str) -> tuple[str, tuple[int, int]]:
     encoding = encoding.decode() if isinstance(encoding, bytes) else str(encoding)
     kind = encoding.removesuffix("_matrix")
     if kind not in ("csr", "csc"):
-        raise DataError(
-            f"{where}: encoding {encoding!r} is not a matrix (csr_matrix, csc_matrix or a dense array)"
-        )
+        raise DataError(f"{where}: encoding {encoding!r} is not a matrix (csr_matrix, csc_matrix or a dense array)")
     shape = group.attrs.get("shape", group.attrs.get("h5sparse_shape"))
     if shape is None or len(shape) != 2 or min(int(s) for s in shape) < 0:
         raise DataError(f"{where}: its shape attribute is missing or wrong ({shape})")
@@ -259,9 +249,7 @@ def _open_memory(adata: AnnData, layer: str) -> Dataset:
     if layer == "raw" and adata.raw is None:
         raise DataError("AnnData: has no raw")
     if layer not in ("X", "raw") and layer not in adata.layers:
-        raise DataError(
-            f"AnnData: has no layer {layer!r}", hint=f"layers: {', '.join(adata.layers) or 'none'}"
-        )
+        raise DataError(f"AnnData: has no layer {layer!r}", hint=f"layers: {', '.join(adata.layers) or 'none'}")
     X = adata.raw.X if layer == "raw" else adata.X if layer == "X" else adata.layers[layer]
     var = adata.raw.var if layer == "raw" else adata.var
     matrix: Matrix
@@ -280,9 +268,7 @@ def _open_memory(adata: AnnData, layer: str) -> Dataset:
     elif isinstance(X, np.ndarray):
         matrix = DenseMatrix(MemoryDense(X), where="AnnData: X")
     else:
-        raise DataError(
-            f"AnnData: {layer} is a {type(X).__name__}", hint="pass the path, or load it into memory"
-        )
+        raise DataError(f"AnnData: {layer} is a {type(X).__name__}", hint="pass the path, or load it into memory")
     check_shape(matrix, f"AnnData: {layer}")
     return Dataset(
         path=None,

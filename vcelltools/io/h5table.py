@@ -21,9 +21,7 @@ def to_text(values: np.ndarray) -> np.ndarray:
     if values.dtype.kind == "S":
         return np.array([v.decode("utf-8", "replace") for v in values], dtype=object)
     if values.dtype == object:
-        return np.array(
-            [v.decode("utf-8", "replace") if isinstance(v, bytes) else v for v in values], dtype=object
-        )
+        return np.array([v.decode("utf-8", "replace") if isinstance(v, bytes) else v for v in values], dtype=object)
     return values.astype(str).astype(object)
 
 
@@ -79,9 +77,7 @@ class H5Table(TableBase):
                 raise DataError(f"{self._file.filename}: {key} is missing: it names the rows of {self._key}")
             values, _ = read_values(self._file, key)
             if len(values) != self.n:
-                raise DataError(
-                    f"{self.where}/{self._index_key} has {len(values):,} names; {self.n:,} expected"
-                )
+                raise DataError(f"{self.where}/{self._index_key} has {len(values):,} names; {self.n:,} expected")
             self._index = values if values.dtype == object else values.astype(str).astype(object)
         return self._index
 

@@ -47,13 +47,9 @@ def check_indptr(indptr: np.ndarray, *, n_major: int, nnz: int, where: str) -> n
         With the first position at which it is wrong.
     """
     if indptr.ndim != 1 or indptr.dtype.kind not in "iu":
-        raise DataError(
-            f"{where}/indptr is not a list of integers ({indptr.dtype}, {indptr.ndim} dimensions)"
-        )
+        raise DataError(f"{where}/indptr is not a list of integers ({indptr.dtype}, {indptr.ndim} dimensions)")
     if len(indptr) != n_major + 1:
-        raise DataError(
-            f"{where}/indptr has {len(indptr):,} entries; {n_major + 1:,} expected from the shape"
-        )
+        raise DataError(f"{where}/indptr has {len(indptr):,} entries; {n_major + 1:,} expected from the shape")
     out = indptr.astype(np.int64, copy=False)
     if out[0] != 0:
         raise DataError(f"{where}/indptr starts at {out[0]:,}, not at 0")
@@ -114,9 +110,7 @@ class _Sparse:
         """Columns of the matrix."""
         return self.shape[1]
 
-    def plan(
-        self, *, max_values: int = DEFAULT_MAX_VALUES, start: int = 0, stop: int | None = None
-    ) -> list[Span]:
+    def plan(self, *, max_values: int = DEFAULT_MAX_VALUES, start: int = 0, stop: int | None = None) -> list[Span]:
         """Cut ``start:stop`` of the major axis into spans of at most ``max_values`` values (or one row)."""
         stop = len(self.indptr) - 1 if stop is None else stop
         # a stored chunk shared by two spans is unpacked twice: keep spans well above the chunk's length
@@ -212,9 +206,7 @@ class DenseMatrix:
         """Columns of the matrix."""
         return self.shape[1]
 
-    def plan(
-        self, *, max_values: int = DEFAULT_MAX_VALUES, start: int = 0, stop: int | None = None
-    ) -> list[Span]:
+    def plan(self, *, max_values: int = DEFAULT_MAX_VALUES, start: int = 0, stop: int | None = None) -> list[Span]:
         """Cut the spans' axis into whole storage chunks of about ``max_values`` values."""
         n, other = self.shape[self.axis], self.shape[1 - self.axis]
         stop = n if stop is None else stop

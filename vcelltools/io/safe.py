@@ -140,9 +140,7 @@ def get_node(file: h5py.File, key: str) -> h5py.Group | h5py.Dataset | None:
         node = _resolve(file, [p for p in key.split("/") if p], 0)
         if isinstance(node, h5py.Dataset):
             if node.is_virtual:
-                raise DataError(
-                    f"{file.filename}: {key} is a virtual dataset (it reads other files); refused"
-                )
+                raise DataError(f"{file.filename}: {key} is a virtual dataset (it reads other files); refused")
             if node.external:
                 raise DataError(f"{file.filename}: {key} keeps its data in another file; refused")
         return node

@@ -85,9 +85,7 @@ class Column:
         codes = np.full(len(self.values), -1, np.int32)
         keep = ~missing
         values = self.values[keep]
-        levels, inverse = np.unique(
-            values.astype(str) if values.dtype == object else values, return_inverse=True
-        )
+        levels, inverse = np.unique(values.astype(str) if values.dtype == object else values, return_inverse=True)
         codes[keep] = inverse.astype(np.int32)
         return codes, [_label(v) or "" for v in levels]
 
@@ -171,9 +169,7 @@ class TableBase:
         for name in self.columns if columns is None else columns:
             c = self.column(name)
             if c.codes is not None:
-                out[name] = pd.Categorical.from_codes(
-                    c.codes, categories=list(c.categories), ordered=c.ordered
-                )  # type: ignore[arg-type]
+                out[name] = pd.Categorical.from_codes(c.codes, categories=list(c.categories), ordered=c.ordered)  # type: ignore[arg-type]
             elif c.missing is not None:
                 assert c.values is not None
                 values = c.values.astype(object)
