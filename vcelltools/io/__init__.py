@@ -4,6 +4,7 @@
 thread, and lazily read ``obs`` and ``var`` tables.
 """
 
+from vcelltools.io.counts import CountEvidence, get_count_evidence, require_counts, survey_counts
 from vcelltools.io.dataset import Dataset, open_dataset
 from vcelltools.io.matrix import Buffers, CscMatrix, CsrMatrix, DenseMatrix, Matrix, Span
 from vcelltools.io.table import Column, Table
@@ -11,6 +12,7 @@ from vcelltools.io.table import Column, Table
 __all__ = [
     "Buffers",
     "Column",
+    "CountEvidence",
     "CscMatrix",
     "CsrMatrix",
     "Dataset",
@@ -18,5 +20,8 @@ __all__ = [
     "Matrix",
     "Span",
     "Table",
+    "get_count_evidence",
     "open_dataset",
+    "require_counts",
+    "survey_counts",
 ]

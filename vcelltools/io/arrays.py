@@ -145,21 +145,21 @@ def inflate(data: bytes | bytearray | np.ndarray, size: int) -> bytes | bytearra
     try:
         import deflate
     except ImportError:  # pragma: no cover  a platform without wheels
-        deflate = None
+        return _inflate_zlib(data, size)
     try:
-        if deflate is not None:
-            out = deflate.zlib_decompress(data, size)
-        else:  # pragma: no cover
-            unzip = zlib.decompressobj()
-            out = unzip.decompress(data, size)
-            if unzip.unconsumed_tail:
-                raise DataError("it unpacks to more than its chunk's size")
-    except (ValueError, RuntimeError, zlib.error) as e:
+        return deflate.zlib_decompress(data, size)
+    except (ValueError, RuntimeError, deflate.DeflateError) as e:
         raise DataError(f"damaged gzip data ({e or type(e).__name__})") from e
-    except Exception as e:
-        if type(e).__module__.startswith("deflate"):
-            raise DataError(f"damaged gzip data ({e})") from e
-        raise
+
+
+def _inflate_zlib(data: bytes | bytearray | np.ndarray, size: int) -> bytes:
+    unzip = zlib.decompressobj()
+    try:
+        out = unzip.decompress(data, size)  # type: ignore[arg-type]
+    except zlib.error as e:
+        raise DataError(f"damaged gzip data ({e})") from e
+    if unzip.unconsumed_tail:
+        raise DataError("it unpacks to more than its chunk's size")
     return out
 
 
@@ -196,7 +196,7 @@ def _unshuffle(data: bytes | bytearray | np.ndarray, itemsize: int) -> np.ndarra
 
 def pread_into(fd: int, out: np.ndarray, offset: int, path: str) -> None:
     """Fill the contiguous array ``out`` from ``offset`` of the file."""
-    view = memoryview(out).cast("B")
+    view = memoryview(out.view(np.uint8))  # type: ignore[arg-type]  # until 3.12 typeshed knows no buffers
     done = 0
     while done < len(view):
         n = os.preadv(fd, [view[done:]], offset + done)

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 import h5py
 import numpy as np
 
-from vcelltools.errors import DataError
+from vcelltools.errors import DataError, NotCountsError
 from vcelltools.io.arrays import Hdf5Array, Hdf5Dense, MemoryArray, MemoryDense
 from vcelltools.io.h5table import JoinedTable, open_table, read_values
 from vcelltools.io.matrix import CscMatrix, CsrMatrix, DenseMatrix, Matrix
-from vcelltools.io.safe import get_node, need_dataset, open_h5_file, read_small, reading
+from vcelltools.io.safe import get_node, need_dataset, open_h5, open_h5_file, read_small, reading
 from vcelltools.io.table import MemoryTable, Table
 
 if TYPE_CHECKING:
@@ -44,6 +44,8 @@ class Dataset:
         Tables of cells and genes.
     notes
         What the reader decided or repaired, for the user to see.
+    source
+        What was opened: the path or the AnnData, fit to be opened again.
     """
 
     path: Path | None
@@ -54,6 +56,7 @@ class Dataset:
     obs: Table
     var: Table
     notes: list[str] = field(default_factory=list)
+    source: Any = field(default=None, repr=False)
     _closers: list[Any] = field(default_factory=list, repr=False)
 
     @property
@@ -109,6 +112,24 @@ def open_dataset(
     path = Path(source)
     if path.is_dir():
         raise DataError(f"{path}: is a folder that holds neither a zarr store nor a 10x matrix")
+    ds = _open_file(path, modality, layer)
+    ds.source = path
+    return ds
+
+
+def list_choices(source: str | os.PathLike | AnnData) -> list[tuple[str | None, str]]:
+    """Return every (modality, layer) of a source that :func:`open_dataset` can be asked for."""
+    if not isinstance(source, str | os.PathLike):
+        return [(None, k) for k in ["X", *source.layers, *(["raw"] if source.raw is not None else [])]]
+    path = Path(source)
+    with open_h5(path) as file:
+        mod = get_node(file, "mod")
+        if isinstance(mod, h5py.Group):
+            return [(m, k) for m in mod for k in list_matrices(file, f"mod/{m}/")]
+        return [(None, k) for k in list_matrices(file)]
+
+
+def _open_file(path: Path, modality: str | None, layer: str | None) -> Dataset:
     file = open_h5_file(path)
     fd = -1
     try:
@@ -139,11 +160,11 @@ def _open_h5mu(path: Path, file: h5py.File, fd: int, modality: str | None, layer
     assert isinstance(mod, h5py.Group)
     names = list(mod)
     notes = []
+    if not names:
+        raise DataError(f"{path}: has no modalities")
     if modality is None:
-        modality = next((m for m in names if m.lower() in RNA_NAMES), names[0] if len(names) == 1 else None)
-        if modality is None:
-            raise DataError(f"{path}: which modality holds the counts?", hint=f"--modality, one of: {', '.join(names)}")
-        notes.append(f"modality {modality!r} of {', '.join(names)}")
+        modality, note = _choose_modality(path, file, fd, names, layer)
+        notes.append(note)
     if modality not in names:
         raise DataError(f"{path}: has no modality {modality!r}", hint=f"modalities: {', '.join(names) or 'none'}")
     root = f"mod/{modality}/"
@@ -161,16 +182,47 @@ def _open_h5mu(path: Path, file: h5py.File, fd: int, modality: str | None, layer
     return Dataset(path=path, kind="h5mu", modality=modality, layer=layer, matrix=matrix, obs=obs, var=var, notes=notes)
 
 
+def _choose_modality(path: Path, file: h5py.File, fd: int, names: list[str], layer: str) -> tuple[str, str]:
+    """Choose the transcriptome by its name and by what its values look like; return it and the reason."""
+    from vcelltools.io.counts import get_count_evidence
+
+    others = f" of {', '.join(names)}" if len(names) > 1 else ""
+    candidates = [m for m in names if m.lower() in RNA_NAMES] or names
+    found = {}
+    for m in candidates:
+        if get_node(file, _get_matrix_keys(file, f"mod/{m}/", layer)[0]) is None:
+            continue
+        try:
+            evidence = get_count_evidence(_open_anndata_group(file, fd, f"mod/{m}/", layer)[0])
+        except NotCountsError:
+            continue
+        if evidence.is_counts:
+            found[m] = evidence.describe()
+    if len(candidates) == 1:
+        return candidates[0], f"modality {candidates[0]!r}{others}: {found.get(candidates[0], 'by its name')}"
+    if len(found) == 1:
+        m, why = next(iter(found.items()))
+        return m, f"modality {m!r}{others}: {why}"
+    which = f"{', '.join(found)} all hold counts" if found else f"none of them holds counts in {layer}"
+    raise DataError(
+        f"{path}: which modality is the transcriptome? {which}", hint=f"--modality, one of: {', '.join(names)}"
+    )
+
+
+def _get_matrix_keys(file: h5py.File, root: str, layer: str) -> tuple[str, str]:
+    """Return the keys of the matrix and of its var, for ``X``, ``raw`` or a layer's name."""
+    if layer == "X":
+        return f"{root}X", f"{root}var"
+    if layer == "raw":
+        if get_node(file, f"{root}raw/X") is None and get_node(file, f"{root}raw.X") is not None:  # anndata 0.6
+            return f"{root}raw.X", f"{root}raw.var"
+        return f"{root}raw/X", f"{root}raw/var"
+    return f"{root}layers/{layer}", f"{root}var"
+
+
 def _open_anndata_group(file: h5py.File, fd: int, root: str, layer: str):
     """Return (matrix, obs, var) of the AnnData at ``root`` (``""`` or ``"mod/<name>/"``)."""
-    if layer == "X":
-        key, var_key = f"{root}X", f"{root}var"
-    elif layer == "raw":
-        key, var_key = f"{root}raw/X", f"{root}raw/var"
-        if get_node(file, key) is None and get_node(file, f"{root}raw.X") is not None:  # anndata 0.6
-            key, var_key = f"{root}raw.X", f"{root}raw.var"
-    else:
-        key, var_key = f"{root}layers/{layer}", f"{root}var"
+    key, var_key = _get_matrix_keys(file, root, layer)
     if get_node(file, key) is None:
         raise DataError(
             f"{file.filename}: {key} is missing",
@@ -272,6 +324,7 @@ def _open_memory(adata: AnnData, layer: str) -> Dataset:
     check_shape(matrix, f"AnnData: {layer}")
     return Dataset(
         path=None,
+        source=adata,
         kind="memory",
         modality=None,
         layer=layer,

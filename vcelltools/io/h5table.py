@@ -99,10 +99,11 @@ class H5Table(TableBase):
                 return Column(name=name, codes=codes.astype(np.int64), categories=cats, ordered=ordered)
             if isinstance(node, h5py.Dataset) and "categories" in node.attrs:  # anndata 0.7
                 cats_key = f"{self._key}/__categories/{name}"
-                if get_node(file, cats_key) is not None:
+                cats_node = get_node(file, cats_key)
+                if cats_node is not None:
                     cats, _ = read_values(file, cats_key)
                     codes = read_small(file, node)
-                    ordered = bool(get_node(file, cats_key).attrs.get("ordered", False))
+                    ordered = bool(cats_node.attrs.get("ordered", False))
                     return Column(name=name, codes=codes.astype(np.int64), categories=cats, ordered=ordered)
         values, missing = read_values(file, key)
         return Column(name=name, values=values, missing=missing)

@@ -12,7 +12,7 @@ from typing import TypeAlias
 import numpy as np
 
 from vcelltools.chunks import CscChunk, CsrChunk, DenseChunk, get_chunk_dtype
-from vcelltools.errors import DataError
+from vcelltools.errors import DataError, NotCountsError
 from vcelltools.io.arrays import Array1D, Buffer, Hdf5Dense, MemoryDense
 
 DEFAULT_MAX_VALUES = 1 << 20
@@ -28,6 +28,16 @@ class Span:
     n_bytes: int
     r0: int = 0
     r1: int = 0
+
+
+def _get_values_dtype(dtype: np.dtype, where: str) -> np.dtype:
+    """Return the dtype in which chunks carry values stored as ``dtype``; refuse what is not numbers."""
+    if dtype.kind == "b":
+        raise NotCountsError(f"{where} holds true/false values, not counts", hint="pass the layer with the counts")
+    try:
+        return get_chunk_dtype(dtype)
+    except (KeyError, TypeError, ValueError) as e:
+        raise DataError(f"{where} is {dtype}, not real numbers") from e
 
 
 class Buffers:
@@ -90,10 +100,7 @@ class _Sparse:
         self._indices, self._data = indices, data
         self.dtype = data.dtype
         self.index_dtype = indices.dtype
-        try:
-            self.chunk_dtype = get_chunk_dtype(data.dtype)
-        except KeyError as e:
-            raise DataError(f"{where}/data is {data.dtype}, not numbers") from e
+        self.chunk_dtype = _get_values_dtype(data.dtype, f"{where}/data")
         self._chunk_index = np.dtype(
             "int32" if indices.dtype.itemsize < 4 or indices.dtype.newbyteorder("=") == "int32" else "int64"
         )
@@ -126,6 +133,10 @@ class _Sparse:
             spans.append(Span(a, b, n, int(n * per_value)))
             a = b
         return spans
+
+    def read_values(self, start: int, stop: int) -> np.ndarray:
+        """Return the stored values ``start:stop``, without their positions, in an array of their own."""
+        return self._data.read(start, stop, self.chunk_dtype, None)
 
     def _read(self, span: Span, buffers: Buffers | None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         buffers = buffers or Buffers()
@@ -185,10 +196,7 @@ class DenseMatrix:
         self.shape = values.shape
         self.dtype = values.dtype
         self.index_dtype = None
-        try:
-            self.chunk_dtype = get_chunk_dtype(values.dtype)
-        except KeyError as e:
-            raise DataError(f"{where} is {values.dtype}, not numbers") from e
+        self.chunk_dtype = _get_values_dtype(values.dtype, where)
         self.nnz = None
         self.stored_bytes = values.stored_bytes
         self.filters = values.filters

@@ -55,7 +55,7 @@ class Column:
         """Return (n,) object array of str, None where missing."""
         if self.codes is not None:
             assert self.categories is not None
-            table = np.append(np.array([_label(c) for c in self.categories], dtype=object), None)
+            table = np.array([*(_label(c) for c in self.categories), None], dtype=object)
             return table[self.codes]
         assert self.values is not None
         out = np.array([_label(v) for v in self.values], dtype=object)
