@@ -8,6 +8,7 @@ from vcelltools.io.counts import CountEvidence, get_count_evidence, require_coun
 from vcelltools.io.dataset import Dataset, open_dataset
 from vcelltools.io.matrix import Buffers, CscMatrix, CsrMatrix, DenseMatrix, Matrix, Span
 from vcelltools.io.table import Column, Table
+from vcelltools.io.write import H5adWriter
 
 __all__ = [
     "Buffers",
@@ -17,6 +18,7 @@ __all__ = [
     "CsrMatrix",
     "Dataset",
     "DenseMatrix",
+    "H5adWriter",
     "Matrix",
     "Span",
     "Table",

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import glob
 import json
 import os
 import secrets
@@ -118,6 +119,8 @@ def atomic_file(
     """
     p = check_output(path, force=force)
     with translate_os_errors(p), locked(p):
+        for stale in p.parent.glob(f".{glob.escape(p.name)}.*.tmp"):  # of a writer that was killed: we hold the lock
+            stale.unlink(missing_ok=True)
         tmp = p.with_name(f".{p.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
         try:
             yield tmp

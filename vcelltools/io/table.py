@@ -212,7 +212,7 @@ class MemoryTable(TableBase):
         if s.dtype == object or isinstance(s.dtype, pd.StringDtype):
             values = np.array([None if pd.isna(v) else str(v) for v in s], dtype=object)
             return Column(name=name, values=values)
-        if s.isna().any() and not isinstance(s.dtype, np.dtype):
+        if not isinstance(s.dtype, np.dtype):
             missing = np.asarray(s.isna())
-            return Column(name=name, values=np.asarray(s.fillna(0)), missing=missing)
+            return Column(name=name, values=np.asarray(s.fillna(s.dtype.type(0))), missing=missing)
         return Column(name=name, values=np.asarray(s))
