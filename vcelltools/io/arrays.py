@@ -54,6 +54,20 @@ class Array1D(Protocol):
         ...
 
 
+class Array2D(Protocol):
+    """What a dense matrix needs of its values."""
+
+    shape: tuple[int, int]
+    dtype: np.dtype
+    stored_bytes: int
+    filters: tuple[str, ...]
+    chunks: tuple[int, ...] | None
+
+    def read(self, r0: int, r1: int, c0: int, c1: int, dtype: np.dtype, buffer: Buffer | None) -> np.ndarray:
+        """Return the block ``[r0:r1, c0:c1]`` as C-contiguous ``dtype``; thread-safe."""
+        ...
+
+
 class MemoryArray:
     """An array that is in memory already; reads are views."""
 
@@ -315,7 +329,7 @@ class Hdf5Dense:
         self.shape = (int(dset.shape[0]), int(dset.shape[1]))
         self.dtype = dset.dtype
         self.filters = get_filter_labels(dset)
-        self.chunks = dset.chunks
+        self.chunks: tuple[int, ...] | None = dset.chunks
         self.stored_bytes = int(dset.id.get_storage_size())
         check_filters(self.path, dset)
         _check_chunk_bytes(self.path, dset)
@@ -370,7 +384,7 @@ class MemoryDense:
         self.shape = (int(values.shape[0]), int(values.shape[1]))
         self.dtype = values.dtype
         self.filters: tuple[str, ...] = ()
-        self.chunks = None
+        self.chunks: tuple[int, ...] | None = None
         self.stored_bytes = values.nbytes
 
     def read(self, r0: int, r1: int, c0: int, c1: int, dtype: np.dtype, buffer: Buffer | None) -> np.ndarray:

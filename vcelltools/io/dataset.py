@@ -3,87 +3,27 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import h5py
 import numpy as np
 
-from vcelltools.errors import DataError, NotCountsError
-from vcelltools.io.arrays import Hdf5Array, Hdf5Dense, MemoryArray, MemoryDense
-from vcelltools.io.h5table import JoinedTable, open_table, read_values
+from vcelltools.errors import DataError
+from vcelltools.io.annfile import list_matrices, open_annotated
+from vcelltools.io.arrays import MemoryArray, MemoryDense
 from vcelltools.io.matrix import CscMatrix, CsrMatrix, DenseMatrix, Matrix
-from vcelltools.io.safe import get_node, need_dataset, open_h5, open_h5_file, read_small, reading
-from vcelltools.io.table import MemoryTable, Table
+from vcelltools.io.opened import Dataset, check_shape
+from vcelltools.io.safe import File, get_node, is_group, open_h5_file
+from vcelltools.io.table import MemoryTable
+from vcelltools.io.tenx import find_mtx, is_tenx, list_parts, open_mtx, open_tenx
+from vcelltools.io.zarrstore import ZarrFile, is_zarr
 
 if TYPE_CHECKING:
     from anndata import AnnData
 
-RNA_NAMES = ("rna", "gex", "gene", "genes", "gene expression", "expression", "transcriptome")
-
-
-@dataclass(kw_only=True)
-class Dataset:
-    """An open data set; a context manager.
-
-    Attributes
-    ----------
-    path
-        The file or folder; None for an AnnData in memory.
-    kind
-        ``h5ad``, ``h5mu``, ``10x-h5``, ``10x-mtx``, ``zarr`` or ``memory``.
-    modality
-        The modality that was opened (h5mu), or None.
-    layer
-        ``X``, ``raw`` or a layer's name.
-    matrix
-        Cells × genes.
-    obs, var
-        Tables of cells and genes.
-    notes
-        What the reader decided or repaired, for the user to see.
-    source
-        What was opened: the path or the AnnData, fit to be opened again.
-    """
-
-    path: Path | None
-    kind: str
-    modality: str | None
-    layer: str
-    matrix: Matrix
-    obs: Table
-    var: Table
-    notes: list[str] = field(default_factory=list)
-    source: Any = field(default=None, repr=False)
-    _closers: list[Any] = field(default_factory=list, repr=False)
-
-    @property
-    def n_cells(self) -> int:
-        """Number of cells."""
-        return self.matrix.shape[0]
-
-    @property
-    def n_genes(self) -> int:
-        """Number of genes."""
-        return self.matrix.shape[1]
-
-    @property
-    def label(self) -> str:
-        """The path, or ``AnnData`` for one in memory."""
-        return str(self.path) if self.path else "AnnData"
-
-    def close(self) -> None:
-        """Close the files behind the data set."""
-        while self._closers:
-            self._closers.pop()()
-
-    def __enter__(self) -> Dataset:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, tb: TracebackType | None) -> None:
-        self.close()
+__all__ = ["Dataset", "list_choices", "open_dataset"]
 
 
 def open_dataset(
@@ -110,9 +50,10 @@ def open_dataset(
     if not isinstance(source, str | os.PathLike):
         return _open_memory(source, layer or "X")
     path = Path(source)
-    if path.is_dir():
-        raise DataError(f"{path}: is a folder that holds neither a zarr store nor a 10x matrix")
-    ds = _open_file(path, modality, layer)
+    if (mtx_fpath := find_mtx(path)) is not None:
+        ds = open_mtx(path, mtx_fpath, modality, layer)
+    else:
+        ds = _open_container(path, modality, layer)
     ds.source = path
     return ds
 
@@ -122,177 +63,53 @@ def list_choices(source: str | os.PathLike | AnnData) -> list[tuple[str | None, 
     if not isinstance(source, str | os.PathLike):
         return [(None, k) for k in ["X", *source.layers, *(["raw"] if source.raw is not None else [])]]
     path = Path(source)
-    with open_h5(path) as file:
+    if find_mtx(path) is not None:
+        return [(None, "X")]
+    file, close = _open_path(path)
+    try:
+        if is_tenx(file):
+            return [(m, "X") for m in list_parts(file)]
         mod = get_node(file, "mod")
-        if isinstance(mod, h5py.Group):
+        if is_group(mod):
             return [(m, k) for m in mod for k in list_matrices(file, f"mod/{m}/")]
         return [(None, k) for k in list_matrices(file)]
+    finally:
+        close()
 
 
-def _open_file(path: Path, modality: str | None, layer: str | None) -> Dataset:
+def _open_path(path: Path) -> tuple[File, Callable[[], None]]:
+    """Open an HDF5 file or a zarr store; return it and what closes it."""
+    if path.is_dir():
+        if not is_zarr(path):
+            raise DataError(
+                f"{path}: is a folder that holds neither a zarr store nor a 10x matrix",
+                hint="a 10x folder has matrix.mtx, barcodes.tsv and features.tsv or genes.tsv (or the same with .gz)",
+            )
+        store = ZarrFile(path)
+        return store, store.close
     file = open_h5_file(path)
+    return file, file.close
+
+
+def _open_container(path: Path, modality: str | None, layer: str | None) -> Dataset:
+    file, close = _open_path(path)
     fd = -1
     try:
-        fd = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
-        ds = _open_hdf5(path, file, fd, modality, layer or "X")
+        if isinstance(file, h5py.File):
+            fd = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+        if is_tenx(file):
+            ds = open_tenx(path, file, fd, modality, layer)
+        else:
+            ds = open_annotated(path, file, fd, modality, layer or "X")
     except BaseException:
-        file.close()
+        close()
         if fd >= 0:
             os.close(fd)
         raise
-    ds._closers += [lambda: os.close(fd), file.close]
+    if fd >= 0:
+        ds._closers.append(lambda: os.close(fd))
+    ds._closers.append(close)
     return ds
-
-
-def _open_hdf5(path: Path, file: h5py.File, fd: int, modality: str | None, layer: str) -> Dataset:
-    if get_node(file, "mod") is not None:
-        return _open_h5mu(path, file, fd, modality, layer)
-    if modality is not None:
-        raise DataError(
-            f"{path}: has no modalities (it is not an h5mu), so no {modality!r}", hint="leave --modality out"
-        )
-    matrix, obs, var = _open_anndata_group(file, fd, "", layer)
-    return Dataset(path=path, kind="h5ad", modality=None, layer=layer, matrix=matrix, obs=obs, var=var)
-
-
-def _open_h5mu(path: Path, file: h5py.File, fd: int, modality: str | None, layer: str) -> Dataset:
-    mod = get_node(file, "mod")
-    assert isinstance(mod, h5py.Group)
-    names = list(mod)
-    notes = []
-    if not names:
-        raise DataError(f"{path}: has no modalities")
-    if modality is None:
-        modality, note = _choose_modality(path, file, fd, names, layer)
-        notes.append(note)
-    if modality not in names:
-        raise DataError(f"{path}: has no modality {modality!r}", hint=f"modalities: {', '.join(names) or 'none'}")
-    root = f"mod/{modality}/"
-    matrix, obs, var = _open_anndata_group(file, fd, root, layer)
-    if get_node(file, "obs") is not None and get_node(file, f"obsmap/{modality}") is not None:
-        outer_rows, _ = read_values(file, f"obsmap/{modality}")
-        outer = open_table(file, "obs", len(outer_rows))
-        rows = np.full(matrix.shape[0], -1, np.int64)
-        present = np.flatnonzero(outer_rows > 0)
-        target = outer_rows[present].astype(np.int64) - 1
-        if len(target) == matrix.shape[0] and len(target) and int(target.max()) < matrix.shape[0]:
-            rows[target] = present
-            if not (rows < 0).any():
-                obs = JoinedTable(obs, outer, rows)
-    return Dataset(path=path, kind="h5mu", modality=modality, layer=layer, matrix=matrix, obs=obs, var=var, notes=notes)
-
-
-def _choose_modality(path: Path, file: h5py.File, fd: int, names: list[str], layer: str) -> tuple[str, str]:
-    """Choose the transcriptome by its name and by what its values look like; return it and the reason."""
-    from vcelltools.io.counts import get_count_evidence
-
-    others = f" of {', '.join(names)}" if len(names) > 1 else ""
-    candidates = [m for m in names if m.lower() in RNA_NAMES] or names
-    found = {}
-    for m in candidates:
-        if get_node(file, _get_matrix_keys(file, f"mod/{m}/", layer)[0]) is None:
-            continue
-        try:
-            evidence = get_count_evidence(_open_anndata_group(file, fd, f"mod/{m}/", layer)[0])
-        except NotCountsError:
-            continue
-        if evidence.is_counts:
-            found[m] = evidence.describe()
-    if len(candidates) == 1:
-        return candidates[0], f"modality {candidates[0]!r}{others}: {found.get(candidates[0], 'by its name')}"
-    if len(found) == 1:
-        m, why = next(iter(found.items()))
-        return m, f"modality {m!r}{others}: {why}"
-    which = f"{', '.join(found)} all hold counts" if found else f"none of them holds counts in {layer}"
-    raise DataError(
-        f"{path}: which modality is the transcriptome? {which}", hint=f"--modality, one of: {', '.join(names)}"
-    )
-
-
-def _get_matrix_keys(file: h5py.File, root: str, layer: str) -> tuple[str, str]:
-    """Return the keys of the matrix and of its var, for ``X``, ``raw`` or a layer's name."""
-    if layer == "X":
-        return f"{root}X", f"{root}var"
-    if layer == "raw":
-        if get_node(file, f"{root}raw/X") is None and get_node(file, f"{root}raw.X") is not None:  # anndata 0.6
-            return f"{root}raw.X", f"{root}raw.var"
-        return f"{root}raw/X", f"{root}raw/var"
-    return f"{root}layers/{layer}", f"{root}var"
-
-
-def _open_anndata_group(file: h5py.File, fd: int, root: str, layer: str):
-    """Return (matrix, obs, var) of the AnnData at ``root`` (``""`` or ``"mod/<name>/"``)."""
-    key, var_key = _get_matrix_keys(file, root, layer)
-    if get_node(file, key) is None:
-        raise DataError(
-            f"{file.filename}: {key} is missing",
-            hint=f"it has: {', '.join(list_matrices(file, root)) or 'no matrix'}",
-        )
-    matrix = open_h5_matrix(file, fd, key)
-    check_shape(matrix, f"{file.filename}: {key}")
-    obs = open_table(file, f"{root}obs", matrix.shape[0], uns_key=f"{root}uns")
-    var = open_table(file, var_key, matrix.shape[1], uns_key=f"{root}uns")
-    return matrix, obs, var
-
-
-def list_matrices(file: h5py.File, root: str = "") -> list[str]:
-    """Return the layers that can be asked for: ``X``, ``raw``, and the names under ``layers``."""
-    out = []
-    if get_node(file, f"{root}X") is not None:
-        out.append("X")
-    layers = get_node(file, f"{root}layers")
-    if isinstance(layers, h5py.Group):
-        out += list(layers)
-    if get_node(file, f"{root}raw/X") is not None or get_node(file, f"{root}raw.X") is not None:
-        out.append("raw")
-    return out
-
-
-def check_shape(matrix: Matrix, where: str) -> None:
-    """Refuse a matrix without cells or without genes."""
-    if matrix.shape[0] == 0 or matrix.shape[1] == 0:
-        what = "cells" if matrix.shape[0] == 0 else "genes"
-        raise DataError(f"{where} has no {what} (shape {matrix.shape[0]} × {matrix.shape[1]})")
-
-
-def open_h5_matrix(file: h5py.File, fd: int, key: str) -> Matrix:
-    """Open the matrix at ``key``: an anndata sparse group (current or legacy attributes) or a dense dataset."""
-    where = f"{file.filename}: {key}"
-    node = get_node(file, key)
-    with reading(file.filename, key):
-        if isinstance(node, h5py.Dataset):
-            if node.ndim != 2:
-                raise DataError(f"{where} has {node.ndim} dimensions; 2 expected")
-            return DenseMatrix(Hdf5Dense(file, node, fd), where=where)
-        assert isinstance(node, h5py.Group)
-        kind, shape = _sparse_attrs(node, where)
-        parts = {
-            k: need_dataset(
-                file,
-                f"{key}/{k}",
-                what="a sparse matrix needs indptr, indices and data",
-                hint="write the file again",
-            )
-            for k in ("indptr", "indices", "data")
-        }
-        indptr = read_small(file, parts["indptr"])
-        indices = Hdf5Array(file, parts["indices"], fd)
-        data = Hdf5Array(file, parts["data"], fd)
-    cls = CsrMatrix if kind == "csr" else CscMatrix
-    n_major = shape[0] if kind == "csr" else shape[1]
-    return cls(shape=shape, n_major=n_major, indptr=indptr, indices=indices, data=data, where=where)
-
-
-def _sparse_attrs(group: h5py.Group, where: str) -> tuple[str, tuple[int, int]]:
-    encoding = group.attrs.get("encoding-type", group.attrs.get("h5sparse_format"))
-    encoding = encoding.decode() if isinstance(encoding, bytes) else str(encoding)
-    kind = encoding.removesuffix("_matrix")
-    if kind not in ("csr", "csc"):
-        raise DataError(f"{where}: encoding {encoding!r} is not a matrix (csr_matrix, csc_matrix or a dense array)")
-    shape = group.attrs.get("shape", group.attrs.get("h5sparse_shape"))
-    if shape is None or len(shape) != 2 or min(int(s) for s in shape) < 0:
-        raise DataError(f"{where}: its shape attribute is missing or wrong ({shape})")
-    return kind, (int(shape[0]), int(shape[1]))
 
 
 def _open_memory(adata: AnnData, layer: str) -> Dataset:

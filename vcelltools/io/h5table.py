@@ -1,12 +1,11 @@
-"""obs and var inside an HDF5 file, in every encoding that anndata and mudata have written."""
+"""obs and var inside an HDF5 file or zarr store, in every encoding that anndata and mudata have written."""
 
 from __future__ import annotations
 
-import h5py
 import numpy as np
 
 from vcelltools.errors import DataError
-from vcelltools.io.safe import get_node, need_dataset, read_small, reading
+from vcelltools.io.safe import File, get_node, is_group, need_dataset, read_small, reading
 from vcelltools.io.table import Column, TableBase
 
 _INDEX_KEYS = ("_index", "index")
@@ -25,12 +24,12 @@ def to_text(values: np.ndarray) -> np.ndarray:
     return values.astype(str).astype(object)
 
 
-def read_values(file: h5py.File, key: str) -> tuple[np.ndarray, np.ndarray | None]:
+def read_values(file: File, key: str) -> tuple[np.ndarray, np.ndarray | None]:
     """Read an array, string array or nullable array at ``key``: (values, missing or None)."""
     node = get_node(file, key)
     if node is None:
         raise DataError(f"{file.filename}: {key} is missing")
-    if isinstance(node, h5py.Group):
+    if is_group(node):
         if "values" not in node or "mask" not in node:
             kind = _attr_text(node.attrs.get("encoding-type", "a group"))
             raise DataError(f"{file.filename}: {key} is {kind}, which is not a column that can be read")
@@ -39,7 +38,7 @@ def read_values(file: h5py.File, key: str) -> tuple[np.ndarray, np.ndarray | Non
         if mask.shape != values.shape:
             raise DataError(f"{file.filename}: {key}: values and mask differ in length")
         missing = mask.astype(bool)
-        if values.dtype.kind in "OSU":
+        if values.dtype.kind in "OSUT":
             values = to_text(values)
             values[missing] = None
             return values, None
@@ -47,17 +46,18 @@ def read_values(file: h5py.File, key: str) -> tuple[np.ndarray, np.ndarray | Non
     values = read_small(file, node)
     if values.ndim != 1:
         raise DataError(f"{file.filename}: {key} has {values.ndim} dimensions; 1 expected")
-    return (to_text(values) if values.dtype.kind in "OSU" else values), None
+    return (to_text(values) if values.dtype.kind in "OSUT" else values), None
 
 
 class H5Table(TableBase):
     """A data frame group written by anndata ≥ 0.7 (``_index`` and ``column-order`` attributes)."""
 
-    def __init__(self, file: h5py.File, key: str, n: int) -> None:
+    def __init__(self, file: File, key: str, n: int) -> None:
         self._file, self._key, self.n = file, key, n
         self.where = f"{file.filename}: {key}"
         group = get_node(file, key)
-        assert isinstance(group, h5py.Group)
+        if not is_group(group):
+            raise DataError(f"{self.where} is not a table")
         self._group = group
         with reading(file.filename, key):
             self._index_key = _attr_text(group.attrs.get("_index", ""))
@@ -90,14 +90,14 @@ class H5Table(TableBase):
         file, key = self._file, f"{self._key}/{name}"
         node = get_node(file, key)
         with reading(file.filename, key):
-            if isinstance(node, h5py.Group) and "codes" in node and "categories" in node:
+            if is_group(node) and "codes" in node and "categories" in node:
                 codes = read_small(file, need_dataset(file, f"{key}/codes", what="the categories' codes"))
                 cats, _ = read_values(file, f"{key}/categories")
                 if codes.dtype.kind not in "iu":
                     raise DataError(f"{file.filename}: {key}/codes are not integers")
                 ordered = bool(node.attrs.get("ordered", False))
                 return Column(name=name, codes=codes.astype(np.int64), categories=cats, ordered=ordered)
-            if isinstance(node, h5py.Dataset) and "categories" in node.attrs:  # anndata 0.7
+            if (node is not None and not is_group(node)) and "categories" in node.attrs:  # anndata 0.7
                 cats_key = f"{self._key}/__categories/{name}"
                 cats_node = get_node(file, cats_key)
                 if cats_node is not None:
@@ -112,7 +112,7 @@ class H5Table(TableBase):
 class H5RecordTable(TableBase):
     """A compound dataset, as anndata ≤ 0.6 wrote obs and var (categories in ``uns/<column>_categories``)."""
 
-    def __init__(self, file: h5py.File, key: str, n: int, uns_key: str = "uns") -> None:
+    def __init__(self, file: File, key: str, n: int, uns_key: str = "uns") -> None:
         self._file, self._uns, self.n = file, uns_key, n
         self.where = f"{file.filename}: {key}"
         self._records = read_small(file, need_dataset(file, key, what="the table"))
@@ -138,7 +138,7 @@ class H5RecordTable(TableBase):
         if values.dtype.kind in "iu" and get_node(self._file, cats_key) is not None:
             cats, _ = read_values(self._file, cats_key)
             return Column(name=name, codes=values.astype(np.int64), categories=cats)
-        return Column(name=name, values=to_text(values) if values.dtype.kind in "OSU" else values)
+        return Column(name=name, values=to_text(values) if values.dtype.kind in "OSUT" else values)
 
 
 class EmptyTable(TableBase):
@@ -198,7 +198,7 @@ class JoinedTable(TableBase):
         )
 
 
-def open_table(file: h5py.File, key: str, n: int, *, uns_key: str = "uns") -> TableBase:
+def open_table(file: File, key: str, n: int, *, uns_key: str = "uns") -> TableBase:
     """Return the table at ``key``, whatever its encoding.
 
     Raises
@@ -212,6 +212,6 @@ def open_table(file: h5py.File, key: str, n: int, *, uns_key: str = "uns") -> Ta
             f"{file.filename}: {key} is missing: without it the {'genes' if 'var' in key else 'cells'} have no names",
             hint="the file is not a complete h5ad; write it again",
         )
-    if isinstance(node, h5py.Dataset):
+    if not is_group(node):
         return H5RecordTable(file, key, n, uns_key)
     return H5Table(file, key, n)

@@ -13,7 +13,7 @@ import numpy as np
 
 from vcelltools.chunks import CscChunk, CsrChunk, DenseChunk, get_chunk_dtype
 from vcelltools.errors import DataError, NotCountsError
-from vcelltools.io.arrays import Array1D, Buffer, Hdf5Dense, MemoryDense
+from vcelltools.io.arrays import Array1D, Array2D, Buffer
 
 DEFAULT_MAX_VALUES = 1 << 20
 
@@ -158,6 +158,34 @@ class CsrMatrix(_Sparse):
         return CsrChunk(start=span.start, indptr=indptr, indices=indices, data=data, n_genes=self.shape[1])
 
 
+class SelectedCsrMatrix(CsrMatrix):
+    """Some columns of a CSR matrix, in the stored order; what lies in the others is read and dropped.
+
+    ``nnz`` and ``indptr`` are those of the stored matrix.
+    """
+
+    def __init__(self, whole: CsrMatrix, columns: np.ndarray) -> None:
+        self.__dict__.update(whole.__dict__)
+        self._n_stored = whole.shape[1]
+        self.shape = (whole.shape[0], len(columns))
+        self._position = np.full(self._n_stored, -1, self._chunk_index)
+        self._position[columns] = np.arange(len(columns))
+
+    def read(self, span: Span, buffers: Buffers | None = None) -> CsrChunk:
+        """Return the rows of ``span``, the selected columns alone."""
+        indptr, indices, data = self._read(span, buffers)
+        if len(indices) and (int(indices.max()) >= self._n_stored or int(indices.min()) < 0):
+            at = int(np.flatnonzero((indices >= self._n_stored) | (indices < 0))[0])
+            raise DataError(
+                f"{self.where}/indices holds {int(indices[at])} at position {int(self.indptr[span.start]) + at:,}; "
+                f"there are {self._n_stored:,} columns"
+            )
+        position = self._position[indices]
+        keep = position >= 0
+        ends = np.concatenate([[0], np.cumsum(keep)])[indptr]
+        return CsrChunk(start=span.start, indptr=ends, indices=position[keep], data=data[keep], n_genes=self.shape[1])
+
+
 class CscMatrix(_Sparse):
     """A CSC matrix: spans are columns."""
 
@@ -190,7 +218,7 @@ class DenseMatrix:
 
     layout = "dense"
 
-    def __init__(self, values: Hdf5Dense | MemoryDense, *, where: str) -> None:
+    def __init__(self, values: Array2D, *, where: str) -> None:
         self._values = values
         self.where = where
         self.shape = values.shape

@@ -1,8 +1,10 @@
-"""Opening HDF5 files that nobody vouches for.
+"""Opening files that nobody vouches for.
 
 Everything that vcelltools reads from HDF5 passes through :func:`open_h5` and :func:`get_node`. They refuse
 external links, external raw storage and virtual datasets (each of which makes one file read another), and
-turn the library's errors into one line that names the file and the key.
+turn the library's errors into one line that names the file and the key. The same functions take a zarr store
+(:class:`vcelltools.io.zarrstore.ZarrFile`), which keeps the same rules, so that the layouts built of groups and
+arrays are read by one piece of code.
 """
 
 from __future__ import annotations
@@ -11,16 +13,23 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import h5py
 import numpy as np
 
 from vcelltools.errors import DataError, EnvironmentFault, VcellError
 
+if TYPE_CHECKING:
+    from vcelltools.io.zarrstore import ZarrFile
+
+File: TypeAlias = "h5py.File | ZarrFile"
+Node: TypeAlias = Any  # h5py.Group, h5py.Dataset, zarr.Group or zarr.Array
+
 # Small arrays (an obs column, indptr) are read whole. A dataset that unpacks to more than SMALL_BYTES and to
 # more than MAX_RATIO times what it occupies on disk is a decompression bomb, not a column.
 SMALL_BYTES = 64 << 20
-MAX_RATIO = 1_000
+MAX_RATIO = 100
 _MAX_LINKS = 16
 
 # HDF5 filter id -> (name, what installs it)
@@ -51,7 +60,7 @@ def reading(path: str | os.PathLike, key: str = "/") -> Iterator[None]:
         raise
     except PermissionError as e:
         raise EnvironmentFault(f"{path}: permission denied", hint="check the file's mode and owner") from e
-    except (OSError, RuntimeError, KeyError, ValueError, TypeError, UnicodeError, OverflowError) as e:
+    except (OSError, RuntimeError, KeyError, ValueError, TypeError, UnicodeError, OverflowError, MemoryError) as e:
         text = " ".join(str(e).split())
         raise DataError(f"{path}: cannot read {key}: {text or type(e).__name__}") from e
 
@@ -88,9 +97,11 @@ def open_h5_file(path: str | os.PathLike) -> h5py.File:
         raise DataError(f"{p}: the file is empty (0 bytes)", hint="copy or download it again")
     try:
         if not h5py.is_hdf5(p):
+            with p.open("rb") as f:
+                zipped = f.read(2) == b"\x1f\x8b"
             raise DataError(
-                f"{p}: not an HDF5 file, or its first bytes are damaged",
-                hint="h5ad, h5mu and 10x h5 files are HDF5",
+                f"{p}: {'gzipped as a whole' if zipped else 'not an HDF5 file, or its first bytes are damaged'}",
+                hint=f"gunzip {p.name}" if zipped else "h5ad, h5mu and 10x h5 files are HDF5",
             )
         return h5py.File(p, "r", locking="best-effort")
     except (OSError, RuntimeError, ValueError) as e:
@@ -128,8 +139,13 @@ def _resolve(file: h5py.File, parts: list[str], hops: int) -> h5py.Group | h5py.
     return node
 
 
-def get_node(file: h5py.File, key: str) -> h5py.Group | h5py.Dataset | None:
-    """Return the group or dataset at ``key``, or None where there is none; links are checked, not trusted.
+def is_group(node: Node) -> bool:
+    """Return whether ``node`` is a group (of HDF5 or zarr), not an array and not None."""
+    return hasattr(node, "keys")
+
+
+def get_node(file: File, key: str) -> Node:
+    """Return the group or array at ``key``, or None where there is none; links are checked, not trusted.
 
     Raises
     ------
@@ -137,6 +153,8 @@ def get_node(file: h5py.File, key: str) -> h5py.Group | h5py.Dataset | None:
         For an external link, external raw storage or a virtual dataset anywhere on the way.
     """
     with reading(file.filename, key):
+        if not isinstance(file, h5py.File):
+            return file.get_node(key)
         node = _resolve(file, [p for p in key.split("/") if p], 0)
         if isinstance(node, h5py.Dataset):
             if node.is_virtual:
@@ -146,7 +164,7 @@ def get_node(file: h5py.File, key: str) -> h5py.Group | h5py.Dataset | None:
         return node
 
 
-def need_node(file: h5py.File, key: str, *, what: str, hint: str | None = None) -> h5py.Group | h5py.Dataset:
+def need_node(file: File, key: str, *, what: str, hint: str | None = None) -> Node:
     """Return the node at ``key`` or raise a :class:`DataError` that says what is missing."""
     node = get_node(file, key)
     if node is None:
@@ -154,28 +172,26 @@ def need_node(file: h5py.File, key: str, *, what: str, hint: str | None = None) 
     return node
 
 
-def need_dataset(file: h5py.File, key: str, *, what: str, hint: str | None = None) -> h5py.Dataset:
-    """Return the dataset at ``key``; a group in its place is an error too."""
+def need_dataset(file: File, key: str, *, what: str, hint: str | None = None) -> Node:
+    """Return the array at ``key``; a group in its place is an error too."""
     node = need_node(file, key, what=what, hint=hint)
-    if not isinstance(node, h5py.Dataset):
-        raise DataError(f"{file.filename}: {key} is a group where a dataset was expected: {what}", hint=hint)
+    if is_group(node):
+        raise DataError(f"{file.filename}: {key} is a group where an array was expected: {what}", hint=hint)
     return node
 
 
-def check_declared_size(file: h5py.File, dset: h5py.Dataset) -> None:
-    """Refuse a dataset to be read whole that declares far more than the file holds."""
-    declared = dset.size * dset.dtype.itemsize
-    stored = dset.id.get_storage_size()
+def check_ratio(where: str, declared: int, stored: int) -> None:
+    """Refuse an array to be read whole that declares far more bytes than are stored."""
     if declared > SMALL_BYTES and declared > MAX_RATIO * max(stored, 1):
-        raise DataError(
-            f"{file.filename}: {dset.name} declares {declared:,} bytes but only {stored:,} are stored; refused"
-        )
+        raise DataError(f"{where} declares {declared:,} bytes but only {stored:,} are stored; refused")
 
 
-def read_small(file: h5py.File, dset: h5py.Dataset) -> np.ndarray:
-    """Read a whole dataset into native byte order (strings decoded), after :func:`check_declared_size`."""
+def read_small(file: File, dset: Node) -> np.ndarray:
+    """Read a whole dataset into native byte order (strings decoded), after :func:`check_ratio`."""
     with reading(file.filename, dset.name):
-        check_declared_size(file, dset)
+        if not isinstance(file, h5py.File):
+            return file.read_small(dset)
+        check_ratio(f"{file.filename}: {dset.name}", dset.size * dset.dtype.itemsize, dset.id.get_storage_size())
         check_filters(file.filename, dset)
         if h5py.check_string_dtype(dset.dtype) is not None:
             return np.asarray(dset.asstr()[()], dtype=object)

@@ -1,0 +1,247 @@
+"""zarr stores (formats 2 and 3, sharded or not) behind the same functions as HDF5 files.
+
+zarr itself reads and unpacks. What is checked here, because zarr does not: a chunk that is absent reads as
+zeros, a codec may execute code (``pickle``), a symbolic link leads out of the store.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vcelltools.errors import DataError, EnvironmentFault, VcellError
+from vcelltools.io.arrays import Buffer
+from vcelltools.io.safe import check_ratio
+
+MARKERS = (".zgroup", "zarr.json", ".zmetadata")
+_META_FILES = {".zarray", ".zattrs", ".zgroup", ".zmetadata", "zarr.json"}
+_CODECS = {
+    "bytes", "vlen-utf8", "vlen-bytes", "vlen-array", "blosc", "zstd", "gzip", "zlib", "lz4", "bz2", "lzma",
+    "crc32c", "crc32", "adler32", "fletcher32", "shuffle", "delta", "transpose", "sharding_indexed", "astype",
+    "packbits",
+}  # fmt: skip
+_ABSENT = np.uint64(0xFFFFFFFFFFFFFFFF)
+
+
+@contextmanager
+def reading_zarr(path: str, key: str) -> Iterator[None]:
+    """Turn whatever zarr and its codecs raise into a :class:`DataError`: they have no common base."""
+    try:
+        yield
+    except VcellError:
+        raise
+    except PermissionError as e:
+        raise EnvironmentFault(f"{path}: permission denied", hint="check the folder's mode and owner") from e
+    except Exception as e:
+        raise DataError(f"{path}: cannot read {key}: {' '.join(str(e).split()) or type(e).__name__}") from e
+
+
+def is_zarr(path: Path) -> bool:
+    """Return whether a folder is a zarr store."""
+    return any((path / m).is_file() for m in MARKERS)
+
+
+class ZarrFile:
+    """An open zarr store: what :mod:`vcelltools.io.safe` asks of a file."""
+
+    def __init__(self, path: Path) -> None:
+        try:
+            import zarr
+        except ImportError as e:
+            raise EnvironmentFault(f"{path}: zarr stores need the zarr package", hint="pip install zarr") from e
+        self.filename = str(path)
+        self._root_dpath = Path(os.path.realpath(path))
+        self._checked: dict[str, int] = {}
+        with reading_zarr(str(path), "/"):
+            # consolidated metadata may disagree with what is there; the store itself is asked
+            self._root = zarr.open_group(str(path), mode="r", use_consolidated=False)
+
+    def close(self) -> None:
+        """Nothing is held open."""
+
+    def get_node(self, key: str) -> Any:
+        """Return the group or array at ``key``, or None; links out of the store are refused."""
+        parts = [p for p in key.split("/") if p]
+        if any(p in (".", "..") for p in parts):
+            raise DataError(f"{self.filename}: {key} is not a key")
+        where = self._root_dpath.joinpath(*parts)
+        if not where.is_dir():
+            return None
+        if Path(os.path.realpath(where)) != where:
+            raise DataError(f"{self.filename}: {key} is a symbolic link; it is not followed")
+        if not any((where / m).is_file() for m in (".zgroup", ".zarray", "zarr.json")):
+            return None
+        with reading_zarr(self.filename, key):
+            node = self._root["/".join(parts)] if parts else self._root
+        if not hasattr(node, "keys"):
+            _check_codecs(self.filename, key, node)
+        return node
+
+    def read_small(self, node: Any) -> np.ndarray:
+        """Read a whole array after checking its chunks and its declared size."""
+        stored = check_chunks(self, node)
+        declared = math.prod(node.shape) * (node.dtype.itemsize if node.dtype.kind in "iufbSU" else 1)
+        check_ratio(f"{self.filename}: {node.name}", declared, stored)
+        with reading_zarr(self.filename, node.name):
+            values = np.asarray(node[...])
+        if values.dtype.kind == "T":
+            return values.astype(object)
+        return values.astype(values.dtype.newbyteorder("="), copy=False)
+
+    def get_dpath(self, node: Any) -> Path:
+        """Return the folder of an array."""
+        return self._root_dpath / str(node.path)
+
+
+def _get_codecs(node: Any) -> list[tuple[str, Any]]:
+    """Return (name, codec as a dict) of every codec of an array, nested ones too."""
+    meta = node.metadata.to_dict()
+    if meta.get("zarr_format") == 2:
+        codecs = [*(meta.get("filters") or []), *([meta["compressor"]] if meta.get("compressor") else [])]
+        out = []
+        for c in codecs:
+            config = c if isinstance(c, dict) else c.get_config()
+            out.append((str(config.get("id")), config))
+        return out
+    out = []
+    todo = list(meta.get("codecs") or [])
+    while todo:
+        c = todo.pop(0)
+        config = c.get("configuration") or {}
+        out.append((str(c.get("name")).removeprefix("numcodecs."), config))
+        todo += [*(config.get("codecs") or []), *(config.get("index_codecs") or [])]
+    return out
+
+
+def _check_codecs(path: str, key: str, node: Any) -> None:
+    for name, _ in _get_codecs(node):
+        if name not in _CODECS:
+            raise DataError(
+                f"{path}: {key} is stored with the codec {name!r}, which is not read (it may run code or lose digits)",
+                hint="write the store again with a standard compressor",
+            )
+
+
+def get_codec_labels(node: Any) -> tuple[str, ...]:
+    """Return the names of the compressors of an array."""
+    plain = {"bytes", "crc32c", "vlen-utf8", "vlen-bytes", "transpose"}
+    return tuple(dict.fromkeys(name for name, _ in _get_codecs(node) if name not in plain))
+
+
+def check_chunks(file: ZarrFile, node: Any) -> int:
+    """Return the stored bytes of an array after checking that every chunk is there.
+
+    Raises
+    ------
+    DataError
+        Where one is absent (zarr would read zeros) or is a symbolic link.
+    """
+    known = file._checked.get(node.path)
+    if known is not None:
+        return known
+    folder = file.get_dpath(node)
+    shards = getattr(node, "shards", None)
+    unit = shards or node.chunks
+    grid = [-(-n // c) for n, c in zip(node.shape, unit, strict=True)]
+    expected = math.prod(grid)
+    found, stored = 0, 0
+    for at, _, names in os.walk(folder):
+        for name in names:
+            if name in _META_FILES:
+                continue
+            fpath = Path(at, name)
+            if fpath.is_symlink():
+                raise DataError(f"{file.filename}: {fpath} is a symbolic link; it is not followed")
+            found += 1
+            stored += fpath.stat().st_size
+    absent = expected - found
+    if absent <= 0 and shards is not None:
+        absent = _count_absent_in_shards(file, node, folder, grid)
+    if absent > 0:
+        raise DataError(
+            f"{file.filename}: {absent:,} chunks of {node.name} are absent (of {expected:,} files); "
+            "reading would give zeros",
+            hint="copy the store again, or write it with write_empty_chunks=True",
+        )
+    file._checked[node.path] = stored
+    return stored
+
+
+def _count_absent_in_shards(file: ZarrFile, node: Any, folder: Path, grid: list[int]) -> int:
+    """Count the chunks that the shards' own indexes mark as absent, inside the array's bounds."""
+    config = next((c for name, c in _get_codecs(node) if name == "sharding_indexed"), None)
+    if config is None:
+        return 0
+    names = [c.get("name") for c in config.get("index_codecs") or []]
+    if not set(names) <= {"bytes", "crc32c"}:
+        raise DataError(f"{file.filename}: {node.name} has a shard index of an unknown kind ({names})")
+    per_shard = [s // c for s, c in zip(node.shards, node.chunks, strict=True)]
+    n_inner = math.prod(per_shard)
+    size = 16 * n_inner + (4 if "crc32c" in names else 0)
+    at_end = str(config.get("index_location", "end")).rsplit(".", maxsplit=1)[-1] == "end"
+    absent = 0
+    encoding = node.metadata.chunk_key_encoding
+    for pos in np.ndindex(*grid):
+        fpath = folder / encoding.encode_chunk_key(pos)
+        total = fpath.stat().st_size if fpath.is_file() else 0
+        if total < size:
+            raise DataError(f"{file.filename}: the shard {fpath.name} of {node.name} is absent or cut short")
+        with fpath.open("rb") as f:
+            f.seek(total - size if at_end else 0)
+            index = np.frombuffer(f.read(16 * n_inner), "<u8").reshape(*per_shard, 2)
+        inside = tuple(
+            slice(0, -(-min(n - p * s, s) // c))
+            for n, p, s, c in zip(node.shape, pos, node.shards, node.chunks, strict=True)
+        )
+        absent += int(np.count_nonzero(index[inside][..., 0] == _ABSENT))
+    return absent
+
+
+class ZarrArray:
+    """A one-dimensional zarr array."""
+
+    def __init__(self, file: ZarrFile, node: Any) -> None:
+        self.path, self.name = file.filename, node.name
+        if node.ndim != 1:
+            raise DataError(f"{self.path}: {self.name} has {node.ndim} dimensions; 1 expected")
+        self._node = node
+        self.length = int(node.shape[0])
+        self.dtype = np.dtype(node.dtype)
+        self.filters = get_codec_labels(node)
+        self.chunk_len: int | None = int((getattr(node, "shards", None) or node.chunks)[0])
+        self.stored_bytes = check_chunks(file, node)
+
+    def read(self, start: int, stop: int, dtype: np.dtype, buffer: Buffer | None) -> np.ndarray:
+        """Return elements ``start:stop`` as ``dtype``; thread-safe; valid until the buffer is used again."""
+        out = (buffer or Buffer()).take(stop - start, dtype)
+        if len(out):
+            with reading_zarr(self.path, self.name):
+                out[...] = self._node[start:stop]
+        return out
+
+
+class ZarrDense:
+    """A two-dimensional zarr array, read in blocks."""
+
+    def __init__(self, file: ZarrFile, node: Any) -> None:
+        self.path, self.name = file.filename, node.name
+        self._node = node
+        self.shape = (int(node.shape[0]), int(node.shape[1]))
+        self.dtype = np.dtype(node.dtype)
+        self.filters = get_codec_labels(node)
+        self.chunks: tuple[int, ...] | None = tuple(int(c) for c in (getattr(node, "shards", None) or node.chunks))
+        self.stored_bytes = check_chunks(file, node)
+
+    def read(self, r0: int, r1: int, c0: int, c1: int, dtype: np.dtype, buffer: Buffer | None) -> np.ndarray:
+        """Return the block ``[r0:r1, c0:c1]`` as C-contiguous ``dtype``; thread-safe."""
+        out = (buffer or Buffer()).take((r1 - r0) * (c1 - c0), dtype).reshape(r1 - r0, c1 - c0)
+        if out.size:
+            with reading_zarr(self.path, self.name):
+                out[...] = self._node[r0:r1, c0:c1]
+        return out
