@@ -7,6 +7,7 @@ import sys
 from typing import Annotated
 
 import typer
+from vcelltools.cli import hvg
 
 from vcelltools import __version__
 from vcelltools.errors import VcellError
@@ -39,6 +40,10 @@ def _root(
     ] = False,
 ) -> None:
     pass
+
+
+# in the order of the road
+app.command("hvg")(hvg.hvg)
 
 
 def _report(error: VcellError) -> int:

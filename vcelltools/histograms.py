@@ -156,7 +156,10 @@ def _pack_overflow(batch: np.ndarray, gene: np.ndarray, value: np.ndarray, count
 
 
 def make_histograms(
-    offsets: np.ndarray, counts: np.ndarray, n_cells_k: np.ndarray, overflow: list[tuple[np.ndarray, np.ndarray, np.ndarray]]
+    offsets: np.ndarray,
+    counts: np.ndarray,
+    n_cells_k: np.ndarray,
+    overflow: list[tuple[np.ndarray, np.ndarray, np.ndarray]],
 ) -> Histograms:
     """Build histograms from bins and a list of (key, value, count) overflow, key = batch * g + gene."""
     n_genes = len(offsets) - 1
@@ -182,7 +185,10 @@ def add(parts: list[Histograms]) -> Histograms:
     widths = np.max([np.diff(p.offsets) for p in parts], axis=0)
     wide = [p.widened(widths) for p in parts]
     over = _pack_overflow(
-        *(np.concatenate([getattr(p, f) for p in wide]) for f in ("over_batch", "over_gene", "over_value", "over_count"))
+        *(
+            np.concatenate([getattr(p, f) for p in wide])
+            for f in ("over_batch", "over_gene", "over_value", "over_count")
+        )
     )
     return Histograms(
         offsets=wide[0].offsets,

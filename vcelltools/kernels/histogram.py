@@ -182,9 +182,7 @@ def csr_histogram(
         else:
             state[5] += 1
             state[6] += 1
-            n = _sum_duplicates(
-                indices, data, a, b, n_genes, last_g, slot_g, state[6], scratch_i, scratch_v
-            )
+            n = _sum_duplicates(indices, data, a, b, n_genes, last_g, slot_g, state[6], scratch_i, scratch_v)
             if n < 0:
                 state[0] = 1
                 state[1] = r
@@ -320,9 +318,7 @@ def csc_histogram(
                 return k
             state[5] += 1
             state[6] += 1
-            n = _sum_duplicates(
-                indices, data, a, b, n_cells, last_n, slot_n, state[6], scratch_i, scratch_v
-            )
+            n = _sum_duplicates(indices, data, a, b, n_cells, last_n, slot_n, state[6], scratch_i, scratch_v)
             if n < 0:
                 state[0] = 1
                 state[1] = gene

@@ -78,9 +78,7 @@ def csc_normalised_moments(
 
 
 @kernel()
-def dense_normalised_moments(
-    block, first_col, batch_b, library_size_b, target_sum, log, n_genes, sum1, sum2
-):
+def dense_normalised_moments(block, first_col, batch_b, library_size_b, target_sum, log, n_genes, sum1, sum2):
     """Add a dense block; ``batch_b`` and ``library_size_b`` belong to its rows."""
     n_rows, width = block.shape
     for r in range(n_rows):
@@ -107,9 +105,7 @@ def _residual(count, mu, theta, clip):
 
 
 @kernel()
-def csr_residual_moments(
-    indptr, indices, data, batch_b, library_size_b, rate_kg, clip_k, theta, n_genes, sum1, sum2
-):
+def csr_residual_moments(indptr, indices, data, batch_b, library_size_b, rate_kg, clip_k, theta, n_genes, sum1, sum2):
     """Add, for each non-zero of a CSR chunk, what its residual adds beyond the residual of a zero in its place.
 
     ``rate_kg`` is (n_batches * g,) float64: a gene's share of its batch's counts, so that mu = rate * library
@@ -150,9 +146,7 @@ def csc_residual_moments(
 
 
 @kernel()
-def dense_residual_moments(
-    block, first_col, batch_b, library_size_b, rate_kg, clip_k, theta, n_genes, sum1, sum2
-):
+def dense_residual_moments(block, first_col, batch_b, library_size_b, rate_kg, clip_k, theta, n_genes, sum1, sum2):
     """The same for a dense block."""
     n_rows, width = block.shape
     for r in range(n_rows):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -31,7 +32,7 @@ FLAVORS = (
     "pearson_residuals",
     "vcell_lowess",
 )
-_NEEDS_VALUES = ("seurat", "cell_ranger", "pearson_residuals", "vcell_lowess")  # a second look at the matrix
+NEEDS_VALUES = ("seurat", "cell_ranger", "pearson_residuals", "vcell_lowess")  # a second look at the matrix
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,18 +83,31 @@ class HvgResult:
         return {"genes": per_gene, "settings": self.settings, "source": self.source, "versions": self.versions}
 
     def write(self, fpath: str | os.PathLike, *, force: bool = False) -> tuple[Path, Path]:
-        """Write the gene list and, beside it, ``hvg_scores.json``; return both paths."""
+        """Write the gene list and, beside it, ``hvg_scores.json``; return both paths.
+
+        Scores of another list that are there already are kept, as ``hvg_scores.<that list>.json``.
+        """
         from vcelltools.io.atomic import write_json, write_text
 
-        out, scores = Path(fpath), get_scores_path(fpath)
+        out = Path(fpath)
+        scores = out.with_name("hvg_scores.json")
         write_text(out, "".join(f"{g}\n" for g in self.selected), force=force)
-        write_json(scores, self.to_json(), force=True, indent=None)
+        _keep_other_scores(scores, out.name)
+        write_json(scores, self.to_json() | {"list": out.name}, force=True, indent=None)
         return out, scores
 
 
-def get_scores_path(fpath: str | os.PathLike) -> Path:
-    """Return where the scores of a gene list go: ``hvg_scores.json`` in the same folder."""
-    return Path(fpath).with_name("hvg_scores.json")
+def _keep_other_scores(scores: Path, mine: str) -> None:
+    """Rename the scores of another list out of the way; they name their list at their end."""
+    if not scores.exists():
+        return
+    with open(scores, "rb") as f:
+        f.seek(max(0, scores.stat().st_size - 4096))
+        tail = f.read().decode("utf-8", "replace")
+    found = re.search(r'"list": "([^"/\\]+)"\}\s*$', tail)
+    other = Path(found.group(1)).stem if found else "earlier"
+    if not found or found.group(1) != mine:
+        os.replace(scores, scores.with_name(f"hvg_scores.{other}.json"))
 
 
 def compute_hvg(
@@ -148,7 +162,7 @@ def compute_hvg(
     many = list(sources) if isinstance(sources, list | tuple) else [sources]
     if not many:
         raise UsageError("no file was given")
-    if len(many) > 1 and flavor in _NEEDS_VALUES:
+    if len(many) > 1 and flavor in NEEDS_VALUES:
         raise UsageError(f"flavor {flavor} ranks one file at a time", hint="seurat_v3 and dispersion merge several")
     if len(many) > 1 and stats_dpath is not None:
         raise UsageError("--stats keeps the statistics of one file", hint="run hvg --stats once per file, then merge")
@@ -297,7 +311,9 @@ def _merge_files(parts: list[Statistics], names: list[str], notes: list[str]) ->
         at = {g: i for i, g in enumerate(p.genes.tolist())}
         picked.append(p.histograms.select_genes(np.array([at[g] for g in genes], np.int64)))
         if p.n_genes != len(genes):
-            notes.append(f"{name}: {p.n_genes - len(genes):,} of {p.n_genes:,} genes are not in every file and are left out")
+            notes.append(
+                f"{name}: {p.n_genes - len(genes):,} of {p.n_genes:,} genes are not in every file and are left out"
+            )
     labels = [f"{name}:{b}" if b else name for p, name in zip(parts, names, strict=True) for b in p.batches]
     shift = np.cumsum([0] + [len(p.batches) for p in parts[:-1]])
     return Statistics(
@@ -434,7 +450,9 @@ def _rank_dispersion(
         score[k, ok] = v[ok] / m[ok]
     eligible = np.isfinite(score).any(axis=0)
     if int(eligible.sum()) < top:
-        notes.append(f"{int(eligible.sum()):,} genes are expressed in at least {min_share:.2%} of the cells; all are selected")
+        notes.append(
+            f"{int(eligible.sum()):,} genes are expressed in at least {min_share:.2%} of the cells; all are selected"
+        )
     dispersions = np.divide(variance, mean, out=np.zeros_like(mean), where=mean > 0)
     columns, order = combine_ranks(stats.genes, score, top, "dispersion")
     return columns | {"dispersions": dispersions}, order[eligible[order]]

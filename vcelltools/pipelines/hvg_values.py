@@ -34,7 +34,7 @@ def rank(
     """Return (columns, positions of the selected genes best first) of one of the flavours that need values."""
     if stats.n_duplicates:
         raise DataError(
-            f"{dataset.label}: {stats.n_duplicates:,} entries share a cell and a gene; flavor {flavor} needs them summed",
+            f"{dataset.label}: {stats.n_duplicates:,} entries repeat a cell and gene; {flavor} needs them summed",
             hint="vcelltools convert writes the file in canonical form",
         )
     if stats.n_cells > m.MAX_CELLS:
@@ -162,9 +162,7 @@ def _rank_binned(
         chosen = np.flatnonzero(there)[sort_genes(stats.genes[there], -np.where(np.isnan(score), -np.inf, score))[:top]]
         n_in[chosen] += ~np.isnan(total[2, k, chosen])
     count = np.maximum(np.sum(~np.isnan(total), axis=1), 1)
-    mean, dispersion, score = np.where(
-        np.isnan(total).all(axis=1), np.nan, np.nansum(total, axis=1) / count
-    )
+    mean, dispersion, score = np.where(np.isnan(total).all(axis=1), np.nan, np.nansum(total, axis=1) / count)
     order = sort_genes(stats.genes, -n_in, -np.where(np.isnan(score), -np.inf, score))[:top]
     columns = {
         "means": mean,

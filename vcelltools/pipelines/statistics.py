@@ -140,10 +140,14 @@ def raise_violation(dataset: Dataset, chunk: Chunk, state: np.ndarray) -> None:
     if status == h.BAD_INDEX:
         assert isinstance(chunk, CsrChunk | CscChunk)
         csr = isinstance(chunk, CsrChunk)
-        row = f"cell {chunk.start + major:,}" if csr else f"gene {major:,}"
-        limit = f"{dataset.n_genes:,} genes" if csr else f"{dataset.n_cells:,} cells"
+        index = int(chunk.indices[at])
+        said = (
+            f"cell {chunk.start + major:,} points at column {index:,}; there are {dataset.n_genes:,} genes"
+            if csr
+            else f"gene {major:,} points at row {index:,}; there are {dataset.n_cells:,} cells"
+        )
         raise DataError(
-            f"{where}/indices: {row} points at {'column' if csr else 'row'} {int(chunk.indices[at]):,}; there are {limit}",
+            f"{where}/indices: {said}",
             hint="the file is damaged; write it again",
         )
     if isinstance(chunk, CsrChunk):
@@ -165,7 +169,7 @@ def raise_violation(dataset: Dataset, chunk: Chunk, state: np.ndarray) -> None:
     raise DataError(f"{place} holds {value}", hint="repair the matrix: every value must be finite")
 
 
-def _sample_widths(matrix: CsrMatrix | DenseMatrix, threads: int) -> np.ndarray:
+def _sample_widths(matrix: CsrMatrix | DenseMatrix) -> np.ndarray:
     """Return (g,) bins a gene: the power of two above twice the largest count in a few small ranges of rows."""
     g = matrix.n_genes
     top = np.zeros(g, np.int64)
@@ -186,7 +190,7 @@ def _sample_widths(matrix: CsrMatrix | DenseMatrix, threads: int) -> np.ndarray:
     return 1 << np.clip(np.ceil(np.log2(2 * (top + 1))).astype(np.int64), 2, 12)
 
 
-def _check_index_violation_guard(n_cells: int) -> None:
+def _check_n_cells(n_cells: int) -> None:
     if n_cells > np.iinfo(np.int32).max:
         raise DataError(f"{n_cells:,} cells: at most {np.iinfo(np.int32).max:,} are supported in one file")
 
@@ -210,6 +214,45 @@ def get_batches(dataset: Dataset, batch_key: str | None) -> tuple[list[str], np.
             hint="fill the column, or leave these cells out with vcelltools sample",
         )
     return labels, codes.astype(np.int32)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PassLayout:
+    """How a matrix is passed over: spans, bins a gene, how many batches a pass, how many passes."""
+
+    spans: list[Span]
+    widths: np.ndarray
+    batches_per_pass: int
+    passes: int
+    histogram_bytes: int
+
+
+def get_layout_of_pass(matrix: Matrix, n_batches: int, threads: int) -> PassLayout:
+    """Choose spans and bins, and split the batches over passes so that histograms stay within the budget."""
+    if isinstance(matrix, CscMatrix):
+        widths = np.full(matrix.n_genes, MIN_WIDTH, np.int64)
+        per_batch = matrix.n_genes * 8 * 4
+    elif isinstance(matrix, DenseMatrix) and matrix.axis == 1:
+        widths = np.full(matrix.n_genes, DENSE_COLUMN_WIDTH, np.int64)
+        per_batch = int(widths.sum()) * 4
+    else:
+        widths = _sample_widths(matrix)
+        per_batch = int(widths.sum()) * 4
+    group = min(n_batches, max(1, int(HISTOGRAM_BUDGET // max(per_batch * threads, 1))))
+    return PassLayout(
+        spans=_plan(matrix, n_batches, threads),
+        widths=widths,
+        batches_per_pass=group,
+        passes=-(-n_batches // group),
+        histogram_bytes=group * per_batch,
+    )
+
+
+def scan_spans(dataset: Dataset, spans: list[Span], *, threads: int | None = None) -> None:
+    """Count these spans alone and forget the result: a probe of the speed."""
+    n_threads = get_threads(threads)
+    widths = get_layout_of_pass(dataset.matrix, 1, n_threads).widths
+    _one_pass(dataset, np.zeros(dataset.n_cells, np.int32), 1, widths, spans, n_threads, SILENT, partial=True)
 
 
 def scan(
@@ -236,25 +279,14 @@ def scan(
     NotCountsError, DataError
         At the first value or index that is not acceptable, with its cell and gene.
     """
-    _check_index_violation_guard(dataset.n_cells)
+    _check_n_cells(dataset.n_cells)
     labels, batch_n = get_batches(dataset, batch_key)
     n_threads = get_threads(threads)
-    matrix = dataset.matrix
     n_batches = len(labels)
-    if isinstance(matrix, CscMatrix):
-        widths = np.full(matrix.n_genes, MIN_WIDTH, np.int64)
-        per_batch = matrix.n_genes * 8 * 4
-    elif isinstance(matrix, DenseMatrix) and matrix.axis == 1:
-        widths = np.full(matrix.n_genes, DENSE_COLUMN_WIDTH, np.int64)
-        per_batch = int(widths.sum()) * 4
-    else:
-        widths = _sample_widths(matrix, n_threads)
-        per_batch = int(widths.sum()) * 4
-    group = max(1, int(HISTOGRAM_BUDGET // max(per_batch * n_threads, 1)))
-    spans = _plan(matrix, n_batches, n_threads)
+    layout = get_layout_of_pass(dataset.matrix, n_batches, n_threads)
+    group, spans, widths = layout.batches_per_pass, layout.spans, layout.widths
     total = sum(s.n_bytes for s in spans)
-    passes = -(-n_batches // group)
-    progress.start(phase, total * passes, "bytes")
+    progress.start(phase, total * layout.passes, "bytes")
     parts = []
     outs: list[_Pass] = []
     for first in range(0, n_batches, group):
@@ -274,8 +306,8 @@ def scan(
         batch_n=batch_n,
         n_duplicates=last.n_duplicates,
         n_unsorted=last.n_unsorted,
-        bytes_read=total * passes,
-        passes=passes,
+        bytes_read=total * layout.passes,
+        passes=layout.passes,
         source=describe_source(dataset),
         warnings=_get_warnings(dataset, last, parts),
     )
@@ -346,6 +378,8 @@ def _one_pass(
     spans: list[Span],
     threads: int,
     progress: Progress,
+    *,
+    partial: bool = False,
 ) -> _Pass:
     matrix = dataset.matrix
     n, g = matrix.shape
@@ -386,7 +420,7 @@ def _one_pass(
     n_cells_k = np.bincount(batch_n[batch_n >= 0], minlength=n_batches)
     overflow = [o for w in workers for o in w.overflow]
     if columns:
-        offsets, counts = _join_columns([c for w in workers for c in w.columns], g, n_batches)
+        offsets, counts = _join_columns([] if partial else [c for w in workers for c in w.columns], g, n_batches)
     else:
         counts = workers[0].hist.astype(np.int64)
         for w in workers[1:]:
@@ -433,9 +467,7 @@ def _visit_csr(
     )
     done = 0
     while True:
-        done = csr_histogram(
-            *args, w.over_key, w.over_value, library_size[a:b], genes_per_cell[a:b], done, w.state
-        )
+        done = csr_histogram(*args, w.over_key, w.over_value, library_size[a:b], genes_per_cell[a:b], done, w.state)
         if w.state[0]:
             raise_violation(dataset, chunk, w.state)
         if done == len(order):
@@ -633,7 +665,9 @@ def load_statistics(dpath: str | Path) -> Statistics:
     try:
         body = json.loads((d / "manifest.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as e:
-        raise DataError(f"{d}: holds no gene statistics ({e})", hint="vcelltools hvg FILE --stats DIR writes them") from e
+        raise DataError(
+            f"{d}: holds no gene statistics ({e})", hint="vcelltools hvg FILE --stats DIR writes them"
+        ) from e
     if body.get("schema") != SCHEMA or body.get("kind") != "gene statistics":
         raise DataError(f"{d}: gene statistics of schema {body.get('schema')!r}; {SCHEMA} expected")
     arrays = {}

@@ -1,0 +1,67 @@
+"""How results look on a terminal, and as ``--json``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from vcelltools.cli.output import Output
+
+    from vcelltools.pipelines.hvg import HvgResult
+
+
+def get_peak_memory() -> int:
+    """Return the peak resident memory of this process so far, in bytes."""
+    import resource
+    import sys
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def show_hvg(o: Output, result: HvgResult, out: Path) -> None:
+    """Print what ``hvg`` did."""
+    body: dict[str, Any] = {
+        "n_cells": result.n_cells,
+        "n_genes": len(result.genes),
+        "n_selected": len(result.order),
+        "flavor": result.settings["flavor"],
+        "batches": result.batches,
+        "bytes_read": result.bytes_read,
+        "seconds": round(result.seconds, 3),
+        "peak_memory_bytes": get_peak_memory(),
+        "out": str(out),
+        "warnings": list(result.warnings),
+    }
+    o.warn(result.warnings)
+    o.result(body)
+    o.done(
+        f"{out}: {len(result.order):,} of {len(result.genes):,} genes over {result.n_cells:,} cells by "
+        f"{result.settings['flavor']}, {result.bytes_read / 1e9:.2f} GB in {result.seconds:.1f} s; "
+        f"scores beside it in hvg_scores.json. Next: vcelltools build-store FILE --basis {out}"
+    )
+
+
+def show_hvg_plan(o: Output, plan: dict[str, Any]) -> None:
+    """Print what ``hvg --plan`` found."""
+    o.table(
+        ["file", "cells", "genes", "layout", "non-zeros", "GB to read", "passes"],
+        [
+            [
+                Path(f["path"]).name,
+                f["n_cells"],
+                f["n_genes"],
+                f["layout"],
+                f["nnz"],
+                f["bytes_to_read"] / 1e9,
+                f["passes"],
+            ]
+            for f in plan["files"]
+        ],
+    )
+    for f in plan["files"]:
+        if f["batches"]:
+            o.table(["batch", "cells"], [[k, v] for k, v in f["batches"].items()], title="batches")
+    o.result(plan, f"about {plan['seconds']:.1f} s and {plan['peak_memory_bytes'] / 1e6:,.0f} MB of memory")
+    o.warn(plan["warnings"])
