@@ -7,7 +7,7 @@ import sys
 from typing import Annotated
 
 import typer
-from vcelltools.cli import hvg
+from vcelltools.cli import hvg, simulate
 
 from vcelltools import __version__
 from vcelltools.errors import VcellError
@@ -44,6 +44,7 @@ def _root(
 
 # in the order of the road
 app.command("hvg")(hvg.hvg)
+app.command("simulate")(simulate.simulate)
 
 
 def _report(error: VcellError) -> int:

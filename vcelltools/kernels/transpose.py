@@ -1,0 +1,65 @@
+"""From row order to column order in bounded memory: two counting sorts, one by bucket and one by column."""
+
+from __future__ import annotations
+
+from vcelltools.kernels._jit import kernel
+
+OK, BAD_INDEX = 0, 1
+
+
+@kernel()
+def csr_bucket(indptr, indices, data, row_start, width, n_per_gene, ends, rows_out, cols_out, data_out):
+    """Sort a CSR block stably by column bucket (``column // width``); return ``OK`` or ``BAD_INDEX``.
+
+    Parameters
+    ----------
+    indptr, indices, data
+        (b + 1,) int64, (nnz,), (nnz,).
+    row_start
+        First row of the block.
+    n_per_gene
+        (g,) int64, raised by the values of every column.
+    ends
+        (buckets + 1,) int64 output: where each bucket's values lie in the outputs.
+    rows_out, cols_out, data_out
+        (nnz,) int32, int32 and the dtype of ``data``.
+    """
+    n_genes = len(n_per_gene)
+    n_buckets = len(ends) - 1
+    for k in range(n_buckets + 1):
+        ends[k] = 0
+    nnz = indptr[-1]
+    for j in range(nnz):
+        g = indices[j]
+        if g < 0 or g >= n_genes:
+            return BAD_INDEX
+        n_per_gene[g] += 1
+        ends[g // width + 1] += 1
+    for k in range(n_buckets):
+        ends[k + 1] += ends[k]
+    for i in range(len(indptr) - 1):
+        for j in range(indptr[i], indptr[i + 1]):
+            g = indices[j]
+            k = g // width
+            at = ends[k]
+            ends[k] = at + 1
+            rows_out[at] = row_start + i
+            cols_out[at] = g
+            data_out[at] = data[j]
+    for k in range(n_buckets, 0, -1):  # the cursors stand at the ends: shift them back
+        ends[k] = ends[k - 1]
+    ends[0] = 0
+    return OK
+
+
+@kernel()
+def csc_place(rows, cols, data, col_start, cursor, indices_out, data_out):
+    """Put values of the columns ``col_start .. col_start + len(cursor) - 1`` at each column's cursor; skip others."""
+    n = len(cursor)
+    for j in range(len(rows)):
+        c = cols[j] - col_start
+        if 0 <= c < n:
+            at = cursor[c]
+            cursor[c] = at + 1
+            indices_out[at] = rows[j]
+            data_out[at] = data[j]
