@@ -7,9 +7,13 @@ run in whichever thread asks. What this path does not know (other filters, odd f
 
 from __future__ import annotations
 
+import math
 import os
+import sys
 import threading
 import zlib
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import h5py
@@ -22,6 +26,11 @@ from vcelltools.io.safe import FILTER_NAMES, check_filters, get_filters, reading
 MAX_CHUNK_BYTES = 1 << 30
 _DEFLATE, _SHUFFLE, _ZSTD = 1, 2, 32015
 _RAW_FILTERS = {_DEFLATE, _SHUFFLE, _ZSTD}
+_CACHE_CHUNKS, _CACHE_BYTES = 8, 64 << 20
+
+_LITTLE = sys.byteorder == "little"
+
+Runs = Sequence[tuple[int, int]]
 
 
 class Buffer:
@@ -53,6 +62,35 @@ class Array1D(Protocol):
         """Return elements ``start:stop`` as ``dtype``; thread-safe; valid until the buffer is used again."""
         ...
 
+    def read_runs(self, runs: Runs, dtype: np.dtype, buffer: Buffer | None) -> np.ndarray:
+        """Return the elements of several ranges, one after another; as :meth:`read` otherwise."""
+        ...
+
+
+class ArrayBase:
+    """One way to fill an array with a range, two ways to ask for it."""
+
+    def fill(self, start: int, stop: int, out: np.ndarray) -> None:  # pragma: no cover  overridden
+        """Write elements ``start:stop`` into ``out``, in its dtype."""
+        raise NotImplementedError
+
+    def read(self, start: int, stop: int, dtype: np.dtype, buffer: Buffer | None) -> np.ndarray:
+        """Return elements ``start:stop`` as ``dtype``; thread-safe; valid until the buffer is used again."""
+        out = (buffer or Buffer()).take(stop - start, dtype)
+        if len(out):
+            self.fill(start, stop, out)
+        return out
+
+    def read_runs(self, runs: Runs, dtype: np.dtype, buffer: Buffer | None) -> np.ndarray:
+        """Return the elements of several ranges, one after another; as :meth:`read` otherwise."""
+        out = (buffer or Buffer()).take(sum(b - a for a, b in runs), dtype)
+        at = 0
+        for a, b in runs:
+            if b > a:
+                self.fill(a, b, out[at : at + b - a])
+            at += b - a
+        return out
+
 
 class Array2D(Protocol):
     """What a dense matrix needs of its values."""
@@ -68,7 +106,7 @@ class Array2D(Protocol):
         ...
 
 
-class MemoryArray:
+class MemoryArray(ArrayBase):
     """An array that is in memory already; reads are views."""
 
     def __init__(self, values: np.ndarray) -> None:
@@ -83,10 +121,46 @@ class MemoryArray:
         """Return a view where the dtype allows it."""
         return np.ascontiguousarray(self._values[start:stop], dtype=dtype)
 
+    def fill(self, start: int, stop: int, out: np.ndarray) -> None:
+        """Write elements ``start:stop`` into ``out``, in its dtype."""
+        out[...] = self._values[start:stop]
+
 
 def get_filter_labels(dset: h5py.Dataset) -> tuple[str, ...]:
     """Return the filters of a dataset by name."""
     return tuple(FILTER_NAMES.get(f, f"filter {f}") for f in get_filters(dset))
+
+
+class _Slot:
+    __slots__ = ("lock", "values")
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.values: np.ndarray | None = None
+
+
+class _ChunkCache:
+    """The few chunks of one array that lie across the borders of spans, unpacked once for all threads."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._slots: OrderedDict[int, _Slot] = OrderedDict()
+
+    def get(self, k: int, unpack: Callable[[int], np.ndarray]) -> np.ndarray:
+        """Return chunk ``k``; a second thread that asks while it is being unpacked waits for it."""
+        with self._lock:
+            slot = self._slots.get(k)
+            if slot is None:
+                slot = self._slots[k] = _Slot()
+            self._slots.move_to_end(k)
+        with slot.lock:
+            if slot.values is None:
+                slot.values = unpack(k)
+                with self._lock:
+                    limit = min(_CACHE_CHUNKS, max(1, _CACHE_BYTES // max(slot.values.nbytes, 1)))
+                    while len(self._slots) > limit:
+                        self._slots.popitem(last=False)
+            return slot.values
 
 
 class _RawChunks:
@@ -99,32 +173,40 @@ class _RawChunks:
         self.storage = dset.dtype
         self.filters = get_filters(dset)
         self.chunk_shape = dset.chunks
-        self.chunk_size = int(np.prod(dset.chunks))
+        self.chunk_size = math.prod(dset.chunks)
         self.chunk_bytes = self.chunk_size * self.storage.itemsize
+        self._cache = _ChunkCache()
         grid = [-(-n // c) for n, c in zip(dset.shape, dset.chunks, strict=True)]
-        n_chunks = int(np.prod(grid))
+        n_chunks = math.prod(grid)
         self.offsets = np.full(n_chunks, -1, np.int64)
         self.sizes = np.zeros(n_chunks, np.int64)
         self.masks = np.zeros(n_chunks, np.uint32)
-        strides = [int(np.prod(grid[i + 1 :])) for i in range(len(grid))]
+        strides = [math.prod(grid[i + 1 :]) for i in range(len(grid))]
         shape = dset.chunks
 
         def visit(info) -> None:
             k = sum(o // c * s for o, c, s in zip(info.chunk_offset, shape, strides, strict=True))
-            self.offsets[k] = info.byte_offset
-            self.sizes[k] = info.size
-            self.masks[k] = info.filter_mask
+            if 0 <= k < n_chunks:
+                self.offsets[k] = info.byte_offset
+                self.sizes[k] = info.size
+                self.masks[k] = info.filter_mask
 
         dset.id.chunk_iter(visit)
         end = os.fstat(fd).st_size
-        missing = int(np.count_nonzero(self.offsets < 0))
-        if missing:
+        if n_chunks and int(self.offsets.min()) < 0:
             raise DataError(
-                f"{self.path}: {missing} of {n_chunks} chunks of {self.name} were never written",
+                f"{self.path}: {int(np.count_nonzero(self.offsets < 0)):,} of {n_chunks:,} chunks of {self.name} "
+                "are not there",
                 hint="the file was not finished; write it again",
             )
         if n_chunks and int((self.offsets + self.sizes).max()) > end:
             raise DataError(f"{self.path}: {self.name} has chunks beyond the end of the file (truncated)")
+        if not self.filters and n_chunks and (self.sizes != self.chunk_bytes).any():
+            raise DataError(f"{self.path}: {self.name} has chunks of a wrong size; the file is damaged")
+
+    def get_cached(self, k: int) -> np.ndarray:
+        """Return chunk ``k`` as :meth:`unpack` does, from the cache where a neighbouring span left it."""
+        return self._cache.get(k, self.unpack)
 
     def unpack(self, k: int) -> np.ndarray:
         """Return chunk ``k`` unpacked, as (chunk_size,) in the storage dtype."""
@@ -146,12 +228,11 @@ class _RawChunks:
                     data = _unshuffle(data, self.storage.itemsize)
         except DataError as e:
             raise DataError(f"{self.path}: chunk {k} of {self.name}: {e.message}", hint=e.hint) from e
-        out = np.frombuffer(data, self.storage)
-        if len(out) != self.chunk_size:
+        if len(data) != self.chunk_bytes:
             raise DataError(
-                f"{self.path}: chunk {k} of {self.name} unpacks to {len(out)} values, not {self.chunk_size}"
+                f"{self.path}: chunk {k} of {self.name} unpacks to {len(data):,} bytes, not {self.chunk_bytes:,}"
             )
-        return out
+        return np.frombuffer(data, self.storage)
 
 
 def inflate(data: bytes | bytearray | np.ndarray, size: int) -> bytes | bytearray:
@@ -198,12 +279,25 @@ def _zstd_context():
 
 
 def _unshuffle(data: bytes | bytearray | np.ndarray, itemsize: int) -> np.ndarray:
+    """Undo HDF5's byte shuffle: first bytes of all elements, then second bytes, ... become elements."""
     raw = np.frombuffer(data, np.uint8)
+    n = len(raw) // itemsize
     if itemsize == 1:
         return raw
-    n = len(raw) // itemsize
     out = np.empty(len(raw), np.uint8)
-    out[: n * itemsize].reshape(n, itemsize)[...] = raw[: n * itemsize].reshape(itemsize, n).T
+    planes = raw[: n * itemsize].reshape(itemsize, n)
+    if itemsize == 4 and _LITTLE:  # shifting whole words is twice as fast as scattering bytes
+        low = np.left_shift(planes[1], 8, dtype=np.uint16)
+        low |= planes[0]
+        high = np.left_shift(planes[3], 8, dtype=np.uint16)
+        high |= planes[2]
+        words = out[: n * 4].view(np.uint32)
+        np.left_shift(high, 16, dtype=np.uint32, out=words)
+        words |= low
+    else:
+        bytes_of = out[: n * itemsize].reshape(n, itemsize)
+        for i in range(itemsize):
+            bytes_of[:, i] = planes[i]
     out[n * itemsize :] = raw[n * itemsize :]
     return out
 
@@ -224,7 +318,40 @@ def _can_read_raw(file: h5py.File, dset: h5py.Dataset) -> bool:
     return plain and set(get_filters(dset)) <= _RAW_FILTERS
 
 
-class Hdf5Array:
+def _open_storage(file: h5py.File, dset: h5py.Dataset, fd: int) -> tuple[_RawChunks | None, int | None]:
+    """Return (raw chunks, None), (None, offset of contiguous data), or neither where h5py has to read.
+
+    Raises
+    ------
+    DataError
+        Where part of the data is not there: HDF5 would read zeros.
+    """
+    path, name = file.filename, dset.name
+    if dset.size == 0:
+        return None, None
+    with reading(path, name):
+        if dset.chunks:
+            n_chunks = math.prod(-(-n // c) for n, c in zip(dset.shape, dset.chunks, strict=True))
+            absent = n_chunks - dset.id.get_num_chunks()
+            if absent > 0:
+                raise DataError(
+                    f"{path}: {absent:,} of {n_chunks:,} chunks of {name} are not there",
+                    hint="the file was not finished; write it again",
+                )
+            return (_RawChunks(file, dset, fd), None) if _can_read_raw(file, dset) else (None, None)
+        if dset.id.get_create_plist().get_layout() == h5py.h5d.COMPACT:
+            return None, None
+        offset = dset.id.get_offset()
+        if offset is None:
+            raise DataError(
+                f"{path}: {name} was declared but never written", hint="the file was not finished; write it again"
+            )
+        if offset + dset.size * dset.dtype.itemsize > os.fstat(fd).st_size:
+            raise DataError(f"{path}: {name} reaches beyond the end of the file (truncated)")
+        return (None, int(offset)) if _can_read_raw(file, dset) else (None, None)
+
+
+class Hdf5Array(ArrayBase):
     """A one-dimensional HDF5 dataset."""
 
     def __init__(self, file: h5py.File, dset: h5py.Dataset, fd: int) -> None:
@@ -239,22 +366,11 @@ class Hdf5Array:
         self.stored_bytes = int(dset.id.get_storage_size())
         check_filters(self.path, dset)
         _check_chunk_bytes(self.path, dset)
-        self._raw: _RawChunks | None = None
-        self._offset: int | None = None
-        if self.length and _can_read_raw(file, dset):
-            with reading(self.path, self.name):
-                if dset.chunks:
-                    self._raw = _RawChunks(file, dset, fd)
-                else:
-                    self._offset = _get_contiguous_offset(dset, fd)
+        self._raw, self._offset = _open_storage(file, dset, fd)
 
-    def read(self, start: int, stop: int, dtype: np.dtype, buffer: Buffer | None) -> np.ndarray:
-        """Return elements ``start:stop`` as ``dtype``; thread-safe; valid until the buffer is used again."""
-        n = stop - start
-        out = (buffer or Buffer()).take(n, dtype)
-        if n == 0:
-            return out
-        same = self.dtype == dtype  # native and of the wanted width: bytes can land in place
+    def fill(self, start: int, stop: int, out: np.ndarray) -> None:
+        """Write elements ``start:stop`` into ``out``, in its dtype; thread-safe."""
+        same = self.dtype == out.dtype  # native and of the wanted width: bytes can land in place
         if self._offset is not None:
             at = self._offset + start * self.dtype.itemsize
             if same:
@@ -266,7 +382,6 @@ class Hdf5Array:
         else:
             with reading(self.path, self.name):
                 out[...] = self._dset[start:stop]
-        return out
 
     def _read_chunks(self, raw: _RawChunks, start: int, stop: int, out: np.ndarray, same: bool) -> None:
         size = raw.chunk_size
@@ -275,7 +390,9 @@ class Hdf5Array:
         if raw.filters:
             for k in range(first, last + 1):
                 a, b = max(start, k * size), min(stop, (k + 1) * size)
-                out[a - start : b - start] = raw.unpack(k)[a - k * size : b - k * size]
+                whole = a == k * size and b == min((k + 1) * size, self.length)
+                values = raw.unpack(k) if whole else raw.get_cached(k)
+                out[a - start : b - start] = values[a - k * size : b - k * size]
             return
         # without filters, runs of chunks that lie side by side are one read
         k = first
@@ -303,17 +420,8 @@ def _pread_convert(fd: int, out: np.ndarray, offset: int, storage: np.dtype, pat
         out[a:b] = tmp[: b - a]
 
 
-def _get_contiguous_offset(dset: h5py.Dataset, fd: int) -> int | None:
-    offset = dset.id.get_offset()
-    if offset is None:
-        return None
-    if offset + dset.size * dset.dtype.itemsize > os.fstat(fd).st_size:
-        raise DataError(f"{dset.name} reaches beyond the end of the file (truncated)")
-    return int(offset)
-
-
 def _check_chunk_bytes(path: str, dset: h5py.Dataset) -> None:
-    if dset.chunks and int(np.prod(dset.chunks)) * dset.dtype.itemsize > MAX_CHUNK_BYTES:
+    if dset.chunks and math.prod(dset.chunks) * dset.dtype.itemsize > MAX_CHUNK_BYTES:
         raise DataError(
             f"{path}: {dset.name} is stored in chunks of {dset.chunks}, too large to unpack in bounded memory",
             hint="rewrite it with smaller chunks: h5repack -l CHUNK=1048576",
@@ -333,14 +441,7 @@ class Hdf5Dense:
         self.stored_bytes = int(dset.id.get_storage_size())
         check_filters(self.path, dset)
         _check_chunk_bytes(self.path, dset)
-        self._raw: _RawChunks | None = None
-        self._offset: int | None = None
-        if dset.size and _can_read_raw(file, dset):
-            with reading(self.path, self.name):
-                if dset.chunks:
-                    self._raw = _RawChunks(file, dset, fd)
-                else:
-                    self._offset = _get_contiguous_offset(dset, fd)
+        self._raw, self._offset = _open_storage(file, dset, fd)
 
     def read(self, r0: int, r1: int, c0: int, c1: int, dtype: np.dtype, buffer: Buffer | None) -> np.ndarray:
         """Return the block ``[r0:r1, c0:c1]`` as C-contiguous ``dtype``; thread-safe."""
@@ -364,9 +465,12 @@ class Hdf5Dense:
             per_band = -(-self.shape[1] // w)
             for bi in range(r0 // h, (r1 - 1) // h + 1):
                 for bj in range(c0 // w, (c1 - 1) // w + 1):
-                    block = self._raw.unpack(bi * per_band + bj).reshape(h, w)
                     a0, a1 = max(r0, bi * h), min(r1, (bi + 1) * h)
                     b0, b1 = max(c0, bj * w), min(c1, (bj + 1) * w)
+                    ends = min((bi + 1) * h, self.shape[0]), min((bj + 1) * w, self.shape[1])
+                    whole = (a0, b0) == (bi * h, bj * w) and (a1, b1) == ends
+                    get = self._raw.unpack if whole else self._raw.get_cached
+                    block = get(bi * per_band + bj).reshape(h, w)
                     out[a0 - r0 : a1 - r0, b0 - c0 : b1 - c0] = block[
                         a0 - bi * h : a1 - bi * h, b0 - bj * w : b1 - bj * w
                     ]

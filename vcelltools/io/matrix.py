@@ -120,9 +120,9 @@ class _Sparse:
     def plan(self, *, max_values: int = DEFAULT_MAX_VALUES, start: int = 0, stop: int | None = None) -> list[Span]:
         """Cut ``start:stop`` of the major axis into spans of at most ``max_values`` values (or one row)."""
         stop = len(self.indptr) - 1 if stop is None else stop
-        # a stored chunk shared by two spans is unpacked twice: keep spans well above the chunk's length
+        # a span below a packed chunk's length would wait for its neighbours' chunk
         if self.filters and self._data.chunk_len:
-            max_values = max(max_values, min(4 * self._data.chunk_len, 1 << 24))
+            max_values = max(max_values, min(self._data.chunk_len, 1 << 24))
         per_value = self.stored_bytes / max(self.nnz, 1)
         spans, a = [], start
         max_major = max(1, max_values)  # empty rows cost too

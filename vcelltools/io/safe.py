@@ -60,7 +60,7 @@ def reading(path: str | os.PathLike, key: str = "/") -> Iterator[None]:
         raise
     except PermissionError as e:
         raise EnvironmentFault(f"{path}: permission denied", hint="check the file's mode and owner") from e
-    except (OSError, RuntimeError, KeyError, ValueError, TypeError, UnicodeError, OverflowError, MemoryError) as e:
+    except (OSError, RuntimeError, LookupError, ValueError, TypeError, UnicodeError, OverflowError, MemoryError) as e:
         text = " ".join(str(e).split())
         raise DataError(f"{path}: cannot read {key}: {text or type(e).__name__}") from e
 

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from vcelltools.errors import DataError, EnvironmentFault, VcellError
-from vcelltools.io.arrays import Buffer
+from vcelltools.io.arrays import ArrayBase, Buffer
 from vcelltools.io.safe import check_ratio
 
 MARKERS = (".zgroup", "zarr.json", ".zmetadata")
@@ -203,7 +203,7 @@ def _count_absent_in_shards(file: ZarrFile, node: Any, folder: Path, grid: list[
     return absent
 
 
-class ZarrArray:
+class ZarrArray(ArrayBase):
     """A one-dimensional zarr array."""
 
     def __init__(self, file: ZarrFile, node: Any) -> None:
@@ -217,13 +217,10 @@ class ZarrArray:
         self.chunk_len: int | None = int((getattr(node, "shards", None) or node.chunks)[0])
         self.stored_bytes = check_chunks(file, node)
 
-    def read(self, start: int, stop: int, dtype: np.dtype, buffer: Buffer | None) -> np.ndarray:
-        """Return elements ``start:stop`` as ``dtype``; thread-safe; valid until the buffer is used again."""
-        out = (buffer or Buffer()).take(stop - start, dtype)
-        if len(out):
-            with reading_zarr(self.path, self.name):
-                out[...] = self._node[start:stop]
-        return out
+    def fill(self, start: int, stop: int, out: np.ndarray) -> None:
+        """Write elements ``start:stop`` into ``out``, in its dtype; thread-safe."""
+        with reading_zarr(self.path, self.name):
+            out[...] = self._node[start:stop]
 
 
 class ZarrDense:
