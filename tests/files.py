@@ -72,7 +72,10 @@ def write_sparse(
         s.attrs["encoding-type"], s.attrs["encoding-version"] = f"{layout}_matrix", "0.1.0"
         s.attrs["shape"] = shape
     for key, values in {"indptr": indptr, "indices": indices, "data": data}.items():
-        s.create_dataset(key, data=values, **(storage if len(values) else {}))
+        options = dict(storage) if len(values) else {}
+        if isinstance(options.get("chunks"), tuple):
+            options["chunks"] = (min(options["chunks"][0], len(values)),)
+        s.create_dataset(key, data=values, **options)
 
 
 def write_table(group: h5py.Group, name: str, index: list[str], **columns: Any) -> h5py.Group:

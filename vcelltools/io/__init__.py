@@ -4,6 +4,7 @@
 thread, and lazily read ``obs`` and ``var`` tables.
 """
 
+from vcelltools.io.columns import read_columns, select_columns
 from vcelltools.io.counts import CountEvidence, get_count_evidence, require_counts, survey_counts
 from vcelltools.io.dataset import Dataset, open_dataset
 from vcelltools.io.matrix import Buffers, CscMatrix, CsrMatrix, DenseMatrix, Matrix, Span
@@ -24,6 +25,8 @@ __all__ = [
     "Table",
     "get_count_evidence",
     "open_dataset",
+    "read_columns",
     "require_counts",
+    "select_columns",
     "survey_counts",
 ]

@@ -158,34 +158,6 @@ class CsrMatrix(_Sparse):
         return CsrChunk(start=span.start, indptr=indptr, indices=indices, data=data, n_genes=self.shape[1])
 
 
-class SelectedCsrMatrix(CsrMatrix):
-    """Some columns of a CSR matrix, in the stored order; what lies in the others is read and dropped.
-
-    ``nnz`` and ``indptr`` are those of the stored matrix.
-    """
-
-    def __init__(self, whole: CsrMatrix, columns: np.ndarray) -> None:
-        self.__dict__.update(whole.__dict__)
-        self._n_stored = whole.shape[1]
-        self.shape = (whole.shape[0], len(columns))
-        self._position = np.full(self._n_stored, -1, self._chunk_index)
-        self._position[columns] = np.arange(len(columns))
-
-    def read(self, span: Span, buffers: Buffers | None = None) -> CsrChunk:
-        """Return the rows of ``span``, the selected columns alone."""
-        indptr, indices, data = self._read(span, buffers)
-        if len(indices) and (int(indices.max()) >= self._n_stored or int(indices.min()) < 0):
-            at = int(np.flatnonzero((indices >= self._n_stored) | (indices < 0))[0])
-            raise DataError(
-                f"{self.where}/indices holds {int(indices[at])} at position {int(self.indptr[span.start]) + at:,}; "
-                f"there are {self._n_stored:,} columns"
-            )
-        position = self._position[indices]
-        keep = position >= 0
-        ends = np.concatenate([[0], np.cumsum(keep)])[indptr]
-        return CsrChunk(start=span.start, indptr=ends, indices=position[keep], data=data[keep], n_genes=self.shape[1])
-
-
 class CscMatrix(_Sparse):
     """A CSC matrix: spans are columns."""
 
@@ -195,16 +167,6 @@ class CscMatrix(_Sparse):
         """Return the columns of ``span``."""
         indptr, indices, data = self._read(span, buffers)
         return CscChunk(start=span.start, indptr=indptr, indices=indices, data=data, n_cells=self.shape[0])
-
-    def plan_columns(self, columns: np.ndarray, *, max_values: int = DEFAULT_MAX_VALUES) -> list[Span]:
-        """Plan the reading of just these columns (sorted positions): runs of neighbours become one span."""
-        columns = np.asarray(columns)
-        cuts = np.flatnonzero(np.diff(columns) != 1) + 1
-        spans: list[Span] = []
-        for run in np.split(columns, cuts):
-            if len(run):
-                spans += self.plan(max_values=max_values, start=int(run[0]), stop=int(run[-1]) + 1)
-        return spans
 
 
 class DenseMatrix:
@@ -246,7 +208,8 @@ class DenseMatrix:
         """Cut the spans' axis into whole storage chunks of about ``max_values`` values."""
         n, other = self.shape[self.axis], self.shape[1 - self.axis]
         stop = n if stop is None else stop
-        unit = self._values.chunks[self.axis] if self._values.chunks else 1
+        chunks = self._values.chunks
+        unit = chunks[self.axis] if chunks else 1
         step = max(1, max_values // max(other * unit, 1)) * unit
         item = self.stored_bytes / max(self.shape[0] * self.shape[1], 1)
         spans, a = [], start

@@ -17,8 +17,9 @@ import numpy as np
 from vcelltools.errors import DataError
 from vcelltools.io.annfile import open_array
 from vcelltools.io.arrays import MemoryArray
+from vcelltools.io.columns import select_columns
 from vcelltools.io.h5table import EmptyTable, to_text
-from vcelltools.io.matrix import CsrMatrix, SelectedCsrMatrix
+from vcelltools.io.matrix import CsrMatrix, Matrix
 from vcelltools.io.opened import Dataset, check_shape
 from vcelltools.io.safe import File, get_node, is_group, need_dataset, read_small
 
@@ -156,7 +157,7 @@ def _read_features(file: File, root: str, n: int | None) -> tuple[np.ndarray, di
 def _finish(
     path: Path,
     kind: str,
-    matrix: CsrMatrix,
+    matrix: Matrix,
     barcodes: np.ndarray,
     obs: dict[str, np.ndarray],
     names: np.ndarray,
@@ -171,7 +172,7 @@ def _finish(
         notes.append(note)
     if keep is not None:
         chosen = np.flatnonzero(keep)
-        matrix = SelectedCsrMatrix(matrix, chosen)
+        matrix = select_columns(matrix, chosen)
         names = names[chosen]
         columns = {k: v[chosen] for k, v in columns.items()}
     return Dataset(
