@@ -1,0 +1,172 @@
+"""Devices: the mesh, the processes, and where the store's rows live.
+
+One axis, ``data``: every device holds the parameters and works on its share of the sets. The rows of the store are
+
+- ``replicated``: whole in every device's memory; a step receives row numbers alone (some kilobytes);
+- ``sharded``: spread over the devices; a step gathers the wanted rows by one reduce-scatter;
+- ``host``: in host memory; a step receives the cells themselves, read ahead by a thread.
+
+All three give the same batches, hence the same results.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from vcelltools.errors import EnvironmentFault, UsageError
+
+AXIS = "data"
+ROW_MULTIPLE = 128  # columns; otherwise XLA:TPU copies the whole store in every step
+FEEDS = ("replicated", "sharded", "host")
+
+
+def make_mesh(devices: Any = None) -> Mesh:
+    """Return the one-axis mesh over all devices of all processes, or over the given ones."""
+    return Mesh(np.array(jax.devices() if devices is None else devices).reshape(-1), (AXIS,))
+
+
+def start_processes(spec: str) -> None:
+    """Join a run of several processes: ``auto`` on a TPU pod or a cluster, else ``ADDRESS:PORT,COUNT,ID``.
+
+    Raises
+    ------
+    UsageError
+        When ``spec`` has neither form.
+    EnvironmentFault
+        When the processes do not find each other.
+    """
+    if spec == "auto":
+        arguments: dict[str, Any] = {}
+    else:
+        parts = spec.split(",")
+        if len(parts) != 3 or not parts[1].isdigit() or not parts[2].isdigit():
+            raise UsageError(f"--distributed {spec}: not understood", hint="auto, or ADDRESS:PORT,COUNT,ID")
+        arguments = {"coordinator_address": parts[0], "num_processes": int(parts[1]), "process_id": int(parts[2])}
+        jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    try:
+        jax.distributed.initialize(**arguments)
+    except (RuntimeError, ValueError) as e:
+        line = str(e).splitlines()[0]
+        raise EnvironmentFault(f"the processes did not find each other: {line}", hint="check --distributed") from e
+
+
+def sharding(mesh: Mesh, split: bool) -> NamedSharding:
+    """Return the sharding of an array split along its first axis, or whole on every device."""
+    return NamedSharding(mesh, P(AXIS) if split else P())
+
+
+def replicate(mesh: Mesh, tree: Any) -> Any:
+    """Put host arrays, equal in every process, whole on every device."""
+    target = sharding(mesh, split=False)
+
+    def put(a: Any) -> jax.Array:
+        a = np.asarray(a)
+        return jax.make_array_from_callback(a.shape, target, lambda index: a[index])
+
+    return jax.tree.map(put, tree)
+
+
+def local_share(mesh: Mesh, n_sets: int) -> slice:
+    """Return which of ``n_sets`` global sets this process feeds.
+
+    Raises
+    ------
+    UsageError
+        When the sets do not divide evenly over the devices.
+    """
+    n_devices = mesh.devices.size
+    if n_sets % n_devices:
+        raise UsageError(
+            f"{n_sets} sets a step do not divide over {n_devices} devices",
+            hint=f"choose a multiple of {n_devices}",
+        )
+    mine = [i for i, d in enumerate(mesh.devices.ravel()) if d.process_index == jax.process_index()]
+    each = n_sets // n_devices
+    if mine != list(range(mine[0], mine[-1] + 1)):
+        raise EnvironmentFault("the devices of one process are not neighbours in the mesh")
+    return slice(mine[0] * each, (mine[-1] + 1) * each)
+
+
+def feed(mesh: Mesh, batch: dict[str, np.ndarray], n_sets: int) -> dict[str, jax.Array]:
+    """Make this process's share of a batch (arrays with the sets first) part of the global batch."""
+    target = sharding(mesh, split=True)
+    return {k: jax.make_array_from_process_local_data(target, v, (n_sets, *v.shape[1:])) for k, v in batch.items()}
+
+
+def device_memory() -> int | None:
+    """Return the bytes that one accelerator's memory holds; None on a CPU, which tells no limit."""
+    stats = jax.local_devices()[0].memory_stats() if jax.default_backend() != "cpu" else None
+    return int(stats["bytes_limit"]) if stats and "bytes_limit" in stats else None
+
+
+def choose_feed(n_rows: int, columns: int, n_devices: int, memory: int | None, share: float = 0.5) -> str:
+    """Return the feed for a float16 store: in device memory where it takes at most ``share`` of it, else by shards.
+
+    On a CPU (``memory`` None) the cells stay where they are, mapped from the disk: ``host``.
+    """
+    if memory is None:
+        return "host"
+    n_bytes = 2 * n_rows * columns
+    if n_bytes <= share * memory:
+        return "replicated"
+    return "sharded" if n_bytes / n_devices <= share * memory else "host"
+
+
+def place_rows(mesh: Mesh, rows: np.ndarray | list[np.ndarray], how: str) -> jax.Array | None:
+    """Put the store's rows (n, columns) float16 on the devices, ``replicated`` or ``sharded``; None for ``host``.
+
+    ``rows`` may be a list of blocks (memory maps) that follow each other. Nothing larger than one device's share
+    is copied on the host.
+    """
+    if how == "host":
+        return None
+    blocks = rows if isinstance(rows, list) else [rows]
+    starts = np.cumsum([0, *[len(b) for b in blocks]])
+    n, columns = int(starts[-1]), blocks[0].shape[1]
+    n_devices = mesh.devices.size
+    padded = -(-n // n_devices) * n_devices if how == "sharded" else n
+
+    def read(index: tuple[slice, ...]) -> np.ndarray:
+        begin, end, _ = index[0].indices(padded)
+        out = np.zeros((end - begin, columns), np.float16)
+        for block, start in zip(blocks, starts[:-1], strict=True):
+            a, b = max(begin, start), min(end, start + len(block))
+            if a < b:
+                out[a - begin : b - begin] = block[a - start : b - start]
+        return out
+
+    return jax.make_array_from_callback((padded, columns), sharding(mesh, how == "sharded"), read)
+
+
+def row_reader(how: str, genes: int) -> Callable[[jax.Array | None, jax.Array], jax.Array]:
+    """Return ``read(rows, wanted) -> cells``, to be called inside ``shard_map``.
+
+    ``wanted`` is what the batch holds: row numbers (b, s) int32, or with ``host`` the cells (b, s, columns) themselves.
+    """
+    if how == "host":
+        return lambda rows, wanted: wanted[..., :genes]
+    if how == "replicated":
+        return lambda rows, wanted: rows.at[wanted].get(mode="promise_in_bounds")[..., :genes]
+    if how == "sharded":
+        return lambda rows, wanted: _gather_shards(rows, wanted)[..., :genes]
+    raise UsageError(f"feed {how}: unknown", hint=", ".join(FEEDS))
+
+
+def _gather_shards(rows: jax.Array, wanted: jax.Array) -> jax.Array:
+    """Collect rows that live on other devices: everyone offers what it has, one reduce-scatter delivers.
+
+    Each row has one owner and all others offer zeros, so the sum is exact in float16.
+    """
+    everyone = jax.lax.all_gather(wanted, AXIS, tiled=True)
+    local = everyone - jax.lax.axis_index(AXIS) * rows.shape[0]
+    mine = (local >= 0) & (local < rows.shape[0])
+    found = rows.at[jnp.where(mine, local, 0)].get(mode="promise_in_bounds")
+    offered = jnp.where(jnp.broadcast_to(mine[..., None], found.shape), found, jnp.zeros((), rows.dtype))
+    return jax.lax.psum_scatter(offered, AXIS, scatter_dimension=0, tiled=True)

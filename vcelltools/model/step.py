@@ -1,0 +1,246 @@
+"""One training step: the loss of a share of the sets, float32 gradients averaged over the devices, one update.
+
+``shard_map`` with an explicit ``pmean``: left to itself, XLA reduces gradients that were computed in bfloat16 in
+bfloat16. The state is donated, shapes never change, and everything but the row numbers stays on the devices.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
+
+from vcelltools.model.losses import LossWeights, set_loss
+from vcelltools.model.mesh import AXIS, row_reader
+from vcelltools.model.network import ModelConfig, Params, forward, init_params
+
+METRICS = ("loss", "energy", "excess", "floor", "mse", "effect_l1", "grad_norm", "update_norm", "param_norm")
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepConfig:
+    """How a step optimises."""
+
+    steps: int = 10_000
+    """Length of the learning-rate schedule."""
+    learning_rate: float = 1e-3
+    """Peak learning rate."""
+    warmup: int = 100
+    """Steps of linear warm-up."""
+    schedule: str = "cosine"
+    """``cosine`` (to a tenth), ``linear`` (to zero) or ``constant``."""
+    weight_decay: float = 1e-2
+    """Decoupled weight decay (AdamW), on matrices alone."""
+    clip: float = 1.0
+    """Largest norm of the gradient; 0 never clips."""
+    ema: float = 0.99
+    """Decay of the moving average of the parameters, used for evaluation and prediction; 0 switches it off."""
+    accumulate: int = 1
+    """Microbatches a step: the gradient is their mean."""
+    energy: float = 1.0
+    """Weight of the energy distance."""
+    mse: float = 0.0
+    """Weight of the squared difference of the sets' means."""
+    sinkhorn: float = 0.0
+    """Weight of the Sinkhorn divergence."""
+    unbiased: bool = False
+    """The U-statistic of the energy distance in place of the V-statistic."""
+    bfloat16: bool = False
+    """Matrix products in bfloat16 (parameters, sums and losses stay float32)."""
+    scan: bool = False
+    """Scan over the layers rather than unroll them."""
+
+    def __post_init__(self) -> None:
+        if self.schedule not in ("cosine", "linear", "constant"):
+            raise ValueError(f"schedule {self.schedule!r}: cosine, linear or constant")
+        if not 0 <= self.ema < 1:
+            raise ValueError(f"ema {self.ema}: from 0 to below 1")
+        if self.energy == self.mse == self.sinkhorn == 0:
+            raise ValueError("every loss has weight 0")
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the fields as plain values."""
+        return asdict(self)
+
+
+class TrainState(NamedTuple):
+    """What a checkpoint holds."""
+
+    step: jax.Array
+    params: Params
+    ema: Params
+    opt: Any
+
+
+def make_schedule(config: StepConfig) -> optax.Schedule:
+    """Return the learning rate as a function of the step."""
+    peak, warmup = config.learning_rate, min(config.warmup, max(config.steps - 1, 0))
+    rest = max(config.steps - warmup, 1)
+    after = {
+        "cosine": optax.cosine_decay_schedule(peak, rest, alpha=0.1),
+        "linear": optax.linear_schedule(peak, 0.0, rest),
+        "constant": optax.constant_schedule(peak),
+    }[config.schedule]
+    if not warmup:
+        return after
+    return optax.join_schedules([optax.linear_schedule(peak / warmup, peak, warmup), after], [warmup])
+
+
+def make_optimizer(config: StepConfig) -> optax.GradientTransformation:
+    """Return AdamW with the schedule, clipping by the global norm first."""
+    adam = optax.adamw(
+        make_schedule(config),
+        b2=0.99,
+        weight_decay=config.weight_decay,
+        mask=lambda params: jax.tree.map(lambda w: w.ndim >= 2, params),
+    )
+    return optax.chain(optax.clip_by_global_norm(config.clip), adam) if config.clip else adam
+
+
+def init_state(model: ModelConfig, config: StepConfig, seed: int) -> TrainState:
+    """Return the state before the first step; a pure function of the configurations and the seed."""
+    params = init_params(model, jax.random.key(seed))
+    ema = jax.tree.map(jnp.copy, params) if config.ema else {}
+    return TrainState(jnp.zeros((), jnp.int32), params, ema, make_optimizer(config).init(params))
+
+
+def eval_params(state: TrainState) -> Params:
+    """Return the parameters to evaluate and predict with: the moving average where there is one."""
+    return state.ema or state.params
+
+
+def make_data(
+    prior_kg: np.ndarray, mask_dg: np.ndarray | None = None, features_pf: np.ndarray | None = None
+) -> dict[str, np.ndarray]:
+    """Return the tables that every step reads: priors by run, gene masks by data set, features by perturbation."""
+    data = {"prior": np.asarray(prior_kg, np.float32)}
+    if mask_dg is not None:
+        data["mask"] = np.asarray(mask_dg, np.float32)
+    if features_pf is not None:
+        data["features"] = np.asarray(features_pf, np.float32)
+    return data
+
+
+def _run_forward(
+    model: ModelConfig, config: StepConfig, params: Params, data: dict, batch: dict, control_bsg: jax.Array
+) -> jax.Array:
+    features = data["features"][batch["pert"]] if "features" in data else None
+    return forward(
+        params,
+        model,
+        control_bsg,
+        data["prior"][batch["prior"]],
+        batch["pert"],
+        batch["context"],
+        features,
+        dtype=jnp.bfloat16 if config.bfloat16 else jnp.float32,
+        scan=config.scan,
+    )
+
+
+def make_loss(model: ModelConfig, config: StepConfig, feed: str) -> Callable:
+    """Return ``loss(params, data, batch) -> (mean loss, metrics)`` over the sets of one device."""
+    read = row_reader(feed, model.genes)
+    weights = LossWeights(config.energy, config.mse, config.sinkhorn)
+    dtype = jnp.bfloat16 if config.bfloat16 else jnp.float32
+
+    def loss(params: Params, data: dict, batch: dict) -> tuple[jax.Array, dict[str, jax.Array]]:
+        control = read(data.get("rows"), batch["control"]).astype(jnp.float32)
+        target = read(data.get("rows"), batch["target"]).astype(jnp.float32)
+        out = _run_forward(model, config, params, data, batch, control)
+        if "mask" in data:  # genes that the set's data set did not measure
+            mask = jnp.broadcast_to(data["mask"][batch["dataset"]][:, None, :], out.shape)
+            out, target = out * mask, target * mask
+        per_set, energy = set_loss(out, target, weights, unbiased=config.unbiased, dtype=dtype)
+        shift = jnp.mean(out, axis=1) - jnp.mean(target, axis=1)
+        metrics = {
+            "loss": per_set,
+            "energy": energy.biased,
+            "excess": energy.biased - energy.floor,
+            "floor": energy.floor,
+            "mse": jnp.mean(jnp.square(shift), axis=-1),
+            "effect_l1": jnp.mean(jnp.abs(jnp.mean(out - control, axis=1)), axis=-1),
+        }
+        return jnp.mean(per_set), {k: jnp.mean(v) for k, v in metrics.items()}
+
+    return loss
+
+
+def _accumulated(loss: Callable, parts: int) -> Callable:
+    """Return ``grad(params, data, batch) -> (grads, metrics)``, the mean over ``parts`` microbatches."""
+    one = jax.grad(loss, has_aux=True)
+    if parts == 1:
+        return one
+
+    def many(params: Params, data: dict, batch: dict):
+        split = jax.tree.map(lambda a: a.reshape(parts, a.shape[0] // parts, *a.shape[1:]), batch)
+
+        def add(total, part):
+            return jax.tree.map(jnp.add, total, one(params, data, part)), None
+
+        zeros = jax.tree.map(jnp.zeros_like, jax.eval_shape(one, params, data, jax.tree.map(lambda a: a[0], split)))
+        total, _ = jax.lax.scan(add, zeros, split)
+        return jax.tree.map(lambda a: a / parts, total)
+
+    return many
+
+
+def make_step(model: ModelConfig, config: StepConfig, mesh: Mesh, feed: str) -> Callable:
+    """Return the compiled ``step(state, data, batch) -> (state, metrics)``; ``state`` is donated.
+
+    ``data`` holds the tables of :func:`make_data` and, unless fed from the host, ``rows``; ``batch`` holds, with the
+    global sets first, ``control`` and ``target`` (row numbers, or cells), ``pert``, ``context``, ``prior`` and
+    ``dataset`` (int32). ``metrics`` are float32 means over all sets: the names in :data:`METRICS`.
+    """
+    optimizer = make_optimizer(config)
+    gradient = _accumulated(make_loss(model, config, feed), config.accumulate)
+
+    def local_step(state: TrainState, data: dict, batch: dict) -> tuple[TrainState, dict[str, jax.Array]]:
+        grads, metrics = gradient(state.params, data, batch)
+        grads, metrics = jax.lax.pmean((grads, metrics), AXIS)
+        updates, opt = optimizer.update(grads, state.opt, state.params)
+        params = optax.apply_updates(state.params, updates)
+        ema = state.ema
+        if config.ema:  # a short run-in: the first averages must not remember the initial values
+            decay = jnp.minimum(config.ema, (1.0 + state.step) / (10.0 + state.step)).astype(jnp.float32)
+            ema = jax.tree.map(lambda e, p: e + (1.0 - decay) * (p - e), ema, params)
+        metrics["grad_norm"] = optax.tree.norm(grads)
+        metrics["update_norm"] = optax.tree.norm(updates)
+        metrics["param_norm"] = optax.tree.norm(params)
+        return TrainState(state.step + 1, params, ema, opt), metrics
+
+    def step(state: TrainState, data: dict, batch: dict) -> tuple[TrainState, dict[str, jax.Array]]:
+        in_specs = (P(), {k: P(AXIS) if k == "rows" and feed == "sharded" else P() for k in data}, P(AXIS))
+        mapped = jax.shard_map(local_step, mesh=mesh, in_specs=in_specs, out_specs=P(), check_vma=False)
+        return mapped(state, data, batch)
+
+    return jax.jit(step, donate_argnums=0)
+
+
+def make_predict(model: ModelConfig, config: StepConfig) -> Callable:
+    """Return the compiled ``predict(params, data, batch) -> cells (b, s, g)``, fed with the control cells."""
+
+    @jax.jit
+    def predict(params: Params, data: dict, batch: dict) -> jax.Array:
+        control = batch["control"][..., : model.genes].astype(jnp.float32)
+        return _run_forward(model, config, params, data, batch, control)
+
+    return predict
+
+
+def make_effect(model: ModelConfig, config: StepConfig) -> Callable:
+    """Return the compiled ``effect(params, data, batch) -> mean change (b, g)``, fed with the control cells."""
+
+    @jax.jit
+    def effect(params: Params, data: dict, batch: dict) -> jax.Array:
+        control = batch["control"][..., : model.genes].astype(jnp.float32)
+        return jnp.mean(_run_forward(model, config, params, data, batch, control) - control, axis=1)
+
+    return effect

@@ -1,0 +1,252 @@
+"""What the real TPU compiler says of the training step, without a TPU.
+
+libtpu compiles for a described topology on any machine. Memory, FLOPs, bytes, donation and collectives below are
+read from the program it made. The roofline is arithmetic on the chip's published peaks.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from dataclasses import dataclass, replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from vcelltools.errors import EnvironmentFault, UsageError
+from vcelltools.model.mesh import make_mesh, sharding
+from vcelltools.model.network import ModelConfig, count_params
+from vcelltools.model.step import StepConfig, init_state, make_step
+
+
+@dataclass(frozen=True)
+class Chip:
+    """Published peaks of one TPU chip (cloud.google.com/tpu/docs/system-architecture-tpu-vm)."""
+
+    hbm_bytes: int
+    hbm_bytes_per_s: float
+    flops_per_s: float
+    """bfloat16."""
+    link_bytes_per_s: float
+    """Interchip links, all together."""
+
+
+CHIPS = {
+    "v4": Chip(32 << 30, 1228e9, 275e12, 300e9),
+    "v5e": Chip(16 << 30, 819e9, 197e12, 200e9),
+    "v5p": Chip(95 << 30, 2765e9, 459e12, 600e9),
+    "v6e": Chip(32 << 30, 1640e9, 918e12, 448e9),
+}
+_SHAPES = {
+    "v4": {8: "2x2x1", 16: "2x2x2"},
+    "v5e": {4: "2x2", 8: "2x4", 16: "4x4", 64: "8x8", 256: "16x16"},
+    "v5p": {8: "2x2x1"},
+    "v6e": {4: "2x2", 8: "2x4", 16: "4x4"},
+}
+_CORES_PER_CHIP = {"v4": 2, "v5e": 1, "v5p": 2, "v6e": 1}  # slice names count TensorCores on v4 and v5p
+_ALIASES = {"v5litepod": "v5e", "v5lite": "v5e"}
+
+
+def parse_topology(text: str) -> tuple[str, str]:
+    """Return (generation, shape) of ``v5e-16``, ``v5litepod-16`` or ``v5e:4x4``: ``("v5e", "4x4")``.
+
+    Raises
+    ------
+    UsageError
+        When the name is none of the known ones.
+    """
+    match = re.fullmatch(r"(v\d+[a-z]*)[-:](\d+(?:x\d+)*)", text.strip().lower())
+    known = ", ".join(f"{g}-{n}" for g, shapes in _SHAPES.items() for n in shapes)
+    if match:
+        generation = _ALIASES.get(match[1], match[1])
+        shapes = _SHAPES.get(generation, {})
+        if match[2].isdigit() and int(match[2]) in shapes:
+            return generation, shapes[int(match[2])]
+        if match[2] in shapes.values():
+            return generation, match[2]
+    raise UsageError(f"topology {text}: unknown", hint=f"one of {known}, or as v5e:4x4")
+
+
+def get_devices(generation: str, shape: str) -> list[Any]:
+    """Return the described TPU devices.
+
+    Raises
+    ------
+    EnvironmentFault
+        When libtpu is not installed or cannot describe the topology.
+    """
+    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # there is no metadata server to ask
+    os.environ.setdefault("TPU_STDERR_LOG_LEVEL", "3")
+    os.environ.setdefault("TPU_MIN_LOG_LEVEL", "3")
+    try:
+        import libtpu  # noqa: F401
+    except ImportError:
+        raise EnvironmentFault(
+            "the TPU compiler (libtpu) is not installed", hint="pip install 'vcelltools[tpu]'"
+        ) from None
+    from jax.experimental import topologies
+
+    try:
+        return topologies.get_topology_desc(f"{generation}:{shape}", "tpu").devices
+    except Exception as e:  # the plug-in raises its own runtime errors
+        line = str(e).splitlines()[0][:300]
+        raise EnvironmentFault(f"the TPU compiler does not describe {generation}:{shape}: {line}") from e
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The compiled step, in figures per chip."""
+
+    topology: str
+    chips: int
+    processes: int
+    parameters: int
+    hbm_bytes_per_chip: int
+    hbm_limit_bytes: int
+    fits: bool
+    flops_per_chip: float
+    bytes_per_chip: float
+    collectives: dict[str, int]
+    gradient_reduce_dtype: str
+    roofline_seconds: float
+    compile_seconds: float
+    feed: str
+    store_bytes_per_chip: int
+    temporary_bytes_per_chip: int
+    donated_bytes_per_chip: int
+    state_bytes_per_chip: int
+    link_bytes_per_chip: int
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the figures as plain values."""
+        return dict(self.__dict__)
+
+
+def plan_step(
+    model: ModelConfig,
+    config: StepConfig,
+    *,
+    topology: str,
+    n_sets: int,
+    set_size: int,
+    n_rows: int,
+    columns: int,
+    n_runs: int,
+    feed: str,
+) -> Plan:
+    """Compile one training step for a TPU topology and return what the compiler says.
+
+    Parameters
+    ----------
+    n_sets
+        Sets in a global batch.
+    n_rows, columns
+        Shape of the store's float16 rows.
+    n_runs
+        Rows of the prior table.
+    feed
+        Where the rows live: see :mod:`vcelltools.model.mesh`.
+    """
+    generation, shape = parse_topology(topology)
+    devices = get_devices(generation, shape)
+    chip = CHIPS[generation]
+    mesh = make_mesh(devices)
+    n_devices = mesh.devices.size
+    if n_sets % n_devices:
+        raise UsageError(f"{n_sets} sets a step do not divide over {n_devices} chips", hint="choose a multiple")
+    whole, split = sharding(mesh, split=False), sharding(mesh, split=True)
+
+    def struct(shape, dtype, where=whole):
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=where)
+
+    state = jax.tree.map(lambda a: struct(a.shape, a.dtype), jax.eval_shape(lambda: init_state(model, config, 0)))
+    data = {"prior": struct((n_runs, model.genes), jnp.float32)}
+    if model.features:
+        data["features"] = struct((model.perturbations, model.features), jnp.float32)
+    if feed != "host":
+        held = -(-n_rows // n_devices) * n_devices if feed == "sharded" else n_rows
+        data["rows"] = struct((held, columns), jnp.float16, split if feed == "sharded" else whole)
+    ids = {k: struct((n_sets,), jnp.int32, split) for k in ("pert", "context", "prior", "dataset")}
+    if feed == "host":
+        cells = struct((n_sets, set_size, columns), jnp.float16, split)
+    else:
+        cells = struct((n_sets, set_size), jnp.int32, split)
+    batch = {**ids, "control": cells, "target": cells}
+
+    began = time.perf_counter()
+    compiled = make_step(model, config, mesh, feed).lower(state, data, batch).compile()
+    seconds = time.perf_counter() - began
+    memory, text = compiled.memory_analysis(), compiled.as_text()
+    # the compiler counts the body of a scan once: take the work from the unrolled program
+    unrolled = make_step(model, replace(config, scan=False), mesh, feed) if config.scan else None
+    cost = (unrolled.lower(state, data, batch).compile() if unrolled else compiled).cost_analysis()
+    state_bytes = sum(int(np.prod(a.shape)) * a.dtype.itemsize for a in jax.tree.leaves(state))
+    store_bytes = 0 if feed == "host" else 2 * held * columns // (n_devices if feed == "sharded" else 1)
+    hbm = int(
+        memory.argument_size_in_bytes
+        + memory.output_size_in_bytes
+        - memory.alias_size_in_bytes
+        + memory.temp_size_in_bytes
+        + memory.generated_code_size_in_bytes
+    )
+    flops, moved = float(cost.get("flops", 0.0)), float(cost.get("bytes accessed", 0.0))
+    linked = 2 * 4 * count_params(state.params) if n_devices > 1 else 0  # a ring sends every byte about twice
+    roofline = max(flops / chip.flops_per_s, moved / chip.hbm_bytes_per_s, linked / chip.link_bytes_per_s)
+    return Plan(
+        topology=f"{generation}:{shape}",
+        chips=n_devices,
+        processes=len({d.process_index for d in devices}),
+        parameters=count_params(state.params),
+        hbm_bytes_per_chip=hbm,
+        hbm_limit_bytes=chip.hbm_bytes,
+        fits=hbm <= chip.hbm_bytes,
+        flops_per_chip=flops,
+        bytes_per_chip=moved,
+        collectives=count_collectives(text),
+        gradient_reduce_dtype=get_reduce_dtype(text, count_params(state.params)),
+        roofline_seconds=roofline,
+        compile_seconds=seconds,
+        feed=feed,
+        store_bytes_per_chip=int(store_bytes),
+        temporary_bytes_per_chip=int(memory.temp_size_in_bytes),
+        donated_bytes_per_chip=int(memory.alias_size_in_bytes),
+        state_bytes_per_chip=state_bytes,
+        link_bytes_per_chip=linked,
+    )
+
+
+_COLLECTIVE = re.compile(
+    r"= (?P<type>[^\n]*?) (?P<op>all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute)(?:-start)?\("
+)
+
+
+def count_collectives(hlo: str) -> dict[str, int]:
+    """Return how often each collective stands in a compiled program."""
+    counts: dict[str, int] = {}
+    for match in _COLLECTIVE.finditer(hlo):
+        counts[match["op"]] = counts.get(match["op"], 0) + 1
+    return counts
+
+
+def get_reduce_dtype(hlo: str, n_params: int) -> str:
+    """Return the dtype in which the gradients are all-reduced: ``f32``, or a list where there are several.
+
+    Raises
+    ------
+    RuntimeError
+        When the all-reduces together do not even hold the parameters: the program averages no gradients.
+    """
+    elements: dict[str, int] = {}
+    for match in _COLLECTIVE.finditer(hlo):
+        if match["op"] in ("all-reduce", "reduce-scatter"):
+            for dtype, dims in re.findall(r"\b([a-z]+\d+)\[([\d,]*)\]", match["type"]):
+                n = int(np.prod([int(d) for d in dims.split(",") if d] or [1]))
+                elements[dtype] = elements.get(dtype, 0) + n
+    if not elements:
+        return "none"
+    if sum(elements.values()) < 0.95 * n_params:  # equal gradients (two biases on one sum) are reduced once
+        raise RuntimeError("the compiled step reduces fewer values than the model has parameters")
+    return ",".join(sorted(elements))
