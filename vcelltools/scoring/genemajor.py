@@ -1,0 +1,442 @@
+"""Counts held by gene, and the tables that a labeling of the cells gives: what the 2026 metrics are made of."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+
+from vcelltools.chunks import CscChunk, CsrChunk, DenseChunk
+from vcelltools.errors import DataError, NotCountsError
+from vcelltools.io import Buffers, Dataset
+from vcelltools.progress import SILENT, Progress
+from vcelltools.stream import get_threads
+
+_BLOCK_VALUES = 1 << 21
+_TABLE_BYTES = 1 << 30
+
+
+@dataclass(frozen=True, kw_only=True)
+class GeneMajor:
+    """Counts by gene, in cell order.
+
+    Attributes
+    ----------
+    indptr, cells, values
+        (g + 1,) int64, (nnz,) int32, (nnz,) float32.
+    library
+        (n,) float64 library sizes.
+    dense
+        Whether the file's matrix is dense (its means are then summed before they are divided, as numpy does).
+    """
+
+    indptr: np.ndarray
+    cells: np.ndarray
+    values: np.ndarray
+    library: np.ndarray
+    dense: bool = False
+
+    @property
+    def n_cells(self) -> int:
+        """Number of cells."""
+        return len(self.library)
+
+    @property
+    def n_genes(self) -> int:
+        """Number of genes."""
+        return len(self.indptr) - 1
+
+    def take(self, rows: np.ndarray) -> GeneMajor:
+        """Return the cells ``rows`` (ascending positions)."""
+        from vcelltools.kernels.labelings import csc_take
+
+        new = np.full(self.n_cells, -1, np.int32)
+        new[rows] = np.arange(len(rows), dtype=np.int32)
+        n = int(np.count_nonzero(new[self.cells] >= 0)) if len(self.cells) < 1 << 26 else _count(new, self.cells)
+        indptr = np.zeros(self.n_genes + 1, np.int64)
+        cells, values = np.empty(n, np.int32), np.empty(n, np.float32)
+        csc_take(self.indptr, self.cells, self.values, new, indptr, cells, values)
+        return GeneMajor(indptr=indptr, cells=cells, values=values, library=self.library[rows], dense=self.dense)
+
+    def append(self, other: GeneMajor) -> GeneMajor:
+        """Return these cells followed by the cells of ``other``."""
+        n_g = np.diff(self.indptr)
+        indptr = self.indptr + other.indptr
+        cells = np.empty(indptr[-1], np.int32)
+        values = np.empty(indptr[-1], np.float32)
+        mine = np.repeat(other.indptr[:-1], n_g) + np.arange(len(self.cells))
+        cells[mine], values[mine] = self.cells, self.values
+        del mine
+        theirs = np.repeat(self.indptr[1:], np.diff(other.indptr)) + np.arange(len(other.cells))
+        cells[theirs] = other.cells + np.int32(self.n_cells)
+        values[theirs] = other.values
+        return GeneMajor(
+            indptr=indptr,
+            cells=cells,
+            values=values,
+            library=np.concatenate([self.library, other.library]),
+            dense=self.dense,
+        )
+
+    def draw(self, draws: np.ndarray, scale_g: np.ndarray) -> GeneMajor:
+        """Return ``draws`` (positions, with repeats) as new cells, each gene times ``scale_g``, as float32."""
+        from vcelltools.kernels.labelings import csc_draw
+
+        order = np.argsort(draws, kind="stable").astype(np.int32)
+        times = np.bincount(draws, minlength=self.n_cells)
+        ptr = np.concatenate([[0], np.cumsum(times)]).astype(np.int64)
+        room = int(times[self.cells].sum())
+        indptr = np.zeros(self.n_genes + 1, np.int64)
+        cells, values = np.empty(room, np.int32), np.empty(room, np.float32)
+        library = np.zeros(len(draws))
+        n = csc_draw(self.indptr, self.cells, self.values, ptr, order, scale_g, library, indptr, cells, values)
+        return GeneMajor(indptr=indptr, cells=cells[:n], values=values[:n], library=library, dense=self.dense)
+
+
+def _count(new: np.ndarray, cells: np.ndarray) -> int:
+    return sum(int(np.count_nonzero(new[cells[a : a + (1 << 24)]] >= 0)) for a in range(0, len(cells), 1 << 24))
+
+
+@dataclass
+class _Rows:
+    """A chunk of any layout as CSR rows: cells from ``row_start``, genes from ``col_start``."""
+
+    row_start: int
+    col_start: int
+    indptr: np.ndarray
+    indices: np.ndarray
+    data: np.ndarray
+
+
+def _as_rows(chunk: CsrChunk | CscChunk | DenseChunk) -> _Rows:
+    if isinstance(chunk, CsrChunk):
+        return _Rows(chunk.start, 0, chunk.indptr, chunk.indices, chunk.data)
+    if isinstance(chunk, DenseChunk):
+        rows, cols = np.nonzero(chunk.block)
+        indptr = np.searchsorted(rows, np.arange(chunk.block.shape[0] + 1)).astype(np.int64)
+        return _Rows(chunk.row_start, chunk.col_start, indptr, cols.astype(np.int32), chunk.block[rows, cols])
+    bad = np.flatnonzero((chunk.indices < 0) | (chunk.indices >= chunk.n_cells))
+    if len(bad):
+        raise DataError(f"a cell index is {int(chunk.indices[bad[0]])}; there are {chunk.n_cells:,} cells")
+    cols = np.repeat(np.arange(chunk.n_cols, dtype=np.int32), np.diff(chunk.indptr))
+    order = np.argsort(chunk.indices, kind="stable")
+    counts = np.bincount(chunk.indices, minlength=chunk.n_cells)
+    indptr = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+    return _Rows(0, chunk.start, indptr, cols[order], chunk.data[order])
+
+
+def _read_ahead(dataset: Dataset, threads: int) -> Iterator[tuple[_Rows, int]]:
+    """Yield the chunks in order while the next ones are being read and unpacked."""
+    matrix = dataset.matrix
+    spans = matrix.plan()
+    ahead = threads + 1
+    ring = [Buffers() for _ in range(ahead + 1)]
+
+    def read(i: int) -> _Rows:
+        return _as_rows(matrix.read(spans[i], ring[i % len(ring)]))
+
+    with ThreadPoolExecutor(threads) as pool:
+        todo = [pool.submit(read, i) for i in range(min(ahead, len(spans)))]
+        for i, span in enumerate(spans):
+            rows = todo.pop(0).result()
+            yield rows, span.n_bytes
+            if i + ahead < len(spans):
+                todo.append(pool.submit(read, i + ahead))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Census:
+    """What the first pass over a file found: library sizes, and how many values each gene has in each part."""
+
+    part_n: np.ndarray
+    library: np.ndarray
+    nnz_sg: np.ndarray
+    n_duplicates: int
+
+
+def take_census(
+    dataset: Dataset,
+    part_n: np.ndarray,
+    n_parts: int,
+    *,
+    what: str,
+    max_total: float | None,
+    threads: int | None = None,
+    progress: Progress = SILENT,
+) -> Census:
+    """Read the matrix once: check that it holds counts, and count what each part of it will need.
+
+    Parameters
+    ----------
+    part_n
+        (n,) int32 part (context) of each cell, −1 for cells that are not scored.
+    what
+        ``"prediction"`` or ``"truth"``, for messages.
+    max_total
+        Largest library size allowed in a cell.
+
+    Raises
+    ------
+    DataError
+        For a damaged index, a value that is not finite or negative (with cell and gene), or a cell over the cap.
+    NotCountsError
+        For fractional values.
+    """
+    from vcelltools.kernels.labelings import csr_count
+
+    n, n_genes = dataset.n_cells, dataset.n_genes
+    library = np.zeros(n)
+    nnz_sg = np.zeros((max(n_parts, 1), n_genes), np.int64)
+    seen_g = np.full(n_genes, -1, np.int64)
+    fault = np.zeros(4, np.int64)
+    progress.start(f"checking the {what}", dataset.matrix.stored_bytes, "bytes")
+    for rows, n_bytes in _read_ahead(dataset, get_threads(threads)):
+        b = len(rows.indptr) - 1
+        part_b, lib_b = part_n[rows.row_start : rows.row_start + b], library[rows.row_start : rows.row_start + b]
+        csr_count(rows.indptr, rows.indices, rows.data, n_genes, rows.col_start, part_b, lib_b, nnz_sg, seen_g, fault)
+        if fault[0]:
+            _raise_fault(dataset, what, int(fault[0]), rows.row_start + int(fault[1]), int(fault[2]))
+        progress.advance(n_bytes)
+    progress.finish()
+    if max_total is not None and n and library.max() > max_total:
+        i = int(library.argmax())
+        raise DataError(
+            f"{dataset.label}: {int((library > max_total).sum()):,} cells of the {what} have more than "
+            f"{max_total:,.0f} counts (cell {dataset.obs.index[i]} has {library[i]:,.0f})",
+            hint="scale the cells down to a library size within the cap",
+        )
+    return Census(part_n=part_n, library=library, nnz_sg=nnz_sg, n_duplicates=int(fault[3]))
+
+
+def _raise_fault(dataset: Dataset, what: str, status: int, row: int, gene: int) -> None:
+    where = f"{dataset.label}: {dataset.layer}"
+    if status == 1:
+        raise DataError(f"{where}: cell {row} has the gene index {gene}; there are {dataset.n_genes:,} genes")
+    at = f"cell {dataset.obs.index[row]} (row {row}), gene {dataset.var.index[gene]}"
+    if status == 2:
+        raise DataError(f"{where}: a value of the {what} is not finite at {at}")
+    if status == 3:
+        raise DataError(f"{where}: a value of the {what} is negative at {at}", hint="counts are not negative")
+    raise NotCountsError(
+        f"{where}: the 2026 rules score raw counts, and the {what} has a fraction at {at}",
+        hint="give the matrix of counts: --layer, or round the predicted counts",
+    )
+
+
+def read_part(
+    dataset: Dataset, census: Census, part: int, *, threads: int | None = None, progress: Progress = SILENT
+) -> GeneMajor:
+    """Read the cells of one part, by gene, in file order."""
+    from vcelltools.kernels.labelings import csc_merge, csr_scatter
+
+    rows = np.flatnonzero(census.part_n == part)
+    cell_n = np.full(dataset.n_cells, -1, np.int32)
+    cell_n[rows] = np.arange(len(rows), dtype=np.int32)
+    indptr = np.concatenate([[0], np.cumsum(census.nnz_sg[part])]).astype(np.int64)
+    cells, values = np.empty(indptr[-1], np.int32), np.empty(indptr[-1], np.float32)
+    cursor = indptr[:-1].copy()
+    progress.start("reading counts", dataset.matrix.stored_bytes, "bytes")
+    for chunk, n_bytes in _read_ahead(dataset, get_threads(threads)):
+        cell_b = cell_n[chunk.row_start : chunk.row_start + len(chunk.indptr) - 1]
+        csr_scatter(chunk.indptr, chunk.indices, chunk.data, chunk.col_start, cell_b, cursor, cells, values)
+        progress.advance(n_bytes)
+    progress.finish()
+    if not np.array_equal(cursor, indptr[1:]):
+        raise DataError(f"{dataset.label}: the file changed while it was read")
+    if census.n_duplicates:
+        n = csc_merge(indptr, cells, values)
+        cells, values = cells[:n], values[:n]
+    return GeneMajor(
+        indptr=indptr,
+        cells=cells,
+        values=values,
+        library=census.library[rows],
+        dense=dataset.matrix.layout == "dense",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tables:
+    """What one labeling gives; k groups, the controls first.
+
+    Attributes
+    ----------
+    size_k
+        (k,) cells.
+    sum_kg, cpm_kg
+        (k, g) float64 counts summed, and mean counts per million.
+    twice_u_kg, tie_kg
+        (k, g) twice the rank-sum statistic U against the controls, and Σ(t³ − t) over the ties of the two groups;
+        row 0 is empty.
+    spread_k
+        (k,) the leave-one-cell-out variance C of the log profile, summed over genes.
+    """
+
+    size_k: np.ndarray
+    sum_kg: np.ndarray
+    cpm_kg: np.ndarray
+    twice_u_kg: np.ndarray
+    tie_kg: np.ndarray
+    spread_k: np.ndarray
+
+
+@dataclass
+class _Labeling:
+    code: np.ndarray
+    ratio: np.ndarray
+    shift: np.ndarray
+    size: np.ndarray
+    weight: np.ndarray
+    total: np.ndarray
+    power: np.ndarray
+    big_ptr: np.ndarray
+    big_cells: np.ndarray
+
+
+def _prepare(code: np.ndarray, n_groups: int, library: np.ndarray, target_sum: float, dense: bool) -> _Labeling:
+    from vcelltools.kernels.labelings import N_TERMS, SERIES_LIMIT
+
+    code = np.ascontiguousarray(code, np.int32)
+    used = np.flatnonzero(code >= 0)
+    group = code[used]
+    size = np.bincount(group, minlength=n_groups).astype(np.float64)
+    total = np.bincount(group, weights=library[used], minlength=n_groups)
+    rest = total[group] - library[used]
+    # the sum of fractional counts may leave a rounding's worth where nothing is left
+    alone = rest <= 1e-12 * total[group]
+    safe = np.where(alone, 1.0, rest)
+    ratio, shift = np.zeros(len(code)), np.zeros(len(code))
+    ratio[used] = np.where(alone, 0.0, target_sum / safe)
+    shift[used] = np.where(alone, -1.0, library[used] / safe)
+    shift[used[total[group] <= 0]] = 0.0
+    is_big = (shift[used] > SERIES_LIMIT) | (shift[used] < 0)
+    power = np.zeros((n_groups, N_TERMS + 1))
+    kept, kept_group = shift[used][~is_big], group[~is_big]
+    term = np.ones(len(kept))
+    for m in range(1, N_TERMS + 1):
+        term = term * kept
+        power[:, m] = np.bincount(kept_group, weights=term, minlength=n_groups)
+    big = used[is_big]
+    big = big[np.argsort(code[big], kind="stable")]
+    return _Labeling(
+        code=code,
+        ratio=ratio,
+        shift=shift,
+        size=size,
+        weight=np.ones(n_groups) if dense else 1.0 / np.maximum(size, 1.0),
+        total=np.maximum(total, 1e-300),
+        power=power,
+        big_ptr=np.searchsorted(code[big], np.arange(n_groups + 1)).astype(np.int64),
+        big_cells=big.astype(np.int64),
+    )
+
+
+def make_tables(
+    counts: GeneMajor,
+    codes: Sequence[np.ndarray],
+    n_groups: int,
+    *,
+    target_sum: float,
+    threads: int | None = None,
+    progress: Progress = SILENT,
+) -> Iterator[Tables]:
+    """Yield the tables of every labeling, in order; genes are sorted once for as many as fit in memory.
+
+    Parameters
+    ----------
+    counts
+        The cells.
+    codes
+        Labelings: (n,) int32 group of each cell, −1 left out, 0 control, up to ``n_groups - 1``.
+    target_sum
+        The counts a profile is scaled to before log1p.
+    """
+    per = 6 * 8 * counts.n_genes * n_groups
+    step = max(1, _TABLE_BYTES // per)
+    for a in range(0, len(codes), step):
+        yield from _make_batch(counts, codes[a : a + step], n_groups, target_sum, get_threads(threads), progress)
+
+
+def _make_batch(counts, codes, n_groups, target_sum, threads, progress) -> list[Tables]:
+    from vcelltools.kernels.labelings import label_genes, sort_genes
+
+    n_genes = counts.n_genes
+    labelings = [_prepare(c, n_groups, counts.library, target_sum, counts.dense) for c in codes]
+    out = [[np.zeros((n_genes, n_groups)) for _ in range(4)] for _ in codes]
+    per_million = counts.library / 1e6
+    per_million[per_million == 0] = 1.0
+    bounds = [0]
+    while bounds[-1] < n_genes:
+        a = bounds[-1]
+        b = int(np.searchsorted(counts.indptr, counts.indptr[a] + _BLOCK_VALUES, side="right")) - 1
+        bounds.append(min(max(b, a + 1), n_genes))
+    blocks = list(pairwise(bounds))
+    progress.start("ranking", len(counts.cells), "non-zeros")
+
+    def work(block: tuple[int, int]) -> list[np.ndarray]:
+        a, b = block
+        lo, hi = int(counts.indptr[a]), int(counts.indptr[b])
+        cells, values = counts.cells[lo:hi], counts.values[lo:hi]
+        indptr = counts.indptr[a : b + 1] - lo
+        cpm = values.astype(np.float64)
+        cpm /= per_million[cells]
+        logv = np.log1p(cpm)
+        m = hi - lo
+        order, tied = np.empty(m, np.int32), np.empty(m, np.uint8)
+        sort_genes(
+            indptr, cells, logv, order, tied, np.empty(m, np.uint64), np.empty(m, np.uint64), np.empty(m, np.int32)
+        )
+        spreads = []
+        for lab, arrays in zip(labelings, out, strict=True):
+            spread = np.zeros(n_groups)
+            label_genes(
+                indptr,
+                cells,
+                values,
+                cpm,
+                order,
+                tied,
+                target_sum,
+                lab.code,
+                lab.ratio,
+                lab.shift,
+                lab.size,
+                lab.weight,
+                lab.total,
+                lab.power,
+                lab.big_ptr,
+                lab.big_cells,
+                *[x[a:b] for x in arrays],
+                spread,
+            )
+            spreads.append(spread)
+        progress.advance(m)
+        return spreads
+
+    with ThreadPoolExecutor(min(threads, len(blocks))) as pool:
+        spreads = list(pool.map(work, blocks))
+    progress.finish()
+    tables = []
+    for i, lab in enumerate(labelings):
+        total = np.zeros(n_groups)
+        for s in spreads:  # in gene order, so that threads do not change the sum
+            total += s[i]
+        factor = np.where(lab.size >= 2, (lab.size - 1) / np.maximum(lab.size, 1), 0.0)
+        sum_kg, cpm_kg, u_kg, tie_kg = (np.ascontiguousarray(x.T) for x in out[i])
+        out[i] = []
+        if counts.dense:
+            cpm_kg /= np.maximum(lab.size, 1.0)[:, None]
+        tables.append(
+            Tables(
+                size_k=lab.size,
+                sum_kg=sum_kg,
+                cpm_kg=cpm_kg,
+                twice_u_kg=u_kg,
+                tie_kg=tie_kg,
+                spread_k=np.maximum(total * factor, 0.0),
+            )
+        )
+    return tables
