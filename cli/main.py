@@ -7,7 +7,7 @@ import sys
 from typing import Annotated
 
 import typer
-from vcelltools.cli import hvg, simulate
+from vcelltools.cli import build_store, hvg, simulate, verify
 
 from vcelltools import __version__
 from vcelltools.errors import VcellError
@@ -45,6 +45,8 @@ def _root(
 # in the order of the road
 app.command("hvg")(hvg.hvg)
 app.command("simulate")(simulate.simulate)
+app.command("build-store")(build_store.build_store)
+app.command("verify")(verify.verify)
 
 
 def _report(error: VcellError) -> int:

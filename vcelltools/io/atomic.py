@@ -175,3 +175,48 @@ def to_plain(obj: Any) -> Any:
     if isinstance(obj, os.PathLike):
         return os.fspath(obj)
     raise TypeError(f"{type(obj).__name__} has no JSON form")
+
+
+# Called with a name at every point where a crash would leave something half done; tests put a crash there.
+on_step: Callable[[str], None] | None = None
+
+
+def step(name: str) -> None:
+    """Mark a point of a longer write at which the process may die."""
+    if on_step is not None:
+        on_step(name)
+
+
+def replace_folder(new: Path, target: Path) -> None:
+    """Rename the folder ``new`` to ``target``; a folder there is swapped out in one step and then removed.
+
+    Where the system cannot swap two names, the old folder is moved away first; it is never deleted before the new
+    one stands in its place.
+    """
+    fsync_path(new)
+    if not target.exists():
+        os.rename(new, target)
+        fsync_path(target.parent)
+        return
+    step("swap")
+    if _exchange(new, target):
+        old = new
+    else:
+        old = target.with_name(f".{target.name}.{secrets.token_hex(4)}.old")
+        os.rename(target, old)
+        os.rename(new, target)
+    fsync_path(target.parent)
+    step("swapped")
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _exchange(a: Path, b: Path) -> bool:
+    """Swap two names with Linux's renameat2; False where that is not to be had."""
+    import ctypes
+
+    try:
+        rename = ctypes.CDLL(None, use_errno=True).renameat2
+    except (AttributeError, OSError):
+        return False
+    at_cwd, exchange = -100, 2
+    return rename(at_cwd, os.fsencode(os.path.abspath(a)), at_cwd, os.fsencode(os.path.abspath(b)), exchange) == 0

@@ -1,0 +1,79 @@
+"""``vcelltools build-store``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from vcelltools.cli.options import Force, Json, Layer, Modality, Quiet, Threads, Verbose
+
+File = Annotated[
+    Path | None,
+    typer.Argument(metavar="[FILE]", show_default=False, help="One data set [default: all of vcelltools.toml]."),
+]
+BasisFile = Annotated[Path | None, typer.Option("--basis", metavar="F", help="The genes, one a line, in order.")]
+Out = Annotated[Path | None, typer.Option("--out", "-o", metavar="DIR", help="Folder of the stores [default: stores].")]
+Name = Annotated[str | None, typer.Option("--name", metavar="N", help="Name of the store [default: the file's].")]
+PertCol = Annotated[str | None, typer.Option("--pert-col", metavar="C", help="obs column with the perturbation.")]
+Control = Annotated[
+    list[str] | None, typer.Option("--control", metavar="LABEL", help="Label of control cells; may be repeated.")
+]
+GroupBy = Annotated[
+    list[str] | None,
+    typer.Option("--group-by", metavar="C", help="obs column within which controls are matched; may be repeated."),
+]
+LineCol = Annotated[str | None, typer.Option("--cell-line-col", metavar="C", help="obs column with the cell line.")]
+IdCol = Annotated[str | None, typer.Option("--gene-id-col", metavar="C", help="var column with Ensembl ids.")]
+NameCol = Annotated[str | None, typer.Option("--gene-name-col", metavar="C", help="var column with symbols.")]
+MinCells = Annotated[int | None, typer.Option("--min-cells", min=1, metavar="K", help="Leave smaller groups out.")]
+Preset = Annotated[str | None, typer.Option("--preset", help="Column names of a public atlas (kolf, replogle, ...).")]
+Stats = Annotated[Path | None, typer.Option("--stats", metavar="DIR", help="What hvg --stats kept: library sizes.")]
+Plan = Annotated[bool, typer.Option("--plan", help="Say what would be built, from what, how large; then stop.")]
+
+
+def build_store(
+    file: File = None,
+    basis: BasisFile = None,
+    out: Out = None,
+    name: Name = None,
+    pert_col: PertCol = None,
+    control: Control = None,
+    group_by: GroupBy = None,
+    cell_line_col: LineCol = None,
+    gene_id_col: IdCol = None,
+    gene_name_col: NameCol = None,
+    modality: Modality = None,
+    layer: Layer = None,
+    min_cells: MinCells = None,
+    preset: Preset = None,
+    stats: Stats = None,
+    plan: Plan = False,
+    threads: Threads = None,
+    force: Force = False,
+    json: Json = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Build a compact store of one data set: float16 CP10K+log1p of the basis genes, and their exact counts.
+
+    Groups and controls lie side by side, ready to be sampled; every byte has a checksum. A run that was stopped
+    continues where it was when the same command runs again.
+
+    vcelltools build-store screen.h5ad --basis hvgs_2k.txt --pert-col gene --control non-targeting --group-by batch
+    """
+    from vcelltools.cli.output import Output
+    from vcelltools.cli.render_store import show_built, show_store_plans
+
+    from vcelltools.pipelines.store_run import build_stores, choose_datasets, plan_stores
+
+    o = Output(json=json, quiet=quiet, verbose=verbose)
+    options = {
+        "pert_col": pert_col, "control": control, "group_by": group_by, "cell_line_col": cell_line_col,
+        "gene_id_col": gene_id_col, "gene_name_col": gene_name_col, "modality": modality, "layer": layer,
+        "min_cells": min_cells, "preset": preset, "stats": stats,
+    }  # fmt: skip
+    job = choose_datasets(file, basis=basis, out=out, name=name, options=options)
+    if plan:
+        return show_store_plans(o, plan_stores(job, threads=threads))
+    return show_built(o, build_stores(job, force=force, threads=threads, progress=o.progress))

@@ -1,0 +1,51 @@
+"""How the stores' commands show their results."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from vcelltools.cli.output import Output
+
+
+def show_built(o: Output, results: list[Any]) -> None:
+    """Show what was built."""
+    bodies = [r.to_json() for r in results]
+    o.result({"stores": bodies})
+    o.table(
+        ["store", "cells", "genes", "runs", "perturbations", "MB", "seconds"],
+        [
+            [str(r.path), r.n_cells, r.n_genes, r.n_runs, r.n_perturbations, round(r.bytes / 1e6, 1), r.seconds]
+            for r in results
+        ],
+    )
+    for r in results:
+        for w in r.warnings:
+            o.note(f"{r.path.name}: {w}")
+    paths = ", ".join(str(r.path) for r in results)
+    cells = sum(r.n_cells for r in results)
+    o.done(f"wrote {paths}: {cells:,} cells; next: vcelltools verify, vcelltools train")
+
+
+def show_store_plans(o: Output, plans: list[dict[str, Any]]) -> None:
+    """Show what would be built."""
+    o.result({"plans": plans})
+    for p in plans:
+        rows = [[k.replace("_", " "), v if not isinstance(v, list | dict) else str(v)] for k, v in p.items()]
+        o.table(["plan", p["name"]], rows)
+    o.done("nothing was written; run it again without --plan")
+
+
+def show_verified(o: Output, found: list[Any]) -> int:
+    """Show the problems of each store; return the exit code."""
+    from vcelltools.errors import DataError
+
+    ok = all(v.ok for v in found)
+    lines = [f"{v.path}: {'ok' if v.ok else f'{len(v.problems)} problems'}" for v in found]
+    for v in found:
+        lines += [f"{v.path}: {p}" for p in v.problems]
+    o.result({"ok": ok, "stores": [v.to_json() for v in found]}, "\n".join(lines))
+    if ok:
+        o.done(f"{len(found)} stores are whole")
+    else:
+        o.note("error: a store is damaged; build it again with vcelltools build-store --force")
+    return 0 if ok else DataError.exit_code

@@ -1,0 +1,353 @@
+"""Kernels of the stores: counts into rows, rows into float16 and bytes, rows out again.
+
+A work row is uint16 counts of the basis genes, 65,535 standing for "see the list". A packed row is uint8
+counts, 255 standing for "see the escapes". A value row is the bits of float16 CP10K+log1p.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from vcelltools.kernels._jit import kernel
+
+OK, BAD_INDEX, NOT_FINITE, NEGATIVE, NOT_INTEGER, TOO_LARGE, LIST_FULL = range(7)
+MAX_COUNT = 4_294_967_295
+WORK_ESCAPE = 65_535
+BYTE_ESCAPE = 255
+FIXED_ONE = 1 << 24  # one unit of the fixed-point sums
+_TABLE = 64  # counts below this are looked up, once computed for the cell
+
+
+@kernel(inline=True)
+def _check(value):
+    """Return the status of one stored value as a count."""
+    if not (value >= 0):
+        return NEGATIVE if value < 0 else NOT_FINITE
+    if value > MAX_COUNT:
+        return NOT_FINITE if value == np.inf else TOO_LARGE
+    return OK if value == np.floor(value) else NOT_INTEGER
+
+
+@kernel()
+def csr_fill_work(indptr, indices, data, basis_of_gene, out_row_b, libsize_b, work, over, status):
+    """Scatter the basis counts of a chunk's cells into work rows and add up library sizes.
+
+    Parameters
+    ----------
+    indptr, indices, data
+        The chunk; indices unchecked.
+    basis_of_gene
+        (n_genes,) int32: position in the basis, -1 outside.
+    out_row_b
+        (b,) int64: row of ``work`` for each cell, -1 where the cell is not kept.
+    libsize_b
+        (b,) int64 out: the sum of all counts of the cell.
+    work
+        (m, stride) uint16 out; rows named in ``out_row_b`` are overwritten whole.
+    over
+        (c, 3) int64 out: (work row, position, count) of counts >= 65,535; ``status[3]`` of them.
+    status
+        (5,) int64 out: code, cell, stored position, entries in ``over``, cells whose indices do not rise.
+
+    Cost: about 3 ns a stored value. Oracle: ``store_rows``.
+    """
+    n_genes = len(basis_of_gene)
+    n_over = 0
+    n_unsorted = 0
+    for i in range(len(indptr) - 1):
+        total = np.int64(0)
+        r = out_row_b[i]
+        if r >= 0:
+            work[r, :] = 0
+        last = np.int64(-1)
+        unsorted = False
+        for j in range(indptr[i], indptr[i + 1]):
+            g = np.int64(indices[j])
+            if g < 0 or g >= n_genes:
+                status[0], status[1], status[2] = BAD_INDEX, i, j
+                return
+            code = _check(data[j])
+            if code != OK:
+                status[0], status[1], status[2] = code, i, j
+                return
+            if g <= last:
+                unsorted = True
+            last = g
+            c = np.int64(data[j])
+            total += c
+            p = basis_of_gene[g]
+            if r >= 0 and p >= 0:
+                have = np.int64(work[r, p])
+                if have + c < WORK_ESCAPE:
+                    work[r, p] = have + c
+                else:
+                    if n_over == len(over):
+                        status[0], status[1], status[2] = LIST_FULL, i, j
+                        return
+                    # entries of one (row, position) are added up by the reader of the list
+                    over[n_over, 0], over[n_over, 1] = r, p
+                    over[n_over, 2] = c if have == WORK_ESCAPE else c + have
+                    n_over += 1
+                    work[r, p] = WORK_ESCAPE
+        libsize_b[i] = total
+        if unsorted:
+            n_unsorted += 1
+    status[3] = n_over
+    status[4] = n_unsorted
+
+
+@kernel()
+def csr_fixed_logs(indptr, data, scale_b, fixed):
+    """Write ``round(log1p(count * scale) * 2**24)`` of every stored count.
+
+    Integers add up to the same sum in any order, so that sums do not depend on chunks or threads.
+    """
+    table = np.empty(_TABLE, np.int64)
+    for i in range(len(indptr) - 1):
+        scale = scale_b[i]
+        filled = 0
+        for j in range(indptr[i], indptr[i + 1]):
+            c = np.int64(data[j])
+            if c < _TABLE:
+                while filled <= c:
+                    table[filled] = np.int64(np.rint(np.log1p(filled * scale) * FIXED_ONE))
+                    filled += 1
+                fixed[j] = table[c]
+            else:
+                fixed[j] = np.int64(np.rint(np.log1p(c * scale) * FIXED_ONE))
+
+
+@kernel()
+def csr_add_sums(indptr, indices, fixed, group_b, measured_of_gene, sums):
+    """Add the fixed-point logs of each cell to its group's row; cells of group -1 are left out.
+
+    ``sums`` is (k, measured) int64; every index was checked by :func:`csr_fill_work`.
+    """
+    for i in range(len(indptr) - 1):
+        k = group_b[i]
+        if k >= 0:
+            row = sums[k]
+            for j in range(indptr[i], indptr[i + 1]):
+                row[measured_of_gene[indices[j]]] += fixed[j]
+
+
+@kernel()
+def csc_fill_column(indices, data, row_of_cell, column, seen, status):
+    """Scatter one gene's counts into ``column``, a (n,) int64 in store order; duplicates are summed.
+
+    ``seen`` is not read; ``row_of_cell`` is (n_cells,) int64 with -1 for cells that are not kept.
+    ``status`` as in :func:`csr_fill_work` (code, position).
+    """
+    n_cells = len(row_of_cell)
+    for j in range(len(indices)):
+        i = np.int64(indices[j])
+        if i < 0 or i >= n_cells:
+            status[0], status[2] = BAD_INDEX, j
+            return
+        code = _check(data[j])
+        if code != OK:
+            status[0], status[2] = code, j
+            return
+        r = row_of_cell[i]
+        if r >= 0:
+            column[r] += np.int64(data[j])
+
+
+@kernel()
+def csc_add_libsize(indices, data, libsize, status):
+    """Add the counts of some columns to ``libsize`` (n_cells,) int64."""
+    n_cells = len(libsize)
+    for j in range(len(indices)):
+        i = np.int64(indices[j])
+        if i < 0 or i >= n_cells:
+            status[0], status[2] = BAD_INDEX, j
+            return
+        code = _check(data[j])
+        if code != OK:
+            status[0], status[2] = code, j
+            return
+        libsize[i] += np.int64(data[j])
+
+
+@kernel()
+def column_add_sums(column, scale_n, group_n, sums_k):
+    """Add one gene's fixed-point logs (counts in store order) to its groups' sums (k,) int64."""
+    for i in range(len(column)):
+        if column[i] > 0:
+            sums_k[group_n[i]] += np.int64(np.rint(np.log1p(column[i] * scale_n[i]) * FIXED_ONE))
+
+
+@kernel(inline=True)
+def _to_half(value):
+    """Return the float16 bits of a finite float64 >= 0, rounded once to nearest, ties to even."""
+    if value < 6.103515625e-05:  # below the smallest normal number: steps of 2**-24
+        return np.uint16(np.rint(value * 16777216.0))
+    if value >= 65520.0:
+        return np.uint16(0x7C00)
+    mantissa, exponent = math.frexp(value)
+    steps = np.int64(np.rint(mantissa * 2048.0))  # 1024 .. 2048
+    return np.uint16(((exponent + 13) << 10) + steps)
+
+
+@kernel(inline=True)
+def _log_value(count, libsize, target, single):
+    """Return log1p of a normalised count, in scanpy's single or double precision."""
+    if single:
+        q = np.float32(count) / (np.float32(libsize) / np.float32(target))
+        return np.float64(np.float32(np.log1p(np.float64(q))))
+    return np.log1p(np.float64(count) / (np.float64(libsize) / target))
+
+
+@kernel()
+def finish_rows(work, row_of, libsize_m, over, n_basis, target, single, packed, escapes, values):
+    """Turn work rows into packed rows and value rows, in store order.
+
+    Parameters
+    ----------
+    work
+        (m, stride) uint16.
+    row_of
+        (m,) int64: the work row of each store row.
+    libsize_m
+        (m,) int64 library sizes in store order.
+    over
+        (c, 3) int64 (store row, position, count), sorted: the counts >= 65,535.
+    packed
+        (m, n_basis) uint8 out.
+    escapes
+        (e, 3) int64 out: (store row, position, count) of counts >= 255, in order.
+    values
+        (m, stride) uint16 out: float16 bits; zero beyond the basis.
+
+    Returns
+    -------
+    The number of escapes; where it exceeds ``len(escapes)``, those beyond were not written.
+    """
+    table = np.empty(_TABLE, np.uint16)
+    n_esc = 0
+    o = 0
+    for r in range(len(row_of)):
+        src = work[row_of[r]]
+        dst = values[r]
+        filled = 1
+        table[0] = 0
+        size = libsize_m[r]
+        for p in range(n_basis):
+            c = np.int64(src[p])
+            if c == 0:
+                packed[r, p] = 0
+                dst[p] = 0
+                continue
+            if c == WORK_ESCAPE:
+                while o < len(over) and (over[o, 0] < r or (over[o, 0] == r and over[o, 1] < p)):
+                    o += 1
+                c = over[o, 2]
+            if c < BYTE_ESCAPE:
+                packed[r, p] = c
+            else:
+                packed[r, p] = BYTE_ESCAPE
+                if n_esc < len(escapes):
+                    escapes[n_esc, 0], escapes[n_esc, 1], escapes[n_esc, 2] = r, p, c
+                n_esc += 1
+            if c < _TABLE:
+                while filled <= c:
+                    table[filled] = _to_half(_log_value(filled, size, target, single))
+                    filled += 1
+                dst[p] = table[c]
+            else:
+                dst[p] = _to_half(_log_value(c, size, target, single))
+        dst[n_basis:] = 0
+    return n_esc
+
+
+@kernel()
+def bytes_to_csr(packed, escapes, n_basis, indptr, indices, data):
+    """Write the non-zeros of packed rows as CSR; ``escapes`` as in :func:`finish_rows`, sorted.
+
+    Returns the number of non-zeros; with empty ``indices`` it only counts, into ``indptr``.
+    """
+    n = 0
+    e = 0
+    write = len(indices) > 0
+    for r in range(len(packed)):
+        for p in range(n_basis):
+            b = packed[r, p]
+            if b:
+                if b == BYTE_ESCAPE:
+                    if write:
+                        data[n] = escapes[e, 2]
+                        e += 1
+                elif write:
+                    data[n] = b
+                if write:
+                    indices[n] = p
+                n += 1
+        indptr[r + 1] = n
+    return n
+
+
+@kernel()
+def gather_rows(X, rows, places, start, stop, out):
+    """Copy ``X[rows[i]]`` to ``out[places[i]]`` for i in start:stop; False where a row is out of range.
+
+    Parameters
+    ----------
+    X, out
+        Rows of words of one width (uint64, or uint16 where the width is no multiple of four); ``X`` may be wider.
+    rows, places
+        (m,) int64.
+    """
+    n, width = X.shape[0], out.shape[1]
+    for i in range(start, stop):
+        r = rows[i]
+        if r < 0 or r >= n:
+            return False
+        src = X[r]
+        dst = out[places[i]]
+        for j in range(width):
+            dst[j] = src[j]
+    return True
+
+
+@kernel()
+def draw_distinct(uniform, start, length, out):
+    """Draw ``out.shape[1]`` distinct rows of each run (Floyd's algorithm), or with replacement where short.
+
+    Parameters
+    ----------
+    uniform
+        (sets, S) float64 in [0, 1).
+    start, length
+        (sets,) int64: the runs.
+    out
+        (sets, S) int64 rows.
+
+    Source: Bentley and Floyd, "A sample of brilliance", CACM 30 (1987). Membership is a small hash table.
+    """
+    n_sets, S = out.shape
+    size = 16
+    while size < 4 * S:
+        size *= 2
+    slots = np.empty(size, np.int64)
+    for s in range(n_sets):
+        n = length[s]
+        if n < S:
+            for i in range(S):
+                out[s, i] = start[s] + min(np.int64(uniform[s, i] * n), n - 1)
+            continue
+        slots[:] = -1
+        for i in range(S):
+            j = n - S + i
+            t = min(np.int64(uniform[s, i] * (j + 1)), j)
+            for _attempt in range(2):
+                h = np.int64((np.uint64(t) * np.uint64(0x9E3779B97F4A7C15)) >> np.uint64(40)) & (size - 1)
+                while slots[h] != -1 and slots[h] != t:
+                    h = (h + 1) & (size - 1)
+                if slots[h] == -1:
+                    break
+                t = j  # t is in the sample already; j cannot be
+            slots[h] = t
+            out[s, i] = start[s] + t
+    return 0

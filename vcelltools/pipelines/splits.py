@@ -1,0 +1,261 @@
+"""Which sets train, validate and test: the TOML dialect ``[datasets] [training] [zeroshot] [fewshot]``.
+
+::
+
+    [datasets]
+    replogle = "stores/replogle"        # ours reads stores; the paths are the user's
+
+    [training]
+    replogle = "train"                  # cell lines that are named nowhere else train
+
+    [zeroshot]
+    "replogle.jurkat" = "test"          # all perturbed cells of a line
+
+    [fewshot."replogle.rpe1"]           # listed perturbations; the others of the line train
+    val = ["AARS", "ABCB7"]
+    test = ["TP53"]
+
+    [heldout]                           # perturbations held out in every line (not in cell-load's dialect)
+    test = ["MYC"]
+
+Control cells belong to every part, as they do in cell-load.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import tomllib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from vcelltools.errors import DataError
+
+if TYPE_CHECKING:
+    from vcelltools.pipelines.store import Store
+
+PARTS = ("train", "val", "test")
+_SECTIONS = ("datasets", "training", "zeroshot", "fewshot", "heldout")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Split:
+    """Which part each (data set, cell line, perturbation) belongs to.
+
+    Attributes
+    ----------
+    training
+        Data sets whose other cell lines train; None for all.
+    zeroshot
+        (data set, cell line) -> part.
+    fewshot
+        (data set, cell line) -> {perturbation: part}.
+    heldout
+        Perturbation -> part, in every data set and line.
+    datasets
+        Name -> path, as given.
+    where
+        Where it came from, for messages.
+    """
+
+    training: frozenset[str] | None = None
+    zeroshot: Mapping[tuple[str, str], str] = field(default_factory=dict)
+    fewshot: Mapping[tuple[str, str], Mapping[str, str]] = field(default_factory=dict)
+    heldout: Mapping[str, str] = field(default_factory=dict)
+    datasets: Mapping[str, str] = field(default_factory=dict)
+    where: str = "the split"
+
+    def get_part(self, dataset: str, line: str, perturbation: str) -> str | None:
+        """Return ``train``, ``val``, ``test``, or None where the cells are not used.
+
+        Where rules meet, the stricter one holds: test before val before train.
+        """
+        rules = []
+        if perturbation in self.heldout:
+            rules.append(self.heldout[perturbation])
+        if (dataset, line) in self.zeroshot:
+            rules.append(self.zeroshot[dataset, line])
+        elif (dataset, line) in self.fewshot:
+            rules.append(self.fewshot[dataset, line].get(perturbation, "train"))
+        elif self.training is None or dataset in self.training:
+            rules.append("train")
+        else:
+            return None
+        return max(rules, key=PARTS.index)
+
+    def get_run_parts(self, store: Store) -> np.ndarray:
+        """Return (runs,) object: the part of each run, ``control`` for controls, None where unused."""
+        runs = store.runs
+        cache: dict[tuple[str, str], str | None] = {}
+        out = np.empty(len(runs), dtype=object)
+        columns = (runs["cell_line"], runs["perturbation"], runs["is_control"])
+        for i, (line, pert, control) in enumerate(zip(*columns, strict=True)):
+            if control:
+                out[i] = "control"
+                continue
+            key = (line, pert)
+            if key not in cache:
+                cache[key] = self.get_part(store.name, line, pert)
+            out[i] = cache[key]
+        return out
+
+    def get_train_groups(self, store: Store) -> np.ndarray:
+        """Return (groups,) bool: rows of ``store.sums`` that may be looked at in training: train and controls."""
+        parts = self.get_run_parts(store)
+        out = np.zeros(len(store.group_sizes), bool)
+        out[store.runs["sums_row"].to_numpy()[np.isin(parts.astype(str), ["train", "control"])]] = True
+        return out
+
+    def check(self, stores: Sequence[Store]) -> None:
+        """Check that everything the split names is in the stores.
+
+        Raises
+        ------
+        DataError
+            For a data set, cell line or perturbation that is not there, with the nearest one that is.
+        """
+        by_name = {s.name: s for s in stores}
+        for name in sorted({d for d, _ in [*self.zeroshot, *self.fewshot]} | (self.training or frozenset())):
+            self._need(name, by_name, "data set")
+        for name, line in [*self.zeroshot, *self.fewshot]:
+            self._need(line, set(by_name[name].runs["cell_line"]), f"cell line of {name}")
+        for (name, line), perts in self.fewshot.items():
+            runs = by_name[name].runs
+            there = set(runs.loc[runs["cell_line"] == line, "perturbation"])
+            for p in perts:
+                self._need(p, there, f"perturbation of {name}.{line}")
+        everywhere = set().union(*(set(s.runs["perturbation"]) for s in stores)) if self.heldout else set()
+        for p in self.heldout:
+            self._need(p, everywhere, "perturbation")
+
+    def _need(self, label: str, there: Iterable[str], what: str) -> None:
+        there = list(there)
+        if label not in there:
+            near = difflib.get_close_matches(label, there, 1, 0.6)
+            some = ", ".join(sorted(there)[:12])
+            hint = f"did you mean {near[0]!r}?" if near else f"there are: {some}{', ...' if len(there) > 12 else ''}"
+            raise DataError(f"{self.where}: no {what} is named {label!r}", hint=hint)
+
+
+def parse_split(raw: Mapping[str, Any], *, where: str, names: Iterable[str] = ()) -> Split:
+    """Build a split from the plain values of a TOML file.
+
+    Parameters
+    ----------
+    names
+        Names of data sets beyond those of ``[datasets]``; they say where in ``a.b.c`` the data set ends.
+    """
+    for key in raw:
+        if key not in _SECTIONS:
+            near = difflib.get_close_matches(key, _SECTIONS, 1, 0.5)
+            hint = f"did you mean [{near[0]}]?" if near else f"sections: {', '.join(_SECTIONS)}"
+            raise DataError(f"{where}: unknown section [{key}]", hint=hint)
+        if not isinstance(raw[key], Mapping):
+            raise DataError(f"{where}: {key} is not a table", hint=f"write [{key}]")
+    datasets = {k: _need_str(v, f"{where}: [datasets] {k}") for k, v in raw.get("datasets", {}).items()}
+    training = raw.get("training", {})
+    for k, v in training.items():
+        if v != "train":
+            raise DataError(f"{where}: [training] {k} = {v!r}; only 'train' has a meaning there")
+    known = sorted({*datasets, *training, *names}, key=len, reverse=True)
+    zeroshot = {}
+    for key, part in _flatten(raw.get("zeroshot", {}), leaf=str):
+        zeroshot[_split_key(key, known, where)] = _need_part(part, f"{where}: [zeroshot] {key}")
+    fewshot: dict[tuple[str, str], dict[str, str]] = {}
+    for key, lists in _flatten(raw.get("fewshot", {}), leaf=dict):
+        place = _split_key(key, known, where)
+        if place in zeroshot:
+            raise DataError(f"{where}: {key} is both zeroshot and fewshot", hint="keep one of them")
+        fewshot[place] = _read_lists(lists, f"{where}: [fewshot.{key!r}]")
+    heldout = _read_lists(raw.get("heldout", {}), f"{where}: [heldout]")
+    return Split(
+        training=frozenset(training),
+        zeroshot=zeroshot,
+        fewshot=fewshot,
+        heldout=heldout,
+        datasets=datasets,
+        where=where,
+    )
+
+
+def _need_str(value: Any, where: str) -> str:
+    if not isinstance(value, str):
+        raise DataError(f"{where} is {value!r}; text expected")
+    return value
+
+
+def _need_part(value: Any, where: str) -> str:
+    if value not in PARTS:
+        raise DataError(f"{where} = {value!r}", hint=f"one of: {', '.join(PARTS)}")
+    return value
+
+
+def _flatten(table: Mapping[str, Any], *, leaf: type, prefix: str = "") -> list[tuple[str, Any]]:
+    """Return (dotted key, leaf) pairs: unquoted dots in TOML make nested tables, quoted ones do not."""
+    out = []
+    for key, value in table.items():
+        name = f"{prefix}{key}"
+        is_leaf = not isinstance(value, Mapping) or (leaf is dict and any(isinstance(v, list) for v in value.values()))
+        out += [(name, value)] if is_leaf or not value else _flatten(value, leaf=leaf, prefix=f"{name}.")
+    return out
+
+
+def _split_key(key: str, known: list[str], where: str) -> tuple[str, str]:
+    for name in known:
+        if key.startswith(f"{name}.") and len(key) > len(name) + 1:
+            return name, key[len(name) + 1 :]
+    head, dot, tail = key.partition(".")
+    if not dot or not tail:
+        raise DataError(f"{where}: {key!r} is not of the form dataset.cell_line")
+    return head, tail
+
+
+def _read_lists(lists: Any, where: str) -> dict[str, str]:
+    if not isinstance(lists, Mapping):
+        raise DataError(f"{where}: lists of perturbations expected (val = [...], test = [...])")
+    out: dict[str, str] = {}
+    for part, perts in lists.items():
+        _need_part(part, f"{where} {part}" if part in PARTS else f"{where}: a key")
+        if not isinstance(perts, list) or not all(isinstance(p, str) for p in perts):
+            raise DataError(f"{where} {part}: a list of perturbations expected")
+        for p in perts:
+            if out.get(p, part) != part:
+                raise DataError(f"{where}: {p!r} is in both {out[p]} and {part}")
+            out[p] = part
+    return out
+
+
+def read_split(path: str | os.PathLike, *, names: Iterable[str] = ()) -> Split:
+    """Read a split from a TOML file."""
+    fpath = Path(path)
+    try:
+        raw = tomllib.loads(fpath.read_text(encoding="utf-8"))
+    except FileNotFoundError as e:
+        raise DataError(f"{fpath}: no such file") from e
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as e:
+        raise DataError(f"{fpath}: cannot be read as TOML: {e}") from e
+    return parse_split(raw, where=str(fpath), names=names)
+
+
+def hold_out(stores: Sequence[Store], *, test: float = 0.1, val: float = 0.0, seed: int = 0) -> Split:
+    """Hold out a share of the perturbations in every cell line, chosen by a seeded hash of the label.
+
+    A label's part depends on nothing but the label and the seed, so adding a data set moves none.
+    """
+    from xxhash import xxh3_64_intdigest
+
+    if not 0 <= test <= 1 or not 0 <= val <= 1 or test + val > 1:
+        raise ValueError(f"test={test} and val={val} are no shares")
+    heldout = {}
+    for s in stores:
+        for p in s.runs.loc[~s.runs["is_control"], "perturbation"].unique():
+            u = xxh3_64_intdigest(p.encode(), seed) / 2.0**64
+            if u < test:
+                heldout[p] = "test"
+            elif u < test + val:
+                heldout[p] = "val"
+    return Split(heldout=heldout, where=f"hold_out(test={test}, val={val}, seed={seed})")

@@ -1,0 +1,539 @@
+"""Stores: building one from a file, opening one, checking one. The layout is in ``store_format``."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from vcelltools.config import DatasetConfig, Guides, convert, load_config
+from vcelltools.errors import DataError, UsageError
+from vcelltools.genes import Basis, make_basis, read_aliases, read_basis
+from vcelltools.io import Dataset, open_dataset
+from vcelltools.io.arrays import pread_into
+from vcelltools.io.atomic import check_output, check_space, locked, translate_os_errors
+from vcelltools.pipelines.store_build import BUCKET_BYTES, CHECKPOINT_SECONDS, CHUNK_VALUES, Builder
+from vcelltools.pipelines.store_format import (
+    MANIFEST,
+    PARTS,
+    UNIT_ROWS,
+    decode_frame,
+    get_stride,
+    hash_file,
+    hash_units,
+    read_manifest,
+    to_csr,
+)
+from vcelltools.pipelines.store_plan import StorePlan, make_plan
+from vcelltools.progress import SILENT, Progress
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from anndata import AnnData
+    from scipy import sparse
+
+_HASH_WHOLE = 4 << 30
+
+
+@dataclass(frozen=True, kw_only=True)
+class BuildResult:
+    """What was built.
+
+    Attributes
+    ----------
+    path
+        The store's folder.
+    n_cells, n_genes, n_runs, n_perturbations
+        Cells and basis genes in the store, its runs, its perturbations (without control).
+    dropped
+        Reason -> cells left out.
+    small_groups
+        (cell line, perturbation, cells) of groups left out as too small.
+    genes
+        The reconciliation of gene identities.
+    sha256
+        The store's hash.
+    seconds
+        Wall-clock time.
+    warnings
+        What the user should know.
+    """
+
+    path: Path
+    n_cells: int
+    n_genes: int
+    n_runs: int
+    n_perturbations: int
+    dropped: Mapping[str, int]
+    small_groups: tuple[tuple[str, str, int], ...]
+    genes: Mapping[str, Any]
+    sha256: str
+    bytes: int
+    seconds: float
+    warnings: tuple[str, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain values."""
+        return {f: getattr(self, f) for f in self.__dataclass_fields__}
+
+
+def _as_basis(basis: Basis | str | os.PathLike | Sequence[str]) -> Basis:
+    if isinstance(basis, Basis):
+        return basis
+    if isinstance(basis, str | os.PathLike):
+        return read_basis(basis)
+    return make_basis(basis)
+
+
+def make_spec(source: Any, name: str | None, options: dict[str, Any]) -> DatasetConfig:
+    """Make the description of a data set from keyword options."""
+    if name is None:
+        if not isinstance(source, str | os.PathLike):
+            raise UsageError("a store of an AnnData needs a name", hint="name=...")
+        name = Path(source).name.split(".")[0]
+    values = {k: v for k, v in options.items() if v is not None}
+    for key in ("control", "group_by", "keep"):
+        if isinstance(values.get(key), tuple):
+            values[key] = list(values[key])
+    if isinstance(values.get("group_by"), str):
+        values["group_by"] = [values["group_by"]]
+    if isinstance(values.get("guides"), Guides):
+        from msgspec import structs
+
+        values["guides"] = structs.asdict(values["guides"])
+    path = str(source) if isinstance(source, str | os.PathLike) else ""
+    return convert({"name": name, "path": path, **values}, DatasetConfig, where="build_store")
+
+
+def describe_source(ds: Dataset, *, hash_whole: bool | None = None) -> dict[str, Any]:
+    """Return path, size and sha256 of a file; of one above 4 GiB the hash of its ends, unless asked for.
+
+    Hashing all of a large file would read it a second time.
+    """
+    import hashlib
+
+    if ds.path is None:
+        return {"path": None, "bytes": None, "sha256": None}
+    if ds.path.is_dir():
+        return {"path": str(ds.path), "bytes": None, "sha256": None}
+    stat = ds.path.stat()
+    out: dict[str, Any] = {"path": str(ds.path), "bytes": stat.st_size, "modality": ds.modality, "layer": ds.layer}
+    if hash_whole or (hash_whole is None and stat.st_size <= _HASH_WHOLE):
+        out["sha256"] = hash_file(ds.path)
+    else:
+        with open(ds.path, "rb") as f:
+            ends = f.read(1 << 20)
+            f.seek(-(1 << 20), os.SEEK_END)
+            ends += f.read()
+        out |= {"sha256": None, "sha256_of_ends": hashlib.sha256(ends).hexdigest(), "mtime_ns": stat.st_mtime_ns}
+    return out
+
+
+def build_store(
+    source: str | os.PathLike | AnnData,
+    *,
+    basis: Basis | str | os.PathLike | Sequence[str],
+    out: str | os.PathLike = "stores",
+    name: str | None = None,
+    spec: DatasetConfig | None = None,
+    aliases: str | os.PathLike | None = None,
+    target_sum: float = 10_000.0,
+    seed: int = 0,
+    force: bool = False,
+    threads: int | None = None,
+    chunk_values: int = CHUNK_VALUES,
+    bucket_bytes: int = BUCKET_BYTES,
+    checkpoint_seconds: float = CHECKPOINT_SECONDS,
+    hash_source: bool | None = None,
+    progress: Progress = SILENT,
+    **options: Any,
+) -> BuildResult:
+    """Build the store of one data set at ``out/name``.
+
+    Parameters
+    ----------
+    source
+        A file, or an AnnData.
+    basis
+        ``basis.txt``, or the ordered genes.
+    spec
+        The whole description of the data set; or give its fields as keywords: ``pert_col``, ``control``,
+        ``group_by``, ``cell_line``, ``cell_line_col``, ``gene_id_col``, ``guides``, ``min_cells``, ...
+        (:class:`vcelltools.config.DatasetConfig`).
+    target_sum
+        Counts per cell after normalisation.
+    threads, chunk_values, bucket_bytes, checkpoint_seconds
+        How the work is cut; the bytes of the store do not depend on them.
+
+    Raises
+    ------
+    UsageError
+        Where the store exists and ``force`` is off, or a needed option is missing.
+    DataError
+        Where the file is not what the options say.
+    EnvironmentFault
+        Where the disk is full or read-only, or another process writes the store.
+    """
+    import time
+
+    began = time.monotonic()
+    genes = _as_basis(basis)
+    spec = spec or make_spec(source, name, options)
+    target = check_output(Path(out) / spec.name, force=force)
+    with (
+        translate_os_errors(target),
+        locked(target),
+        open_dataset(source, modality=spec.modality, layer=spec.layer) as ds,
+    ):
+        plan = make_plan(
+            ds,
+            spec,
+            genes,
+            target_sum=target_sum,
+            seed=seed,
+            aliases=read_aliases(aliases) if aliases is not None else None,
+        )
+        builder = Builder(
+            plan,
+            ds,
+            target.parent / f".{spec.name}.building",
+            source=describe_source(ds, hash_whole=hash_source),
+            threads=threads,
+            chunk_values=chunk_values,
+            bucket_bytes=bucket_bytes,
+            checkpoint_seconds=checkpoint_seconds,
+            progress=progress,
+        )
+        if not builder.is_complete():
+            if not builder.dpath.exists():
+                check_space(target.parent, builder.disk_bytes)
+            builder.run()
+        builder.publish(target)
+    manifest = read_manifest(target)
+    return BuildResult(
+        path=target,
+        n_cells=manifest["n_cells"],
+        n_genes=manifest["n_genes"],
+        n_runs=manifest["n_runs"],
+        n_perturbations=int(plan.order.runs.loc[~plan.order.runs["is_control"], "perturbation"].nunique()),
+        dropped=plan.labels.dropped,
+        small_groups=tuple(plan.labels.small),
+        genes=manifest["genes"],
+        sha256=manifest["sha256"],
+        bytes=sum(f["bytes"] for f in manifest["files"].values()),
+        seconds=time.monotonic() - began,
+        warnings=_get_warnings(plan, manifest),
+    )
+
+
+def _get_warnings(plan: StorePlan, manifest: dict[str, Any]) -> tuple[str, ...]:
+    out = list(plan.notes)
+    out.append(plan.match.describe())
+    runs = plan.order.runs
+    with_controls = set(map(tuple, runs.loc[runs["is_control"], ["cell_line", "context"]].to_numpy()))
+    alone = runs.loc[~runs["is_control"], ["cell_line", "context"]].drop_duplicates()
+    bad = [c for c in map(tuple, alone.to_numpy()) if c not in with_controls]
+    if bad:
+        out.append(f"{len(bad)} contexts have no control cells (the first: {' / '.join(bad[0])})")
+    if plan.labels.small:
+        out.append(f"{len(plan.labels.small)} groups below {plan.spec.min_cells} cells were left out")
+    out += [f"{n:,} cells left out: {why}" for why, n in plan.labels.dropped.items()]
+    if manifest["duplicate_entries"]:
+        out.append(f"{manifest['duplicate_entries']:,} duplicate entries of one cell and gene were summed")
+    return tuple(out)
+
+
+class Store:
+    """An open store; arrays are memory-mapped, tables are read when asked for.
+
+    The tables, the frames of counts and every row that passes through :meth:`rows` are checked against their
+    hashes as they are read. ``X`` itself is the bare memory map: :meth:`check_rows` or ``vcelltools verify``
+    checks it.
+    """
+
+    def __init__(self, path: str | os.PathLike) -> None:
+        self.path = Path(path)
+        self.manifest = read_manifest(self.path)
+        self.n_cells: int = self.manifest["n_cells"]
+        self.n_genes: int = self.manifest["n_genes"]
+        self.stride: int = self.manifest["stride"]
+        for part, facts in self.manifest["files"].items():
+            p = self.path / part
+            size = p.stat().st_size if p.exists() else None
+            if size != facts["bytes"]:
+                what = "is missing" if size is None else f"has {size:,} bytes; {facts['bytes']:,} expected"
+                raise DataError(f"{p} {what}", hint="build the store again")
+        if self.stride != get_stride(self.n_genes) or self.manifest["files"]["X.f16"]["bytes"] != (
+            self.n_cells * self.stride * 2
+        ):
+            raise DataError(f"{self.path / 'manifest.json'}: its sizes do not agree", hint="build the store again")
+        self._checked_parts: set[str] = set()
+        self._lock = threading.Lock()
+        self._unit_ok = np.zeros(-(-self.n_cells // UNIT_ROWS), bool)
+        self._memory: np.ndarray | None = None
+
+    def __repr__(self) -> str:
+        return f"Store({str(self.path)!r}: {self.n_cells:,} cells × {self.n_genes:,} genes, {len(self.runs):,} runs)"
+
+    def _part(self, name: str) -> Path:
+        """Return the path of a part after checking its hash, once."""
+        p = self.path / name
+        if name not in self._checked_parts:
+            if hash_file(p) != self.manifest["files"][name]["sha256"]:
+                raise DataError(f"{p} is damaged (its sha256 does not fit)", hint="build the store again")
+            self._checked_parts.add(name)
+        return p
+
+    def _read_table(self, name: str) -> pd.DataFrame:
+        import pyarrow.parquet as pq
+
+        return pq.read_table(self._part(name), memory_map=False).to_pandas()
+
+    @property
+    def name(self) -> str:
+        """The data set's name."""
+        return self.manifest["name"]
+
+    @property
+    def sha256(self) -> str:
+        """The store's hash: it covers every part."""
+        return self.manifest["sha256"]
+
+    @cached_property
+    def _padded(self) -> np.ndarray:
+        return np.memmap(self.path / "X.f16", np.dtype("<f2"), "r", shape=(self.n_cells, self.stride))
+
+    @property
+    def padded(self) -> np.ndarray:
+        """(n, stride) float16: the rows with their padding; zero beyond the basis."""
+        return self._memory if self._memory is not None else self._padded
+
+    @property
+    def X(self) -> np.ndarray:
+        """(n, G) float16 CP10K+log1p, a view of the memory map; not checked by itself."""
+        return self.padded[:, : self.n_genes]
+
+    @cached_property
+    def genes(self) -> np.ndarray:
+        """(G,) object: the labels of the basis, in order."""
+        return self.gene_table["gene"].to_numpy(dtype=object)
+
+    @cached_property
+    def gene_table(self) -> pd.DataFrame:
+        """The basis: gene, id, symbol, source columns, present, how it was matched."""
+        return self._read_table("genes.parquet")
+
+    @cached_property
+    def present(self) -> np.ndarray:
+        """(G,) bool: whether the data set measures the gene; where False, X is zero and means nothing."""
+        return self.gene_table["present"].to_numpy(dtype=bool)
+
+    @cached_property
+    def measured(self) -> pd.DataFrame:
+        """The genes of the columns of :attr:`sums`: id, symbol, position in the basis (or -1)."""
+        return self._read_table("measured.parquet")
+
+    @cached_property
+    def obs(self) -> pd.DataFrame:
+        """The source's obs in store order, indexed by its obs names; ``source_row`` is the original row."""
+        return self._read_table("cells.parquet")
+
+    @cached_property
+    def runs(self) -> pd.DataFrame:
+        """(cell_line, perturbation, context) -> start, length, is_control, sums_row; in store order."""
+        runs = self._read_table("runs.parquet")
+        start, length = runs["start"].to_numpy(), runs["length"].to_numpy()
+        if len(runs) == 0 or start[0] != 0 or (start + length != np.append(start[1:], self.n_cells)).any():
+            raise DataError(f"{self.path / 'runs.parquet'}: its runs do not tile the cells")
+        return runs
+
+    @cached_property
+    def library_size(self) -> np.ndarray:
+        """(n,) int64: counts of each cell over the whole transcriptome."""
+        return np.load(self._part("libsize.npy"), mmap_mode="r", allow_pickle=False)
+
+    @cached_property
+    def sums(self) -> np.ndarray:
+        """(groups, measured) float64 sums of CP10K+log1p; a group is ``runs.sums_row``."""
+        return np.load(self._part("sums.npy"), mmap_mode="r", allow_pickle=False)
+
+    @cached_property
+    def group_sizes(self) -> np.ndarray:
+        """(groups,) int64: cells behind each row of :attr:`sums`."""
+        return np.bincount(self.runs["sums_row"], weights=self.runs["length"]).astype(np.int64)
+
+    @cached_property
+    def _frames(self) -> np.ndarray:
+        return np.load(self._part("frames.npy"), allow_pickle=False)
+
+    @cached_property
+    def _unit_hashes(self) -> np.ndarray:
+        return np.load(self._part("X.xxh3.npy"), allow_pickle=False)
+
+    # -- values --------------------------------------------------------------------------------------------------
+
+    def is_checked(self, rows: np.ndarray) -> bool:
+        """Say whether all these rows have been checked already."""
+        return bool(self._unit_ok[rows // UNIT_ROWS].all())
+
+    def check_rows(self, rows: np.ndarray | None = None) -> None:
+        """Check the rows (all by default) against their hashes; each unit of 16 rows is checked once.
+
+        Raises
+        ------
+        DataError
+            Naming the first damaged rows.
+        """
+        units = np.arange(len(self._unit_ok)) if rows is None else np.unique(np.asarray(rows) // UNIT_ROWS)
+        todo = units[~self._unit_ok[units]]
+        for u in todo.tolist():
+            block = self._padded[u * UNIT_ROWS : (u + 1) * UNIT_ROWS]
+            if hash_units(block)[0] != self._unit_hashes[u]:
+                last = min((u + 1) * UNIT_ROWS, self.n_cells) - 1
+                raise DataError(
+                    f"{self.path / 'X.f16'} is damaged in rows {u * UNIT_ROWS:,} to {last:,}",
+                    hint="vcelltools verify lists all damage; build the store again",
+                )
+            self._unit_ok[u] = True
+
+    def to_memory(self) -> Store:
+        """Read all values into memory, checked; return the store."""
+        if self._memory is None:
+            memory = np.empty((self.n_cells, self.stride), np.float16)
+            fd = os.open(self.path / "X.f16", os.O_RDONLY)
+            try:
+                step = UNIT_ROWS * 1024
+                for a in range(0, self.n_cells, step):
+                    part = memory[a : a + step]
+                    pread_into(fd, part, a * self.stride * 2, str(self.path / "X.f16"))
+                    units = slice(a // UNIT_ROWS, a // UNIT_ROWS + -(-len(part) // UNIT_ROWS))
+                    if not np.array_equal(hash_units(part), self._unit_hashes[units]):
+                        raise DataError(f"{self.path / 'X.f16'} is damaged near row {a:,}", hint="vcelltools verify")
+            finally:
+                os.close(fd)
+            self._unit_ok[:] = True
+            memory.flags.writeable = False
+            self._memory = memory
+        return self
+
+    # -- counts --------------------------------------------------------------------------------------------------
+
+    def counts(self, rows: slice | np.ndarray | Sequence[int] | None = None) -> sparse.csr_matrix:
+        """Return the exact raw counts of the basis genes, as CSR (cells × G); every frame is checked.
+
+        Parameters
+        ----------
+        rows
+            Store rows: all by default, a slice, or positions in any order.
+        """
+        from scipy import sparse
+
+        if rows is None or isinstance(rows, slice):
+            start, stop, stride = (rows or slice(None)).indices(self.n_cells)
+            wanted = np.arange(start, stop, stride)
+        else:
+            wanted = np.asarray(rows, np.int64)
+            if len(wanted) and (wanted.min() < 0 or wanted.max() >= self.n_cells):
+                raise IndexError(f"rows reach from {wanted.min()} to {wanted.max()} of {self.n_cells}")
+        starts, offsets = self._frames
+        frame_of = np.searchsorted(starts, wanted, side="right") - 1
+        blocks, first_row, at = [], {}, 0
+        fd = os.open(self.path / "counts.u8z", os.O_RDONLY)
+        try:
+            for f in np.unique(frame_of).tolist():
+                n_rows = int(starts[f + 1] - starts[f])
+                raw = os.pread(fd, int(offsets[f + 1] - offsets[f]), int(offsets[f]))
+                where = f"{self.path / 'counts.u8z'}: frame {f:,}"
+                blocks.append(to_csr(*decode_frame(raw, n_rows, self.n_genes, where=where)))
+                first_row[f] = at
+                at += n_rows
+        finally:
+            os.close(fd)
+        if not blocks:
+            return sparse.csr_matrix((0, self.n_genes), dtype=np.int32)
+        whole = sparse.vstack(blocks, format="csr")
+        picks = np.array([first_row[f] for f in frame_of.tolist()]) + wanted - starts[frame_of]
+        return whole if np.array_equal(picks, np.arange(at)) else whole[picks]
+
+    def means(self) -> np.ndarray:
+        """Return (groups, measured) float64 mean CP10K+log1p of each group."""
+        return np.asarray(self.sums) / self.group_sizes[:, None]
+
+    def to_anndata(self, rows: slice | np.ndarray | None = None, *, counts: bool = True) -> AnnData:
+        """Return an AnnData: X the float16 values as float32 CSR, ``layers["counts"]`` the exact counts."""
+        import anndata as ad
+        from scipy import sparse
+
+        pick = np.arange(self.n_cells)[slice(None) if rows is None else rows]
+        self.check_rows(pick)
+        var = self.gene_table.set_index("gene")
+        var.index.name = None
+        adata = ad.AnnData(
+            X=sparse.csr_matrix(self.X[pick].astype(np.float32)), obs=self.obs.iloc[pick].copy(), var=var
+        )
+        if counts:
+            adata.layers["counts"] = self.counts(pick)
+        adata.uns["vcelltools"] = {"store": self.name, "sha256": self.sha256, "target_sum": self.manifest["target_sum"]}
+        return adata
+
+
+def open_store(path: str | os.PathLike) -> Store:
+    """Open a store.
+
+    Raises
+    ------
+    DataError
+        Where it is not a store, or a part is missing or damaged.
+    """
+    return Store(path)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verified:
+    """What :func:`verify_store` found."""
+
+    path: Path
+    ok: bool
+    problems: tuple[str, ...]
+    n_cells: int | None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain values."""
+        return {"path": self.path, "ok": self.ok, "problems": list(self.problems), "n_cells": self.n_cells}
+
+
+def verify_store(path: str | os.PathLike, *, progress: Progress = SILENT) -> Verified:
+    """Check every byte of a store: sizes, hashes, frames, schema, and that values follow from counts.
+
+    Problems are collected, not raised.
+    """
+    from vcelltools.pipelines.store_verify import find_problems
+
+    problems, n_cells = find_problems(Path(path), progress)
+    return Verified(path=Path(path), ok=not problems, problems=tuple(problems), n_cells=n_cells)
+
+
+def find_stores(dpath: str | os.PathLike | None = None) -> list[Path]:
+    """Return the stores in a folder: by default the one that ``vcelltools.toml`` names, or ``stores``.
+
+    Raises
+    ------
+    UsageError
+        Where there is none.
+    """
+    if dpath is None:
+        conf, base = load_config()
+        dpath = base / conf.store.path
+    found = sorted(p.parent for p in Path(dpath).glob(f"*/{MANIFEST}") if not p.parent.name.startswith("."))
+    if not found:
+        raise UsageError(f"no store in {dpath}", hint="vcelltools build-store makes one")
+    return found
+
+
+__all__ = ["PARTS", "BuildResult", "Store", "Verified", "build_store", "find_stores", "open_store", "verify_store"]

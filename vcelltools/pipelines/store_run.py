@@ -1,0 +1,134 @@
+"""Which stores to build, from the options of one file or from ``vcelltools.toml``; and building them all."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from vcelltools.config import Config, DatasetConfig, load_config
+from vcelltools.errors import UsageError
+from vcelltools.genes import Basis, read_basis
+from vcelltools.pipelines.store import BuildResult, build_store, make_spec
+from vcelltools.progress import SILENT, Progress
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """What is to be built.
+
+    Attributes
+    ----------
+    specs
+        The data sets; their paths are relative to ``base``.
+    basis
+        The genes.
+    out
+        The folder of the stores.
+    """
+
+    specs: tuple[DatasetConfig, ...]
+    basis: Basis
+    out: Path
+    base: Path
+    target_sum: float
+    seed: int
+    aliases: Path | None
+
+
+def _with_options(spec: DatasetConfig, options: Mapping[str, Any]) -> DatasetConfig:
+    """Return the spec with the options that were given on top."""
+    values = {k: str(v) if isinstance(v, Path) else v for k, v in options.items() if v not in (None, [])}
+    return msgspec.structs.replace(spec, **values) if values else spec
+
+
+def choose_datasets(
+    file: Path | None,
+    *,
+    basis: Path | None,
+    out: Path | None,
+    name: str | None,
+    options: Mapping[str, Any],
+    config: tuple[Config, Path] | None = None,
+) -> Job:
+    """Work out what to build.
+
+    Raises
+    ------
+    UsageError
+        Where neither a file nor a configured data set says what.
+    """
+    conf, base = config or load_config()
+    if file is not None:
+        known = [d for d in conf.datasets if (base / d.path).resolve() == file.resolve() or d.name == name]
+        if known:
+            specs = [_with_options(msgspec.structs.replace(known[0], path=str(file.resolve())), options)]
+            if name is not None:
+                specs = [msgspec.structs.replace(specs[0], name=name)]
+        else:
+            specs = [make_spec(file, name, {k: v for k, v in options.items() if v not in (None, [])})]
+            specs = [msgspec.structs.replace(specs[0], path=str(file.absolute()))]
+    else:
+        if not conf.datasets:
+            raise UsageError("what is to be built?", hint="give a FILE, or [[datasets]] in vcelltools.toml")
+        specs = [conf.get_dataset(name)] if name is not None else list(conf.datasets)
+        specs = [_with_options(s, options) for s in specs]
+    basis_fpath = basis if basis is not None else base / conf.basis.path
+    if basis is None and not basis_fpath.exists():
+        raise UsageError("which genes?", hint="--basis hvgs_2k.txt (vcelltools hvg or vcelltools basis writes one)")
+    return Job(
+        specs=tuple(specs),
+        basis=read_basis(basis_fpath),
+        out=out if out is not None else base / conf.store.path,
+        base=base,
+        target_sum=conf.store.target_sum,
+        seed=conf.store.seed,
+        aliases=base / conf.basis.aliases if conf.basis.aliases else None,
+    )
+
+
+def build_stores(
+    job: Job, *, force: bool = False, threads: int | None = None, progress: Progress = SILENT
+) -> list[BuildResult]:
+    """Build every store of a job, one after the other; each uses all threads."""
+    return [
+        build_store(
+            job.base / spec.path,
+            basis=job.basis,
+            out=job.out,
+            spec=spec,
+            aliases=job.aliases,
+            target_sum=job.target_sum,
+            seed=job.seed,
+            force=force,
+            threads=threads,
+            progress=progress,
+        )
+        for spec in job.specs
+    ]
+
+
+def plan_stores(job: Job, *, threads: int | None = None) -> list[dict[str, Any]]:
+    """Return what each store would be, from obs and var alone."""
+    from vcelltools.genes import read_aliases
+    from vcelltools.io import open_dataset
+    from vcelltools.pipelines.store_build import Builder
+    from vcelltools.pipelines.store_plan import make_plan
+
+    out = []
+    for spec in job.specs:
+        with open_dataset(job.base / spec.path, modality=spec.modality, layer=spec.layer) as ds:
+            plan = make_plan(
+                ds,
+                spec,
+                job.basis,
+                target_sum=job.target_sum,
+                seed=job.seed,
+                aliases=read_aliases(job.aliases) if job.aliases else None,
+            )
+            builder = Builder(plan, ds, job.out / f".{spec.name}.building", source={}, threads=threads)
+            out.append(builder.describe())
+    return out
