@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
 from vcelltools.errors import UsageError
@@ -17,6 +19,7 @@ from vcelltools.io.matrix import Buffers, Matrix, Span
 from vcelltools.progress import SILENT, Progress
 
 S = TypeVar("S")
+R = TypeVar("R")
 
 
 def get_threads(threads: int | None = None) -> int:
@@ -94,3 +97,44 @@ def run_spans(
     if failed:
         raise min(failed, key=lambda f: f[0])[1]
     return states
+
+
+def map_spans(
+    matrix: Matrix,
+    spans: Sequence[Span],
+    make: Callable[[object, Span], R],
+    *,
+    threads: int | None = None,
+    progress: Progress = SILENT,
+) -> Iterator[R]:
+    """Yield ``make(chunk, span)`` for every span, in order; reading and making run in threads, a few ahead.
+
+    The chunk is valid only during the call: what ``make`` returns must own its arrays.
+    """
+    n = min(get_threads(threads), max(len(spans), 1))
+    local = threading.local()
+
+    def work(span: Span) -> R:
+        if not hasattr(local, "buffers"):
+            local.buffers = Buffers()
+        return make(matrix.read(span, local.buffers), span)
+
+    pending: deque[tuple[Future[R], Span]] = deque()
+
+    def take() -> R:
+        future, span = pending.popleft()
+        out = future.result()
+        progress.advance(span.n_bytes)
+        return out
+
+    with ThreadPoolExecutor(n, thread_name_prefix="span") as pool:
+        try:
+            for span in spans:
+                pending.append((pool.submit(work, span), span))
+                if len(pending) > n + 1:
+                    yield take()
+            while pending:
+                yield take()
+        finally:
+            for future, _ in pending:
+                future.cancel()

@@ -24,17 +24,17 @@ class ColumnSpill:
     ----------
     folder
         Where the temporary file lies (it has no name and goes with the process).
-    n_genes
-        Columns.
+    n_minor
+        Columns (rows, where the blocks are CSC: the same code turns columns into rows).
     nnz
         An estimate; it settles the number of buckets.
     """
 
-    def __init__(self, folder: Path, *, n_genes: int, nnz: int) -> None:
-        n_buckets = max(1, min(n_genes, -(-nnz // _BUCKET_VALUES), 4096))
-        self.width = -(-n_genes // n_buckets)
-        self.n_buckets = -(-n_genes // self.width)
-        self.n_per_gene = np.zeros(n_genes, np.int64)
+    def __init__(self, folder: Path, *, n_minor: int, nnz: int) -> None:
+        n_buckets = max(1, min(n_minor, -(-nnz // _BUCKET_VALUES), 4096))
+        self.width = -(-n_minor // n_buckets)
+        self.n_buckets = -(-n_minor // self.width)
+        self.n_each = np.zeros(n_minor, np.int64)
         self._folder = folder
         self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115  closed by __exit__
         self._at = 0
@@ -51,9 +51,9 @@ class ColumnSpill:
     @property
     def nnz(self) -> int:
         """Values so far."""
-        return int(self.n_per_gene.sum())
+        return int(self.n_each.sum())
 
-    def append_csr(self, indptr: np.ndarray, indices: np.ndarray, data: np.ndarray) -> None:
+    def append(self, indptr: np.ndarray, indices: np.ndarray, data: np.ndarray) -> None:
         """Take the next rows.
 
         Raises
@@ -67,9 +67,9 @@ class ColumnSpill:
         self._dtype = self._dtype or data.dtype
         rows, cols, values = np.empty(nnz, np.int32), np.empty(nnz, np.int32), np.empty(nnz, data.dtype)
         ends = np.empty(self.n_buckets + 1, np.int64)
-        status = csr_bucket(indptr, indices, data, self._n_rows, self.width, self.n_per_gene, ends, rows, cols, values)
+        status = csr_bucket(indptr, indices, data, self._n_rows, self.width, self.n_each, ends, rows, cols, values)
         if status == BAD_INDEX:
-            raise DataError(f"rows from {self._n_rows:,}: a column index outside 0 … {len(self.n_per_gene) - 1:,}")
+            raise DataError(f"rows from {self._n_rows:,}: a column index outside 0 … {len(self.n_each) - 1:,}")
         self._n_rows += len(indptr) - 1
         with translate_os_errors(self._folder):
             for k in range(self.n_buckets):
@@ -85,14 +85,14 @@ class ColumnSpill:
         from vcelltools.kernels.transpose import csc_place
 
         dtype = self._dtype or np.dtype(np.int32)
-        n_genes = len(self.n_per_gene)
+        n_minor = len(self.n_each)
         for k in range(self.n_buckets):
-            c0, stop = k * self.width, min((k + 1) * self.width, n_genes)
+            c0, stop = k * self.width, min((k + 1) * self.width, n_minor)
             while c0 < stop:
-                total = np.cumsum(self.n_per_gene[c0:stop])
+                total = np.cumsum(self.n_each[c0:stop])
                 c1 = c0 + max(1, int(np.searchsorted(total, 2 * _BUCKET_VALUES, side="right")))
                 indptr = np.zeros(c1 - c0 + 1, np.int64)
-                np.cumsum(self.n_per_gene[c0:c1], out=indptr[1:])
+                np.cumsum(self.n_each[c0:c1], out=indptr[1:])
                 indices, data = np.empty(indptr[-1], np.int32), np.empty(indptr[-1], dtype)
                 cursor = indptr[:-1].copy()
                 for at, n in self._segments[k]:

@@ -8,7 +8,7 @@ OK, BAD_INDEX = 0, 1
 
 
 @kernel()
-def csr_bucket(indptr, indices, data, row_start, width, n_per_gene, ends, rows_out, cols_out, data_out):
+def csr_bucket(indptr, indices, data, row_start, width, n_each, ends, rows_out, cols_out, data_out):
     """Sort a CSR block stably by column bucket (``column // width``); return ``OK`` or ``BAD_INDEX``.
 
     Parameters
@@ -17,23 +17,23 @@ def csr_bucket(indptr, indices, data, row_start, width, n_per_gene, ends, rows_o
         (b + 1,) int64, (nnz,), (nnz,).
     row_start
         First row of the block.
-    n_per_gene
+    n_each
         (g,) int64, raised by the values of every column.
     ends
         (buckets + 1,) int64 output: where each bucket's values lie in the outputs.
     rows_out, cols_out, data_out
         (nnz,) int32, int32 and the dtype of ``data``.
     """
-    n_genes = len(n_per_gene)
+    n_minor = len(n_each)
     n_buckets = len(ends) - 1
     for k in range(n_buckets + 1):
         ends[k] = 0
     nnz = indptr[-1]
     for j in range(nnz):
         g = indices[j]
-        if g < 0 or g >= n_genes:
+        if g < 0 or g >= n_minor:
             return BAD_INDEX
-        n_per_gene[g] += 1
+        n_each[g] += 1
         ends[g // width + 1] += 1
     for k in range(n_buckets):
         ends[k + 1] += ends[k]

@@ -545,9 +545,9 @@ def simulate(
 
 
 def _write_csc(w: H5adWriter, draw: _Draw, folder: Path, n_genes: int, nnz: int, progress: Progress) -> int:
-    with ColumnSpill(folder, n_genes=n_genes, nnz=nnz) as spill:
+    with ColumnSpill(folder, n_minor=n_genes, nnz=nnz) as spill:
         for indptr, indices, data in draw:
-            spill.append_csr(indptr, indices, data)
+            spill.append(indptr, indices, data)
             progress.advance(len(indptr) - 1)
         progress.finish()
         progress.start("transpose", n_genes, "genes")

@@ -1,0 +1,198 @@
+"""CP10K and log1p of counts, in every layout.
+
+value = log1p(count * scale) with scale = target sum / library size of the cell, divided by log(base) where a
+base is asked for. Small counts repeat within a cell, so their values are looked up: log1p runs once per cell and
+distinct small count. Computed in float64, stored as float32. Oracle: scanpy's normalize_total and log1p.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from vcelltools.kernels._jit import kernel
+
+OK, BAD_INDEX, NEGATIVE, NOT_FINITE, FRACTION, NOT_SORTED = range(6)
+TABLE = 64  # counts below it are looked up within a cell
+CELL_TABLE = 4  # counts 1 … 4 are kept for every cell where cells come in no order (CSC)
+_MAX_COUNT = float(1 << 53)
+
+
+def make_scale(library_size_n: np.ndarray, target_sum: float) -> np.ndarray:
+    """Return (n,) float64 ``target_sum / library_size``; 0 for cells without counts, whose values stay 0."""
+    size = np.asarray(library_size_n, np.float64)
+    return np.divide(target_sum, size, out=np.zeros(len(size)), where=size > 0)
+
+
+@kernel(inline=True)
+def _fault(v):
+    """Return the status of one value: a count, or what is wrong with it."""
+    if v < 0:
+        return NEGATIVE
+    if not (v <= _MAX_COUNT):
+        return NOT_FINITE
+    if v != np.floor(v):
+        return FRACTION
+    return OK
+
+
+@kernel()
+def csr_library_size(indptr, indices, data, n_genes, library_size_b):
+    """Check a CSR chunk and sum its rows; return (status, position of the fault).
+
+    Parameters
+    ----------
+    indptr, indices, data
+        (b + 1,) int64, (nnz,), (nnz,); rows may be unsorted and hold duplicates.
+    library_size_b
+        (b,) int64 output.
+    """
+    for i in range(len(indptr) - 1):
+        total = np.int64(0)
+        for j in range(indptr[i], indptr[i + 1]):
+            status = _fault(data[j])
+            if status != OK:
+                return status, j
+            if indices[j] < 0 or indices[j] >= n_genes:
+                return BAD_INDEX, j
+            total += np.int64(data[j])
+        library_size_b[i] = total
+    return OK, 0
+
+
+@kernel()
+def csc_library_size(indices, data, library_size_n):
+    """Add a CSC chunk to the (n,) int64 library sizes of all cells; return (status, position of the fault)."""
+    n = len(library_size_n)
+    for j in range(len(indices)):
+        i = indices[j]
+        if i < 0 or i >= n:
+            return BAD_INDEX, j
+        status = _fault(data[j])
+        if status != OK:
+            return status, j
+        library_size_n[i] += np.int64(data[j])
+    return OK, 0
+
+
+@kernel()
+def dense_library_size(block, library_size_b):
+    """Add the row sums of a dense (b, w) block; return (status, position of the fault in C order)."""
+    for i in range(block.shape[0]):
+        total = np.int64(0)
+        for g in range(block.shape[1]):
+            status = _fault(block[i, g])
+            if status != OK:
+                return status, i * block.shape[1] + g
+            total += np.int64(block[i, g])
+        library_size_b[i] += total
+    return OK, 0
+
+
+@kernel()
+def csr_normalise(indptr, indices, data, scale_b, log, unit, n_genes, out):
+    """Normalise a CSR chunk; return (status, position of the fault).
+
+    Parameters
+    ----------
+    indptr, indices, data
+        (b + 1,) int64, (nnz,), (nnz,); every row strictly increasing, else ``NOT_SORTED``.
+    scale_b
+        (b,) float64 of :func:`make_scale`.
+    log, unit
+        Whether to take log1p, and the factor on it: 1 / log(base), or 1.
+    out
+        (nnz,) float32.
+    """
+    table = np.empty(TABLE, np.float32)
+    for i in range(len(indptr) - 1):
+        table[:] = -1.0
+        scale = scale_b[i]
+        last = np.int64(-1)
+        for j in range(indptr[i], indptr[i + 1]):
+            g = np.int64(indices[j])
+            if g < 0 or g >= n_genes:
+                return BAD_INDEX, j
+            if g <= last:
+                return NOT_SORTED, j
+            last = g
+            v = data[j]
+            status = _fault(v)
+            if status != OK:
+                return status, j
+            if v < TABLE:
+                k = int(v)
+                x = table[k]
+                if x < 0.0:
+                    y = v * scale
+                    x = np.float32(np.log1p(y) * unit if log else y)
+                    table[k] = x
+                out[j] = x
+            else:
+                y = v * scale
+                out[j] = np.float32(np.log1p(y) * unit if log else y)
+    return OK, 0
+
+
+@kernel()
+def make_cell_table(scale_n, log, unit, table_nt):
+    """Fill (n, CELL_TABLE) float32 with every cell's values of the counts 1, 2, …"""
+    for i in range(len(scale_n)):
+        for t in range(table_nt.shape[1]):
+            y = (t + 1) * scale_n[i]
+            table_nt[i, t] = np.float32(np.log1p(y) * unit if log else y)
+
+
+@kernel()
+def csc_normalise(indptr, indices, data, scale_n, table_nt, log, unit, out):
+    """Normalise a CSC chunk; ``scale_n`` and ``table_nt`` are over all cells; else as :func:`csr_normalise`."""
+    n = len(scale_n)
+    n_table = table_nt.shape[1]
+    for k in range(len(indptr) - 1):
+        last = np.int64(-1)
+        for j in range(indptr[k], indptr[k + 1]):
+            i = np.int64(indices[j])
+            if i < 0 or i >= n:
+                return BAD_INDEX, j
+            if i <= last:
+                return NOT_SORTED, j
+            last = i
+            v = data[j]
+            status = _fault(v)
+            if status != OK:
+                return status, j
+            t = int(v) - 1 if v <= n_table else n_table
+            if t < 0:
+                out[j] = 0.0
+            elif t < n_table:
+                out[j] = table_nt[i, t]
+            else:
+                y = v * scale_n[i]
+                out[j] = np.float32(np.log1p(y) * unit if log else y)
+    return OK, 0
+
+
+@kernel()
+def dense_normalise(block, scale_b, log, unit, out):
+    """Normalise a dense (b, g) block into (b, g) float32; return (status, position of the fault in C order)."""
+    table = np.empty(TABLE, np.float32)
+    for i in range(block.shape[0]):
+        table[:] = -1.0
+        table[0] = 0.0
+        scale = scale_b[i]
+        for g in range(block.shape[1]):
+            v = block[i, g]
+            status = _fault(v)
+            if status != OK:
+                return status, i * block.shape[1] + g
+            if v < TABLE:
+                k = int(v)
+                x = table[k]
+                if x < 0.0:
+                    y = v * scale
+                    x = np.float32(np.log1p(y) * unit if log else y)
+                    table[k] = x
+                out[i, g] = x
+            else:
+                y = v * scale
+                out[i, g] = np.float32(np.log1p(y) * unit if log else y)
+    return OK, 0
