@@ -1,8 +1,8 @@
 """Everything that 2026 scoring needs of a gene, for several labelings of the same cells at once.
 
-A *labeling* gives each cell a group: 0 the controls, 1 … k−1 the perturbations, −1 left out. The full data is one
-labeling; the two halves of a random split are two more. A gene's non-zero values are sorted once, and one sweep per
-labeling then gives every rank sum, so that ten half-splits cost ten sweeps and no further sort.
+A *labeling* gives each cell a group, or −1 to leave it out, and each group its controls. The full data is one
+labeling; the two halves of a random split, each with its own controls, are another. A gene's non-zero values are
+sorted once, and one sweep per labeling then gives every rank sum: five splits cost five sweeps and no further sort.
 
 The matrix is held by gene (CSC, in cell order). Nothing is densified: zeros enter analytically.
 """
@@ -121,6 +121,21 @@ def csc_take(indptr, cells, values, new_cell, out_indptr, out_cells, out_values)
                 out_values[k] = values[j]
                 k += 1
         out_indptr[g + 1] = k
+
+
+@kernel()
+def csc_append(indptr, cells, values, indptr2, cells2, values2, shift, out_cells, out_values):
+    """Put two matrices' cells behind each other, gene by gene; the second's cells are moved up by ``shift``."""
+    k = 0
+    for g in range(len(indptr) - 1):
+        for j in range(indptr[g], indptr[g + 1]):
+            out_cells[k] = cells[j]
+            out_values[k] = values[j]
+            k += 1
+        for j in range(indptr2[g], indptr2[g + 1]):
+            out_cells[k] = cells2[j] + shift
+            out_values[k] = values2[j]
+            k += 1
 
 
 @kernel()
@@ -248,6 +263,7 @@ def label_genes(
     tied,
     target_sum,
     code_n,
+    control_of,
     ratio_n,
     shift_n,
     size_k,
@@ -273,7 +289,9 @@ def label_genes(
     target_sum
         What a profile's counts are scaled to before log1p.
     code_n
-        (n,) int32 group of each cell, −1 left out, 0 control.
+        (n,) int32 group of each cell, −1 left out.
+    control_of
+        (k,) int64 the group that holds each group's controls; a control group's own is itself.
     ratio_n
         (n,) float64 ``target_sum / (S − library)``, 0 where a cell holds all of its group's counts.
     shift_n
@@ -296,7 +314,6 @@ def label_genes(
     values and N_TERMS multiplications a group, not a pass over all cells.
     """
     k_all = len(size_k)
-    n_c = size_k[0]
     psum = np.zeros(k_all)
     csum = np.zeros(k_all)
     s1 = np.zeros(k_all)
@@ -306,6 +323,8 @@ def label_genes(
     u2 = np.zeros(k_all)
     tie = np.zeros(k_all)
     nnz = np.zeros(k_all)
+    above = np.zeros(k_all)  # controls with a larger value
+    tie_c = np.zeros(k_all)
     in_block = np.zeros(k_all, np.int64)
     touched = np.zeros(k_all, np.int64)
     for g in range(len(indptr) - 1):
@@ -359,8 +378,8 @@ def label_genes(
         u2[:] = 0.0
         tie[:] = 0.0
         nnz[:] = 0.0
-        above = 0.0  # controls with a larger value
-        tie_c = 0.0
+        above[:] = 0.0
+        tie_c[:] = 0.0
         j = hi - 1
         while j >= lo:
             first = j
@@ -368,38 +387,47 @@ def label_genes(
                 first -= 1
             if first == j:
                 p = code_n[sorted_cells[j]]
-                if p == 0:
-                    above += 1.0
-                elif p > 0:
-                    u2[p] += 2.0 * (n_c - above)
-                    nnz[p] += 1.0
+                if p >= 0:
+                    c = control_of[p]
+                    if p == c:
+                        above[c] += 1.0
+                    else:
+                        u2[p] += 2.0 * (size_k[c] - above[c])
+                        nnz[p] += 1.0
             else:
-                e = 0.0
                 n_touched = 0
                 for m in range(first, j + 1):
                     p = code_n[sorted_cells[m]]
-                    if p == 0:
-                        e += 1.0
-                    elif p > 0:
+                    if p >= 0:
                         if in_block[p] == 0:
                             touched[n_touched] = p
                             n_touched += 1
                         in_block[p] += 1
-                own = e * e * e - e
-                tie_c += own
                 for m in range(n_touched):
                     p = touched[m]
-                    a = np.float64(in_block[p])
-                    in_block[p] = 0
-                    u2[p] += a * (2.0 * (n_c - above) - e)
-                    nnz[p] += a
-                    both = a + e
-                    tie[p] += (both * both * both - both) - own
-                above += e
+                    c = control_of[p]
+                    e = np.float64(in_block[c])
+                    own = e * e * e - e
+                    if p == c:
+                        tie_c[c] += own
+                    else:
+                        a = np.float64(in_block[p])
+                        u2[p] += a * (2.0 * (size_k[c] - above[c]) - e)
+                        nnz[p] += a
+                        both = a + e
+                        tie[p] += (both * both * both - both) - own
+                for m in range(n_touched):  # the controls of this block count as passed only now
+                    p = touched[m]
+                    if p == control_of[p]:
+                        above[p] += np.float64(in_block[p])
+                for m in range(n_touched):
+                    in_block[touched[m]] = 0
             j = first - 1
-        zeros_c = n_c - above
-        for p in range(1, k_all):
-            zeros = size_k[p] - nnz[p]
-            z = zeros + zeros_c
-            twice_u_gk[g, p] = u2[p] + zeros * zeros_c
-            tie_gk[g, p] = tie[p] + tie_c + (z * z * z - z)
+        for p in range(k_all):
+            c = control_of[p]
+            if p != c:
+                zeros_c = size_k[c] - above[c]
+                zeros = size_k[p] - nnz[p]
+                z = zeros + zeros_c
+                twice_u_gk[g, p] = u2[p] + zeros * zeros_c
+                tie_gk[g, p] = tie[p] + tie_c[c] + (z * z * z - z)

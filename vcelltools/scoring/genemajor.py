@@ -63,16 +63,12 @@ class GeneMajor:
 
     def append(self, other: GeneMajor) -> GeneMajor:
         """Return these cells followed by the cells of ``other``."""
-        n_g = np.diff(self.indptr)
+        from vcelltools.kernels.labelings import csc_append
+
         indptr = self.indptr + other.indptr
-        cells = np.empty(indptr[-1], np.int32)
-        values = np.empty(indptr[-1], np.float32)
-        mine = np.repeat(other.indptr[:-1], n_g) + np.arange(len(self.cells))
-        cells[mine], values[mine] = self.cells, self.values
-        del mine
-        theirs = np.repeat(self.indptr[1:], np.diff(other.indptr)) + np.arange(len(other.cells))
-        cells[theirs] = other.cells + np.int32(self.n_cells)
-        values[theirs] = other.values
+        cells, values = np.empty(indptr[-1], np.int32), np.empty(indptr[-1], np.float32)
+        shift = np.int32(self.n_cells)
+        csc_append(self.indptr, self.cells, self.values, other.indptr, other.cells, other.values, shift, cells, values)
         return GeneMajor(
             indptr=indptr,
             cells=cells,
@@ -286,6 +282,8 @@ class Tables:
 @dataclass
 class _Labeling:
     code: np.ndarray
+    control_of: np.ndarray
+    n_sets: int
     ratio: np.ndarray
     shift: np.ndarray
     size: np.ndarray
@@ -296,9 +294,12 @@ class _Labeling:
     big_cells: np.ndarray
 
 
-def _prepare(code: np.ndarray, n_groups: int, library: np.ndarray, target_sum: float, dense: bool) -> _Labeling:
+def _prepare(
+    code: np.ndarray, n_sets: int, per_set: int, library: np.ndarray, target_sum: float, dense: bool
+) -> _Labeling:
     from vcelltools.kernels.labelings import N_TERMS, SERIES_LIMIT
 
+    n_groups = n_sets * per_set
     code = np.ascontiguousarray(code, np.int32)
     used = np.flatnonzero(code >= 0)
     group = code[used]
@@ -323,6 +324,8 @@ def _prepare(code: np.ndarray, n_groups: int, library: np.ndarray, target_sum: f
     big = big[np.argsort(code[big], kind="stable")]
     return _Labeling(
         code=code,
+        control_of=np.arange(n_groups) // per_set * per_set,
+        n_sets=n_sets,
         ratio=ratio,
         shift=shift,
         size=size,
@@ -336,7 +339,7 @@ def _prepare(code: np.ndarray, n_groups: int, library: np.ndarray, target_sum: f
 
 def make_tables(
     counts: GeneMajor,
-    codes: Sequence[np.ndarray],
+    labelings: Sequence[tuple[np.ndarray, int]],
     n_groups: int,
     *,
     target_sum: float,
@@ -349,69 +352,69 @@ def make_tables(
     ----------
     counts
         The cells.
-    codes
-        Labelings: (n,) int32 group of each cell, −1 left out, 0 control, up to ``n_groups - 1``.
+    labelings
+        Pairs of (n,) int32 codes and the number of sets in them. A set is ``n_groups`` groups, its controls first: a
+        cell's code is its group plus ``n_groups`` times its set, or −1. Every set yields tables of its own.
+    n_groups
+        Groups of a set.
     target_sum
         The counts a profile is scaled to before log1p.
     """
-    per = 6 * 8 * counts.n_genes * n_groups
-    step = max(1, _TABLE_BYTES // per)
-    for a in range(0, len(codes), step):
-        yield from _make_batch(counts, codes[a : a + step], n_groups, target_sum, get_threads(threads), progress)
+    step = max(1, _TABLE_BYTES // (12 * 8 * counts.n_genes * n_groups))
+    for a in range(0, len(labelings), step):
+        prepared = [
+            _prepare(code, sets, n_groups, counts.library, target_sum, counts.dense)
+            for code, sets in labelings[a : a + step]
+        ]
+        yield from _make_batch(counts, prepared, n_groups, target_sum, get_threads(threads), progress)
 
 
-def _make_batch(counts, codes, n_groups, target_sum, threads, progress) -> list[Tables]:
-    from vcelltools.kernels.labelings import label_genes, sort_genes
-
-    n_genes = counts.n_genes
-    labelings = [_prepare(c, n_groups, counts.library, target_sum, counts.dense) for c in codes]
-    out = [[np.zeros((n_genes, n_groups)) for _ in range(4)] for _ in codes]
-    per_million = counts.library / 1e6
-    per_million[per_million == 0] = 1.0
+def _cut(indptr: np.ndarray) -> list[tuple[int, int]]:
+    """Return runs of genes of about ``_BLOCK_VALUES`` values each."""
+    n_genes = len(indptr) - 1
     bounds = [0]
     while bounds[-1] < n_genes:
         a = bounds[-1]
-        b = int(np.searchsorted(counts.indptr, counts.indptr[a] + _BLOCK_VALUES, side="right")) - 1
+        b = int(np.searchsorted(indptr, indptr[a] + _BLOCK_VALUES, side="right")) - 1
         bounds.append(min(max(b, a + 1), n_genes))
-    blocks = list(pairwise(bounds))
+    return list(pairwise(bounds))
+
+
+def _make_batch(
+    counts: GeneMajor,
+    labelings: list[_Labeling],
+    per_set: int,
+    target_sum: float,
+    threads: int,
+    progress: Progress,
+) -> Iterator[Tables]:
+    from vcelltools.kernels.labelings import label_genes, sort_genes
+
+    out = [[np.zeros((counts.n_genes, len(lab.size))) for _ in range(4)] for lab in labelings]
+    per_million = counts.library / 1e6
+    per_million[per_million == 0] = 1.0
+    blocks = _cut(counts.indptr)
     progress.start("ranking", len(counts.cells), "non-zeros")
 
     def work(block: tuple[int, int]) -> list[np.ndarray]:
         a, b = block
         lo, hi = int(counts.indptr[a]), int(counts.indptr[b])
-        cells, values = counts.cells[lo:hi], counts.values[lo:hi]
-        indptr = counts.indptr[a : b + 1] - lo
+        m = hi - lo
+        cells, values, indptr = counts.cells[lo:hi], counts.values[lo:hi], counts.indptr[a : b + 1] - lo
         cpm = values.astype(np.float64)
         cpm /= per_million[cells]
         logv = np.log1p(cpm)
-        m = hi - lo
         order, tied = np.empty(m, np.int32), np.empty(m, np.uint8)
-        sort_genes(
-            indptr, cells, logv, order, tied, np.empty(m, np.uint64), np.empty(m, np.uint64), np.empty(m, np.int32)
-        )
+        scratch = np.empty(m, np.uint64), np.empty(m, np.uint64), np.empty(m, np.int32)
+        sort_genes(indptr, cells, logv, order, tied, *scratch)
         spreads = []
         for lab, arrays in zip(labelings, out, strict=True):
-            spread = np.zeros(n_groups)
+            spread = np.zeros(len(lab.size))
             label_genes(
-                indptr,
-                cells,
-                values,
-                cpm,
-                order,
-                tied,
-                target_sum,
-                lab.code,
-                lab.ratio,
-                lab.shift,
-                lab.size,
-                lab.weight,
-                lab.total,
-                lab.power,
-                lab.big_ptr,
-                lab.big_cells,
-                *[x[a:b] for x in arrays],
-                spread,
-            )
+                indptr, cells, values, cpm, order, tied, target_sum,
+                lab.code, lab.control_of, lab.ratio, lab.shift, lab.size, lab.weight, lab.total, lab.power,
+                lab.big_ptr, lab.big_cells, *[x[a:b] for x in arrays], spread,
+            )  # fmt: skip
             spreads.append(spread)
         progress.advance(m)
         return spreads
@@ -419,24 +422,23 @@ def _make_batch(counts, codes, n_groups, target_sum, threads, progress) -> list[
     with ThreadPoolExecutor(min(threads, len(blocks))) as pool:
         spreads = list(pool.map(work, blocks))
     progress.finish()
-    tables = []
     for i, lab in enumerate(labelings):
-        total = np.zeros(n_groups)
+        total = np.zeros(len(lab.size))
         for s in spreads:  # in gene order, so that threads do not change the sum
             total += s[i]
-        factor = np.where(lab.size >= 2, (lab.size - 1) / np.maximum(lab.size, 1), 0.0)
-        sum_kg, cpm_kg, u_kg, tie_kg = (np.ascontiguousarray(x.T) for x in out[i])
-        out[i] = []
-        if counts.dense:
-            cpm_kg /= np.maximum(lab.size, 1.0)[:, None]
-        tables.append(
-            Tables(
-                size_k=lab.size,
+        size = np.maximum(lab.size, 1.0)
+        spread_k = np.maximum(total * (size - 1.0) / size, 0.0)
+        for s in range(lab.n_sets):
+            own = slice(s * per_set, (s + 1) * per_set)
+            sum_kg, cpm_kg, u_kg, tie_kg = (np.ascontiguousarray(x[:, own].T) for x in out[i])
+            if counts.dense:
+                cpm_kg /= size[own, None]
+            yield Tables(
+                size_k=lab.size[own],
                 sum_kg=sum_kg,
                 cpm_kg=cpm_kg,
                 twice_u_kg=u_kg,
                 tie_kg=tie_kg,
-                spread_k=np.maximum(total * factor, 0.0),
+                spread_k=spread_k[own],
             )
-        )
-    return tables
+        out[i] = []

@@ -269,7 +269,7 @@ def score_vcc2026(
             both = counts.append(t.controls)
             del counts
             (tables,) = make_tables(
-                both, [code], len(t.labels) + 1, target_sum=TARGET_SUM, threads=threads, progress=progress
+                both, [(code, 1)], len(t.labels) + 1, target_sum=TARGET_SUM, threads=threads, progress=progress
             )
             del both
             scores.append(_score_context(t, make_side(tables, continuity=continuity), warnings))
@@ -344,8 +344,15 @@ def _make_context(
     splits = []
     if anchors and not thin and sizes[0] >= 2:
         sorted_groups = np.argsort(np.array([control, *labels], dtype=str), kind="stable")
-        splits = [half for seed in _get_seeds() for half in split_halves(code, sorted_groups, seed)]
-    tables = make_tables(counts, [code, *splits], n_groups, target_sum=TARGET_SUM, threads=threads, progress=progress)
+        splits = [split_halves(code, sorted_groups, seed) for seed in _get_seeds()]
+    tables = make_tables(
+        counts,
+        [(code, 1), *[(s, 2) for s in splits]],
+        n_groups,
+        target_sum=TARGET_SUM,
+        threads=threads,
+        progress=progress,
+    )
     full = next(tables)
     side = make_side(full, continuity=continuity)
     if (target_p >= 0).any() and not np.isin(target_p[target_p >= 0], side.de.genes).any():
@@ -394,18 +401,21 @@ def _get_seeds() -> list[int]:
     return [int(s) for s in np.random.SeedSequence(0).generate_state(N_SPLITS)]
 
 
-def split_halves(code: np.ndarray, sorted_groups: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return the labelings of two halves of every group, drawn in the order ``sorted_groups`` with one generator."""
+def split_halves(code: np.ndarray, sorted_groups: np.ndarray, seed: int) -> np.ndarray:
+    """Return a labeling of two sets: two halves of every group, drawn in the order ``sorted_groups`` by one generator.
+
+    The cell that an odd group has over is left out.
+    """
     rng = np.random.default_rng(seed)
-    a, b = np.full(len(code), -1, np.int32), np.full(len(code), -1, np.int32)
+    out = np.full(len(code), -1, np.int32)
     order = np.argsort(code, kind="stable")
-    bounds = np.searchsorted(code[order], np.arange(code.max() + 2))
+    bounds = np.searchsorted(code[order], np.arange(len(sorted_groups) + 1))
     for k in sorted_groups:
         mixed = rng.permutation(order[bounds[k] : bounds[k + 1]])
         half = len(mixed) // 2
-        a[mixed[:half]] = k
-        b[mixed[half : 2 * half]] = k
-    return a, b
+        out[mixed[:half]] = k
+        out[mixed[half : 2 * half]] = k + len(sorted_groups)
+    return out
 
 
 def get_ceiling(tables, full: Side, target_p: np.ndarray, name_rank_g: np.ndarray, *, continuity: bool) -> dict:
@@ -446,7 +456,7 @@ def score_baseline(
     cells = controls.draw(draws, scale_g).append(controls)
     code = np.concatenate([np.repeat(np.arange(1, len(size_k)), size_k[1:].astype(np.int64)),
                            np.zeros(controls.n_cells)]).astype(np.int32)  # fmt: skip
-    (tables,) = make_tables(cells, [code], len(size_k), target_sum=TARGET_SUM, threads=threads, progress=progress)
+    (tables,) = make_tables(cells, [(code, 1)], len(size_k), target_sum=TARGET_SUM, threads=threads, progress=progress)
     return compare(real, make_side(tables, continuity=continuity), target_p, name_rank_g)
 
 
