@@ -7,7 +7,7 @@ import sys
 from typing import Annotated
 
 import typer
-from vcelltools.cli import build_store, hvg, normalize, simulate, verify
+from vcelltools.cli import build_store, hvg, inspect, normalize, simulate, verify
 
 from vcelltools import __version__
 from vcelltools.errors import VcellError
@@ -43,6 +43,7 @@ def _root(
 
 
 # in the order of the road
+app.command("inspect")(inspect.inspect)
 app.command("hvg")(hvg.hvg)
 app.command("normalize")(normalize.normalize)
 app.command("simulate")(simulate.simulate)

@@ -6,6 +6,7 @@ file is.
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
@@ -116,13 +117,18 @@ def _sample(matrix: Matrix, n_places: int) -> list[tuple[np.ndarray, list[np.nda
     filled = matrix.nnz
     if filled == 0:
         return []
-    for start in sorted({int(filled * i / n_places) for i in range(n_places)}):
+    done = 0
+    for place in range(n_places):
+        start = max(int(filled * place / n_places), done)
+        if start >= filled:
+            break
         row = int(np.searchsorted(matrix.indptr, start, side="right")) - 1
         last = int(np.searchsorted(matrix.indptr, matrix.indptr[row] + VALUES_PER_PLACE, side="right")) - 1
         stop = min(max(last, row + 1), n)
         a = int(matrix.indptr[row])
         b = min(int(matrix.indptr[stop]), a + 4 * VALUES_PER_PLACE)  # one long column is cut
         part = matrix.read_values(a, b)
+        done = max(b, int(matrix.indptr[stop]))
         ends = matrix.indptr[row : stop + 1] - a
         whole = (
             [part[i:j] for i, j in pairwise(ends) if j > i and j <= len(part)] if isinstance(matrix, CsrMatrix) else []
@@ -134,17 +140,16 @@ def _sample(matrix: Matrix, n_places: int) -> list[tuple[np.ndarray, list[np.nda
 def _sample_dense(matrix: DenseMatrix, n_places: int) -> list[tuple[np.ndarray, list[np.ndarray]]]:
     n, g = matrix.shape
     out = []
-    by_rows = matrix.axis == 0
-    for i in range(n_places):
-        if by_rows:
-            r0 = n * i // n_places
-            rows = max(1, min(8, VALUES_PER_PLACE // g))
-            block = matrix.read_block(r0, min(r0 + rows, n), 0, g).block.copy()
+    if matrix.axis == 0:
+        rows = max(1, min(-(-n // n_places), VALUES_PER_PLACE // g))
+        for r0 in sorted({min(n * i // n_places, n - rows) for i in range(n_places)}):
+            block = matrix.read_block(r0, r0 + rows, 0, g).block.copy()
             out.append((block.ravel(), list(block)))
-        else:
-            c0 = g * i // n_places
-            r0 = max(n * i // n_places - VALUES_PER_PLACE, 0)
-            block = matrix.read_block(r0, min(r0 + VALUES_PER_PLACE, n), c0, c0 + 1).block.copy()
+    else:
+        rows = min(n, VALUES_PER_PLACE)
+        for i, c0 in enumerate(sorted({g * i // n_places for i in range(n_places)})):
+            r0 = (n - rows) * i // n_places
+            block = matrix.read_block(r0, r0 + rows, c0, c0 + 1).block.copy()
             out.append((block.ravel(), []))
     return out
 
@@ -234,9 +239,11 @@ def suggest_counts(dataset: Dataset) -> str:
     for modality, layer, evidence in survey_counts(dataset.source):
         if evidence is None or not evidence.is_counts or evidence.looks_like == "empty" or (modality, layer) == here:
             continue
-        options = [f"--modality {modality}"] if modality is not None and modality != dataset.modality else []
+        options = (
+            [f"--modality {shlex.quote(modality)}"] if modality is not None and modality != dataset.modality else []
+        )
         if layer != "X" or not options:
-            options.append(f"--layer {layer}")
+            options.append(f"--layer {shlex.quote(layer)}")
         found.append((modality != dataset.modality, " ".join(options)))
     if not found:
         return "no other layer, raw or modality of it looks like counts: pass the file with the raw counts"
