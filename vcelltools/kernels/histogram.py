@@ -2,11 +2,15 @@
 
 A gene's histogram gives its mean, variance and any clipped moment exactly, whatever is asked later, because the
 counts are small integers. Gene ``g`` owns the bins ``offsets[g] .. offsets[g + 1] - 1`` (bin v counts the value
-v; zeros are never counted, they follow from the number of cells); larger values go to an overflow list.
+v; bin 0 collects explicit zeros and means nothing); larger values go to an overflow list.
 
 Every kernel checks what it is given: indices are bounds-checked, a row (or column) whose indices do not strictly
 increase is searched for duplicates, and duplicates are summed as scipy's canonical form does. Values must be
 whole numbers from 0 to ``MAX_COUNT``. A violation ends the kernel: ``state`` then holds the status and the place.
+
+Each row is handled twice: a first loop without branches, which the compiler turns into vector code, checks order
+and values and writes them as int32; the second only scatters. What the first loop does not like (an index out of
+order, a value from 4,096 up or not whole) takes the slow path, one value at a time.
 
 Oracle of all kernels here: ``tests.oracles.count_histograms``.
 """
@@ -18,6 +22,8 @@ import numpy as np
 from vcelltools.kernels._jit import kernel
 
 MAX_COUNT = 2_147_483_647
+FAST_BELOW = 4_096
+BLOCK = 4_096
 
 # state[0]: what stopped the kernel; state[1], state[2]: where (cell or gene, position in the chunk's data)
 OK, BAD_INDEX, NOT_WHOLE, NEGATIVE, NOT_FINITE, TOO_LARGE = 0, 1, 2, 3, 4, 5
@@ -27,14 +33,17 @@ STATE_SIZE = 7
 
 
 @kernel(inline=True)
+def _is_count(v):
+    return v >= 0 and v <= 2147483647 and np.int64(v) == v
+
+
+@kernel(inline=True)
 def _bad_value(v):
-    """Status of a value that is not an ordinary count."""
-    if v != v:
+    """Status of a value that is not an acceptable count."""
+    if v != v or v > 1e300 or v < -1e300:
         return 4
     if v < 0:
-        return 3 if v > -1e300 else 4
-    if v > 1e300:
-        return 4
+        return 3
     if v > 2147483647:
         return 5
     return 2
@@ -43,10 +52,30 @@ def _bad_value(v):
 @kernel(inline=True)
 def _is_increasing(indices, a, b):
     """Whether ``indices[a:b]`` strictly increases; written so that it vectorises."""
-    bad = 0
-    for j in range(a + 1, b):
-        bad |= np.int64(indices[j] <= indices[j - 1])
+    part = indices[a:b]
+    bad = np.int32(0)
+    for j in range(1, len(part)):
+        bad |= np.int32(part[j] <= part[j - 1])
     return bad == 0
+
+
+@kernel(inline=True)
+def _to_small_counts(values, out):
+    """Write ``values`` as int32; return (whether some are not whole numbers in 0 .. 4095, sum, non-zeros, maximum)."""
+    bad = np.int32(0)
+    total = np.int64(0)
+    positive = np.int64(0)
+    top = np.int32(0)
+    for j in range(len(values)):
+        v = values[j]
+        ordinary = (v >= 0) & (v < 4096)
+        c = np.int32(v if ordinary else values.dtype.type(0))
+        bad |= np.int32(c != v)
+        out[j] = c
+        total += c
+        positive += np.int64(c > 0)
+        top = max(top, c)
+    return bad != 0, total, positive, top
 
 
 @kernel(inline=True)
@@ -86,6 +115,7 @@ def csr_histogram(
     slot_g,
     scratch_i,
     scratch_v,
+    scratch_c,
     over_key,
     over_value,
     library_size_b,
@@ -104,13 +134,13 @@ def csr_histogram(
     batch_b
         (b,) int64: the batch of each row, -1 to leave the row out of the histograms.
     offsets
-        (g + 1,) int64 bin offsets; a gene's width is the difference.
+        (g + 1,) int32 bin offsets; a gene's width is the difference.
     hist
         (n_batches * offsets[g],) int32, added to.
     last_g, slot_g
         (g,) int64 scratch for the search for duplicates; ``last_g`` starts at 0 and is never reset.
-    scratch_i, scratch_v
-        Scratch as long as the longest row: int64, float64.
+    scratch_i, scratch_v, scratch_c
+        Scratch as long as the longest row: int64, float64, int32.
     over_key, over_value
         int64 overflow list: batch * g + gene, and the value. Needs room for the longest row.
     library_size_b, genes_per_cell_b
@@ -128,57 +158,47 @@ def csr_histogram(
 
     Notes
     -----
-    Cost: one random increment a non-zero; 0.4-0.7 G non-zeros/s a thread.
+    Cost: one random increment a non-zero; about half a billion non-zeros a second and thread.
     """
     n_genes = len(offsets) - 1
-    n_bins = offsets[n_genes]
-    over_room = len(over_key)
+    n_bins = np.int64(offsets[n_genes])
     n_over = state[3]
     for k in range(from_row, len(order_b)):
         r = order_b[k]
         a, b = indptr[r], indptr[r + 1]
-        if n_over + (b - a) > over_room:
+        if n_over + (b - a) > len(over_key):
             state[3] = n_over
             return k
         batch = batch_b[r]
         base = batch * n_bins
-        total = np.int64(0)
-        n_expressed = np.int64(0)
-        if _is_increasing(indices, a, b):
-            if b > a and (indices[a] < 0 or indices[b - 1] >= n_genes):
-                state[0] = 1
-                state[1] = r
-                state[2] = a if indices[a] < 0 else b - 1
-                return k
-            for j in range(a, b):
-                v = data[j]
-                g = np.int64(indices[j])
-                first = offsets[g]
-                if v >= 0 and v < offsets[g + 1] - first:
-                    c = np.int64(v)
-                    if c != v:
-                        state[0] = 2
-                        state[1] = r
-                        state[2] = j
-                        return k
-                    if c > 0:
-                        total += c
-                        n_expressed += 1
-                        if batch >= 0:
-                            hist[base + first + c] += 1
-                elif v >= 0 and v <= 2147483647 and np.int64(v) == v:
-                    c = np.int64(v)
-                    total += c
-                    n_expressed += 1
-                    if batch >= 0:
-                        over_key[n_over] = batch * n_genes + g
-                        over_value[n_over] = c
-                        n_over += 1
+        increasing = _is_increasing(indices, a, b)
+        if increasing and b > a and (indices[a] < 0 or indices[b - 1] >= n_genes):
+            state[0] = 1
+            state[1] = r
+            state[2] = a if indices[a] < 0 else b - 1
+            return k
+        odd, total, positive, top = _to_small_counts(data[a:b], scratch_c)
+        if increasing and not odd:
+            library_size_b[r] = total
+            genes_per_cell_b[r] = positive
+            if batch < 0:
+                continue
+            part = indices[a:b]
+            for j in range(len(part)):
+                g = np.uintp(part[j])
+                to = offsets[g] + scratch_c[j]
+                if to < offsets[g + np.uintp(1)]:
+                    hist[np.uintp(base + to)] += 1
                 else:
-                    state[0] = _bad_value(v)
-                    state[1] = r
-                    state[2] = j
-                    return k
+                    over_key[n_over] = batch * n_genes + np.int64(g)
+                    over_value[n_over] = scratch_c[j]
+                    n_over += 1
+            continue
+        n = b - a
+        if increasing:
+            for j in range(n):
+                scratch_i[j] = indices[a + j]
+                scratch_v[j] = data[a + j]
         else:
             state[5] += 1
             state[6] += 1
@@ -189,29 +209,31 @@ def csr_histogram(
                 state[2] = -1 - n
                 return k
             state[4] += (b - a) - n
-            for j in range(n):
-                v = scratch_v[j]
-                if not (v >= 0 and v <= 2147483647 and np.floor(v) == v):
-                    state[0] = _bad_value(v)
-                    state[1] = r
-                    state[2] = a + j
-                    return k
-                c = np.int64(v)
-                if c == 0:
-                    continue
-                g = scratch_i[j]
-                total += c
-                n_expressed += 1
-                if batch < 0:
-                    continue
-                if c < offsets[g + 1] - offsets[g]:
-                    hist[base + offsets[g] + c] += 1
-                else:
-                    over_key[n_over] = batch * n_genes + g
-                    over_value[n_over] = c
-                    n_over += 1
+        total = np.int64(0)
+        positive = np.int64(0)
+        for j in range(n):
+            v = scratch_v[j]
+            if not _is_count(v):
+                state[0] = _bad_value(v)
+                state[1] = r
+                state[2] = a + j
+                return k
+            c = np.int64(v)
+            if c == 0:
+                continue
+            g = scratch_i[j]
+            total += c
+            positive += 1
+            if batch < 0:
+                continue
+            if c < offsets[g + 1] - offsets[g]:
+                hist[base + offsets[g] + c] += 1
+            else:
+                over_key[n_over] = batch * n_genes + g
+                over_value[n_over] = c
+                n_over += 1
         library_size_b[r] = total
-        genes_per_cell_b[r] = n_expressed
+        genes_per_cell_b[r] = positive
     state[3] = n_over
     return len(order_b)
 
@@ -224,39 +246,38 @@ def csc_histogram(
     first_col,
     n_genes,
     batch_n,
-    n_batches,
     local_hist,
-    width,
     last_n,
     slot_n,
     scratch_i,
     scratch_v,
+    scratch_c,
     over_key,
     over_value,
-    max_c,
+    max_w,
     library_size_n,
     genes_per_cell_n,
     from_col,
     state,
 ):
-    """Add columns of a CSC chunk: each column's histogram is complete when the column is done.
+    """Count columns of a CSC chunk: a column's histogram is complete when the column is done.
 
     Parameters
     ----------
     indptr, indices, data
         The chunk: (w + 1,) int64, (nnz,) int32 or int64 cell positions, (nnz,) numbers.
     first_col, n_genes
-        The gene of the chunk's first column; the number of genes of the matrix.
+        The gene of the first column; the number of genes of the matrix.
     batch_n
         (n,) int32 batch of every cell (-1: left out), or (0,) where there is one batch.
-    n_batches
-        Number of batches.
     local_hist
         (w, n_batches, width) int32, zero on entry.
-    last_n, slot_n
-        (n,) scratch for duplicates, as in :func:`csr_histogram`; may be (0,) until a column needs it: the kernel
-        then returns with ``state[5]`` negative.
-    max_c
+    last_n, slot_n, scratch_i, scratch_v
+        Scratch for duplicates, as in :func:`csr_histogram`; may be empty until a column needs it: the kernel then
+        returns with ``state[5]`` negative.
+    scratch_c
+        (BLOCK,) int32.
+    max_w
         (w,) int64 output: the largest value of each column that is below ``width``.
     library_size_n, genes_per_cell_n
         (n,) int64 and int32, added to.
@@ -265,17 +286,14 @@ def csc_histogram(
     -------
     int
         The number of columns done, as in :func:`csr_histogram`.
-
-    Notes
-    -----
-    Cost: about 1 G non-zeros/s a thread with one batch.
     """
     n_cells = len(library_size_n)
-    over_room = len(over_key)
+    width = local_hist.shape[2]
+    fast_top = min(width, 4096)
     n_over = state[3]
     for k in range(from_col, len(indptr) - 1):
         a, b = indptr[k], indptr[k + 1]
-        if n_over + (b - a) > over_room:
+        if n_over + (b - a) > len(over_key):
             state[3] = n_over
             return k
         gene = first_col + k
@@ -286,31 +304,42 @@ def csc_histogram(
                 state[1] = gene
                 state[2] = a if indices[a] < 0 else b - 1
                 return k
-            for j in range(a, b):
-                v = data[j]
-                if not (v >= 0 and v <= 2147483647 and np.int64(v) == v):
-                    state[0] = _bad_value(v)
-                    state[1] = gene
-                    state[2] = j
-                    return k
-                c = np.int64(v)
-                if c == 0:
+            for start in range(a, b, 4096):
+                stop = min(start + 4096, b)
+                odd, _, _, block_top = _to_small_counts(data[start:stop], scratch_c)
+                if not odd and block_top < fast_top and len(batch_n) == 0:
+                    top = max(top, np.int64(block_top))
+                    part = indices[start:stop]
+                    for j in range(len(part)):
+                        i = np.uintp(part[j])
+                        c = scratch_c[j]
+                        library_size_n[i] += c
+                        genes_per_cell_n[i] += np.int32(c > 0)
+                        local_hist[k, 0, c] += 1
                     continue
-                i = np.int64(indices[j])
-                library_size_n[i] += c
-                genes_per_cell_n[i] += 1
-                batch = np.int64(0)
-                if len(batch_n):
-                    batch = np.int64(batch_n[i])
+                for j in range(start, stop):
+                    v = data[j]
+                    if not _is_count(v):
+                        state[0] = _bad_value(v)
+                        state[1] = gene
+                        state[2] = j
+                        return k
+                    c = np.int64(v)
+                    if c == 0:
+                        continue
+                    i = np.int64(indices[j])
+                    library_size_n[i] += c
+                    genes_per_cell_n[i] += 1
+                    batch = np.int64(batch_n[i]) if len(batch_n) else np.int64(0)
                     if batch < 0:
                         continue
-                if c < width:
-                    local_hist[k, batch, c] += 1
-                    top = max(top, c)
-                else:
-                    over_key[n_over] = batch * n_genes + gene
-                    over_value[n_over] = c
-                    n_over += 1
+                    if c < width:
+                        local_hist[k, batch, c] += 1
+                        top = max(top, c)
+                    else:
+                        over_key[n_over] = batch * n_genes + gene
+                        over_value[n_over] = c
+                        n_over += 1
         else:
             if len(last_n) == 0:
                 state[3] = n_over
@@ -327,7 +356,7 @@ def csc_histogram(
             state[4] += (b - a) - n
             for j in range(n):
                 v = scratch_v[j]
-                if not (v >= 0 and v <= 2147483647 and np.floor(v) == v):
+                if not _is_count(v):
                     state[0] = _bad_value(v)
                     state[1] = gene
                     state[2] = a + j
@@ -338,11 +367,9 @@ def csc_histogram(
                 i = scratch_i[j]
                 library_size_n[i] += c
                 genes_per_cell_n[i] += 1
-                batch = np.int64(0)
-                if len(batch_n):
-                    batch = np.int64(batch_n[i])
-                    if batch < 0:
-                        continue
+                batch = np.int64(batch_n[i]) if len(batch_n) else np.int64(0)
+                if batch < 0:
+                    continue
                 if c < width:
                     local_hist[k, batch, c] += 1
                     top = max(top, c)
@@ -350,7 +377,7 @@ def csc_histogram(
                     over_key[n_over] = batch * n_genes + gene
                     over_value[n_over] = c
                     n_over += 1
-        max_c[k] = top
+        max_w[k] = top
     state[3] = n_over
     return len(indptr) - 1
 
@@ -363,6 +390,8 @@ def dense_histogram(
     batch_b,
     offsets,
     hist,
+    scratch_c,
+    scratch_at,
     over_key,
     over_value,
     library_size_b,
@@ -382,6 +411,8 @@ def dense_histogram(
         (b,) int64 batch of each row, -1 to leave it out.
     offsets, hist, over_key, over_value
         As in :func:`csr_histogram`; the list needs room for w entries.
+    scratch_c, scratch_at
+        (w,) and (w + 1,) int32.
     library_size_b, genes_per_cell_b
         (b,) int64, added to.
 
@@ -392,9 +423,9 @@ def dense_histogram(
 
     Notes
     -----
-    Cost: most entries are zero; runs of eight zeros are skipped with one test.
+    Cost: most entries are zero; their positions are sifted out without a branch, about 0.6 ns an entry.
     """
-    n_bins = offsets[n_genes]
+    n_bins = np.int64(offsets[n_genes])
     n_rows, width = block.shape
     n_over = state[3]
     for r in range(from_row, n_rows):
@@ -403,42 +434,39 @@ def dense_histogram(
             return r
         batch = batch_b[r]
         base = batch * n_bins
-        total = np.int64(0)
-        n_expressed = np.int64(0)
-        c0 = 0
-        while c0 < width:
-            c1 = min(c0 + 8, width)
-            if c1 - c0 == 8:
-                some = False
-                for q in range(8):
-                    some |= block[r, c0 + q] != 0
-                if not some:
-                    c0 = c1
-                    continue
-            for col in range(c0, c1):
-                v = block[r, col]
-                if v == 0:
-                    continue
-                if not (v >= 0 and v <= 2147483647 and np.int64(v) == v):
+        row = block[r]
+        odd, total, positive, top = _to_small_counts(row, scratch_c)
+        if odd:
+            total = np.int64(0)
+            positive = np.int64(0)
+            for col in range(width):
+                v = row[col]
+                if not _is_count(v):
                     state[0] = _bad_value(v)
                     state[1] = r
                     state[2] = col
                     return r
                 c = np.int64(v)
                 total += c
-                n_expressed += 1
-                if batch < 0:
-                    continue
-                g = first_col + col
-                first = offsets[g]
-                if c < offsets[g + 1] - first:
-                    hist[base + first + c] += 1
-                else:
-                    over_key[n_over] = batch * n_genes + g
-                    over_value[n_over] = c
-                    n_over += 1
-            c0 = c1
+                positive += np.int64(c > 0)
+                scratch_c[col] = c
         library_size_b[r] += total
-        genes_per_cell_b[r] += n_expressed
+        genes_per_cell_b[r] += positive
+        if batch < 0:
+            continue
+        n = 0
+        for col in range(width):
+            scratch_at[n] = col  # overwritten by the next where this one is zero: no branch
+            n += np.int64(scratch_c[col] != 0)
+        for j in range(n):
+            col = scratch_at[j]
+            g = np.uintp(first_col + col)
+            to = np.int64(offsets[g]) + scratch_c[col]
+            if to < offsets[g + np.uintp(1)]:
+                hist[np.uintp(base + to)] += 1
+            else:
+                over_key[n_over] = batch * n_genes + np.int64(g)
+                over_value[n_over] = scratch_c[col]
+                n_over += 1
     state[3] = n_over
     return n_rows

@@ -383,7 +383,7 @@ def _one_pass(
 ) -> _Pass:
     matrix = dataset.matrix
     n, g = matrix.shape
-    offsets = np.concatenate([[0], np.cumsum(widths)]).astype(np.int64)
+    offsets = np.concatenate([[0], np.cumsum(widths)]).astype(np.int32)
     columns = isinstance(matrix, CscMatrix)
     by_column = columns or (isinstance(matrix, DenseMatrix) and matrix.axis == 1)
     library_size = np.zeros(n, np.int64)
@@ -422,10 +422,12 @@ def _one_pass(
     if columns:
         offsets, counts = _join_columns([] if partial else [c for w in workers for c in w.columns], g, n_batches)
     else:
+        offsets = offsets.astype(np.int64)
         counts = workers[0].hist.astype(np.int64)
         for w in workers[1:]:
             counts += w.hist
         counts = counts.reshape(n_batches, -1)
+    counts[:, offsets[:-1]] = 0  # explicit zeros say nothing that the number of cells does not
     return _Pass(
         histograms=make_histograms(offsets, counts, n_cells_k, overflow),
         library_size=library_size,
@@ -464,6 +466,7 @@ def _visit_csr(
         w.get_scratch("slot", chunk.n_genes, np.int64),
         w.get_scratch("index", longest, np.int64),
         w.get_scratch("value", longest, np.float64),
+        w.get_scratch("count", longest, np.int32),
     )
     done = 0
     while True:
@@ -478,7 +481,7 @@ def _visit_csr(
 def _visit_csc(
     dataset: Dataset, w: _Worker, chunk: CscChunk, batch_n: np.ndarray, n_batches: int, n_genes: int
 ) -> None:
-    from vcelltools.kernels.histogram import csc_histogram
+    from vcelltools.kernels.histogram import BLOCK, csc_histogram
 
     assert w.library_size is not None and w.genes_per_cell is not None
     longest = int(np.diff(chunk.indptr).max(initial=0))
@@ -507,13 +510,12 @@ def _visit_csc(
                 chunk.start + c0,
                 n_genes,
                 batches,
-                n_batches,
                 bins,
-                CSC_WIDTH,
                 last,
                 slot,
                 index,
                 value,
+                w.get_scratch("count", BLOCK, np.int32),
                 w.over_key,
                 w.over_value,
                 top,
@@ -576,6 +578,8 @@ def _visit_dense(
             batch,
             offsets,
             w.hist,
+            w.get_scratch("count", chunk.block.shape[1], np.int32),
+            w.get_scratch("at", chunk.block.shape[1] + 1, np.int32),
             w.over_key,
             w.over_value,
             library,
