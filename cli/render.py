@@ -33,7 +33,10 @@ def show_hvg(o: Output, result: HvgResult, out: Path) -> None:
         "peak_memory_bytes": get_peak_memory(),
         "out": str(out),
         "warnings": list(result.warnings),
+        "notes": list(result.notes),
     }
+    for n in result.notes:
+        o.note(n)
     o.warn(result.warnings)
     o.result(body)
     o.done(

@@ -106,6 +106,12 @@ class Array2D(Protocol):
         ...
 
 
+def _as_chunk_array(values: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    """Return contiguous, aligned, writeable ``values``: a kernel compiles anew for anything else."""
+    out = np.ascontiguousarray(values, dtype=dtype)
+    return out if out.flags.writeable and out.flags.aligned else out.copy()
+
+
 class MemoryArray(ArrayBase):
     """An array that is in memory already; reads are views."""
 
@@ -119,7 +125,7 @@ class MemoryArray(ArrayBase):
 
     def read(self, start: int, stop: int, dtype: np.dtype, buffer: Buffer | None) -> np.ndarray:
         """Return a view where the dtype allows it."""
-        return np.ascontiguousarray(self._values[start:stop], dtype=dtype)
+        return _as_chunk_array(self._values[start:stop], dtype)
 
     def fill(self, start: int, stop: int, out: np.ndarray) -> None:
         """Write elements ``start:stop`` into ``out``, in its dtype."""
@@ -493,4 +499,4 @@ class MemoryDense:
 
     def read(self, r0: int, r1: int, c0: int, c1: int, dtype: np.dtype, buffer: Buffer | None) -> np.ndarray:
         """Return the block, as a view where it can be one."""
-        return np.ascontiguousarray(self._values[r0:r1, c0:c1], dtype=dtype)
+        return _as_chunk_array(self._values[r0:r1, c0:c1], dtype)

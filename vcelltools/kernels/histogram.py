@@ -177,7 +177,7 @@ def csr_histogram(
             state[1] = r
             state[2] = a if indices[a] < 0 else b - 1
             return k
-        odd, total, positive, top = _to_small_counts(data[a:b], scratch_c)
+        odd, total, positive, _ = _to_small_counts(data[a:b], scratch_c)
         if increasing and not odd:
             library_size_b[r] = total
             genes_per_cell_b[r] = positive
@@ -435,7 +435,7 @@ def dense_histogram(
         batch = batch_b[r]
         base = batch * n_bins
         row = block[r]
-        odd, total, positive, top = _to_small_counts(row, scratch_c)
+        odd, total, positive, _ = _to_small_counts(row, scratch_c)
         if odd:
             total = np.int64(0)
             positive = np.int64(0)

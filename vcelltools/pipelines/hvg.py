@@ -48,8 +48,10 @@ class HvgResult:
         highly_variable, n_cells`` and what else the flavour has.
     order
         Positions of the selected genes, best first.
-    settings, source, versions, warnings
-        What was asked for, of which file, by which software, and what the user should know.
+    settings, source, versions
+        What was asked for, of which file, by which software.
+    warnings, notes
+        What the user should act on; what the reader decided or found.
     n_cells, bytes_read, seconds
         Size and cost.
     """
@@ -65,6 +67,7 @@ class HvgResult:
     seconds: float
     batches: list[str] = field(default_factory=list)
     warnings: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
     @property
     def selected(self) -> list[str]:
@@ -124,6 +127,7 @@ def compute_hvg(
     stats_dpath: str | os.PathLike | None = None,
     threads: int | None = None,
     progress: Progress = SILENT,
+    max_values: int | None = None,
 ) -> HvgResult:
     """Rank the genes of one or more data sets by how much they vary.
 
@@ -146,6 +150,8 @@ def compute_hvg(
         pearson_residuals alone: inverse dispersion of the negative binomial.
     stats_dpath
         Folder of the statistics: reused where they fit the file, written where there are none.
+    threads, max_values
+        Worker threads, and values read at once by each; the result depends on neither.
 
     Raises
     ------
@@ -167,18 +173,20 @@ def compute_hvg(
     if len(many) > 1 and stats_dpath is not None:
         raise UsageError("--stats keeps the statistics of one file", hint="run hvg --stats once per file, then merge")
     notes: list[str] = []
+    warnings: list[str] = []
     parts = []
     for source in many:
         stats, said = _get_statistics(
-            source, batch_key, modality, layer, stats_dpath, threads=threads, progress=progress
+            source, batch_key, modality, layer, stats_dpath, threads=threads, progress=progress, max_values=max_values
         )
         parts.append(stats)
         notes += said
-    merged = parts[0] if len(parts) == 1 else _merge_files(parts, [_label(s) for s in many], notes)
+    merged = parts[0] if len(parts) == 1 else _merge_files(parts, [_label(s) for s in many], warnings)
     for p in parts:
-        notes += p.warnings
+        warnings += p.warnings
+        notes += p.notes
     if top > merged.n_genes:
-        notes.append(f"top {top:,} exceeds the {merged.n_genes:,} genes there are: all are selected")
+        warnings.append(f"top {top:,} exceeds the {merged.n_genes:,} genes there are: all are selected")
     with_batches = batch_key is not None or len(parts) > 1
     columns, order, said = _rank(
         merged,
@@ -191,7 +199,7 @@ def compute_hvg(
         threads=threads,
         progress=progress,
     )
-    notes += said
+    warnings += said
     if not with_batches:
         columns.pop("highly_variable_nbatches", None)
         columns.pop("highly_variable_intersection", None)
@@ -215,7 +223,8 @@ def compute_hvg(
         bytes_read=sum(p.bytes_read for p in parts),
         seconds=time.monotonic() - began,
         batches=merged.batches if with_batches else [],
-        warnings=tuple(dict.fromkeys(notes)),
+        warnings=tuple(dict.fromkeys(warnings)),
+        notes=tuple(dict.fromkeys(notes)),
     )
 
 
@@ -266,6 +275,7 @@ def _get_statistics(
     *,
     threads: int | None,
     progress: Progress,
+    max_values: int | None,
 ) -> tuple[Statistics, list[str]]:
     """Return the statistics of one source, saved ones where they fit, and notes."""
     if isinstance(source, str | os.PathLike) and (Path(source) / "manifest.json").is_file():
@@ -287,7 +297,14 @@ def _get_statistics(
                 hint="give another folder, or delete this one",
             )
         require_counts(ds)
-        stats = scan(ds, batch_key=batch_key, threads=threads, progress=progress, phase=f"reading {_label(source)}")
+        stats = scan(
+            ds,
+            batch_key=batch_key,
+            threads=threads,
+            progress=progress,
+            phase=f"reading {_label(source)}",
+            max_values=max_values,
+        )
         stats.source["batch_key"] = batch_key
         if stats_dpath is not None:
             save_statistics(stats, stats_dpath)

@@ -64,6 +64,7 @@ class Statistics:
     passes: int = 1
     source: dict[str, Any] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
     @property
     def n_cells(self) -> int:
@@ -227,7 +228,7 @@ class PassLayout:
     histogram_bytes: int
 
 
-def get_layout_of_pass(matrix: Matrix, n_batches: int, threads: int) -> PassLayout:
+def get_layout_of_pass(matrix: Matrix, n_batches: int, threads: int, max_values: int | None = None) -> PassLayout:
     """Choose spans and bins, and split the batches over passes so that histograms stay within the budget."""
     if isinstance(matrix, CscMatrix):
         widths = np.full(matrix.n_genes, MIN_WIDTH, np.int64)
@@ -240,7 +241,7 @@ def get_layout_of_pass(matrix: Matrix, n_batches: int, threads: int) -> PassLayo
         per_batch = int(widths.sum()) * 4
     group = min(n_batches, max(1, int(HISTOGRAM_BUDGET // max(per_batch * threads, 1))))
     return PassLayout(
-        spans=_plan(matrix, n_batches, threads),
+        spans=_plan(matrix, n_batches, threads, max_values),
         widths=widths,
         batches_per_pass=group,
         passes=-(-n_batches // group),
@@ -262,6 +263,7 @@ def scan(
     threads: int | None = None,
     progress: Progress = SILENT,
     phase: str = "reading",
+    max_values: int | None = None,
 ) -> Statistics:
     """Read the whole matrix once (more often where many batches exceed the memory budget) and count.
 
@@ -273,6 +275,8 @@ def scan(
         An obs column; statistics are kept per label.
     threads
         Worker threads.
+    max_values
+        Values read at once and thread; chosen by default. The result does not depend on it.
 
     Raises
     ------
@@ -283,7 +287,7 @@ def scan(
     labels, batch_n = get_batches(dataset, batch_key)
     n_threads = get_threads(threads)
     n_batches = len(labels)
-    layout = get_layout_of_pass(dataset.matrix, n_batches, n_threads)
+    layout = get_layout_of_pass(dataset.matrix, n_batches, n_threads, max_values)
     group, spans, widths = layout.batches_per_pass, layout.spans, layout.widths
     total = sum(s.n_bytes for s in spans)
     progress.start(phase, total * layout.passes, "bytes")
@@ -309,11 +313,12 @@ def scan(
         bytes_read=total * layout.passes,
         passes=layout.passes,
         source=describe_source(dataset),
-        warnings=_get_warnings(dataset, last, parts),
+        warnings=_get_warnings(dataset, last),
+        notes=_get_notes(dataset, last, parts),
     )
 
 
-def _get_warnings(dataset: Dataset, last: _Pass, parts: list[Histograms]) -> tuple[str, ...]:
+def _get_warnings(dataset: Dataset, last: _Pass) -> tuple[str, ...]:
     out = []
     if last.n_duplicates:
         out.append(f"{last.n_duplicates:,} entries with a cell and gene that occurs twice were summed")
@@ -321,6 +326,11 @@ def _get_warnings(dataset: Dataset, last: _Pass, parts: list[Histograms]) -> tup
     n_twice = len(names) - len(set(names.tolist()))
     if n_twice:
         out.append(f"{n_twice:,} gene names occur more than once; genes are told apart by position")
+    return tuple(out)
+
+
+def _get_notes(dataset: Dataset, last: _Pass, parts: list[Histograms]) -> tuple[str, ...]:
+    out = []
     empty = int(np.count_nonzero(last.library_size == 0))
     if empty:
         out.append(f"{empty:,} cells have no counts")
@@ -350,8 +360,10 @@ def describe_source(dataset: Dataset) -> dict[str, Any]:
     return out
 
 
-def _plan(matrix: Matrix, n_batches: int, threads: int) -> list[Span]:
+def _plan(matrix: Matrix, n_batches: int, threads: int, max_values: int | None) -> list[Span]:
     """Spans of about a million values; of eight million where rows are visited batch by batch."""
+    if max_values is not None:
+        return matrix.plan(max_values=max_values)
     values = matrix.nnz if matrix.nnz is not None else matrix.shape[0] * matrix.shape[1]
     most = 1 << 20
     if n_batches > 1 and isinstance(matrix, CsrMatrix):
@@ -612,6 +624,7 @@ def merge(parts: list[Statistics]) -> Statistics:
         passes=max(p.passes for p in parts),
         source=first.source,
         warnings=tuple(dict.fromkeys(w for p in parts for w in p.warnings)),
+        notes=tuple(dict.fromkeys(w for p in parts for w in p.notes)),
     )
 
 
@@ -648,6 +661,7 @@ def save_statistics(stats: Statistics, dpath: str | Path, *, force: bool = False
         "bytes_read": stats.bytes_read,
         "passes": stats.passes,
         "warnings": list(stats.warnings),
+        "notes": list(stats.notes),
         "sha256": hashes,
     }
     return write_json(d / "manifest.json", body, force=True)
@@ -697,4 +711,5 @@ def load_statistics(dpath: str | Path) -> Statistics:
         passes=body["passes"],
         source=body["source"],
         warnings=tuple(body["warnings"]),
+        notes=tuple(body["notes"]),
     )
