@@ -56,9 +56,7 @@ class MatrixWriter:
             raise UsageError(f"layout {layout!r} is not known", hint=f"one of: {', '.join(LAYOUTS)}")
         if index_dtype not in ("int32", "int64"):
             raise UsageError(f"index dtype {index_dtype!r} is not known", hint="int32 or int64")
-        self.dtype = np.dtype(dtype)
-        if self.dtype.kind not in "iuf" or self.dtype.itemsize > 8:
-            raise UsageError(f"dtype {dtype} is not a number's", hint="int8 … int64, uint8 … uint64, float32, float64")
+        self.dtype = get_value_dtype(dtype)
         self.part, self.key, self.layout = part, key, layout
         self.index_dtype = np.dtype(index_dtype)
         self.n_rows = 0  # rows (csr, dense) or columns (csc) so far
@@ -432,6 +430,19 @@ class H5adWriter:
                         m.check(file, self._every)
         except OSError as e:
             raise EnvironmentFault(f"{self.path}: what was written cannot be read back: {e}") from e
+
+
+def get_value_dtype(dtype: str | np.dtype) -> np.dtype:
+    """Return the dtype of values to store, or raise a :class:`UsageError` where it is not one of numbers."""
+    try:
+        out = np.dtype(dtype)
+    except TypeError:
+        out = np.dtype(object)
+    if out.kind not in "iuf" or out.itemsize not in (1, 2, 4, 8) or out == np.float16:
+        raise UsageError(
+            f"dtype {dtype!r} is not one for values", hint="int8 … int64, uint8 … uint64, float32 or float64"
+        )
+    return out
 
 
 def _get_length(table: Table | pd.DataFrame) -> int:

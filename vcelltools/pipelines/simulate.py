@@ -20,7 +20,7 @@ import numpy as np
 from vcelltools.errors import UsageError
 from vcelltools.io.atomic import atomic_file, check_output, to_plain
 from vcelltools.io.transpose import ColumnSpill
-from vcelltools.io.write import H5adWriter
+from vcelltools.io.write import H5adWriter, get_value_dtype
 from vcelltools.pipelines.simworld import (
     DEPTH_SD,
     MEDIAN_DEPTH,
@@ -461,6 +461,7 @@ def simulate(
     path = Path(out)
     if path.suffix not in (".h5ad", ".h5mu"):
         raise UsageError(f"{path}: the name ends in neither .h5ad nor .h5mu")
+    item = get_value_dtype(dtype).itemsize
     if contiguous and layout != "dense":
         raise UsageError("only a dense file can be contiguous here", hint="convert rewrites a sparse one so")
     if path.suffix == ".h5ad" and (modality or guides):
@@ -489,7 +490,7 @@ def simulate(
     obs = _make_obs(s, world, plan)
     n_genes = len(world.gene_ids)
     nnz = int(density * s.cells * n_genes)
-    per_value = np.dtype(dtype).itemsize + (0 if layout == "dense" else np.dtype(index_dtype).itemsize)
+    per_value = item + (0 if layout == "dense" else (8 if index_dtype == "int64" else 4))
     need = (s.cells * n_genes if layout == "dense" else nnz) * per_value // (1 if compression in (None, "none") else 4)
     need += nnz * 12 if layout == "csc" else 0
     import pandas as pd
