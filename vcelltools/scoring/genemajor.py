@@ -97,7 +97,7 @@ def _count(new: np.ndarray, cells: np.ndarray) -> int:
 
 
 @dataclass
-class _Rows:
+class Rows:
     """A chunk of any layout as CSR rows: cells from ``row_start``, genes from ``col_start``."""
 
     row_start: int
@@ -107,13 +107,14 @@ class _Rows:
     data: np.ndarray
 
 
-def _as_rows(chunk: CsrChunk | CscChunk | DenseChunk) -> _Rows:
+def as_rows(chunk: CsrChunk | CscChunk | DenseChunk) -> Rows:
+    """Return a chunk of any layout as CSR rows."""
     if isinstance(chunk, CsrChunk):
-        return _Rows(chunk.start, 0, chunk.indptr, chunk.indices, chunk.data)
+        return Rows(chunk.start, 0, chunk.indptr, chunk.indices, chunk.data)
     if isinstance(chunk, DenseChunk):
         rows, cols = np.nonzero(chunk.block)
         indptr = np.searchsorted(rows, np.arange(chunk.block.shape[0] + 1)).astype(np.int64)
-        return _Rows(chunk.row_start, chunk.col_start, indptr, cols.astype(np.int32), chunk.block[rows, cols])
+        return Rows(chunk.row_start, chunk.col_start, indptr, cols.astype(np.int32), chunk.block[rows, cols])
     bad = np.flatnonzero((chunk.indices < 0) | (chunk.indices >= chunk.n_cells))
     if len(bad):
         raise DataError(f"a cell index is {int(chunk.indices[bad[0]])}; there are {chunk.n_cells:,} cells")
@@ -121,18 +122,18 @@ def _as_rows(chunk: CsrChunk | CscChunk | DenseChunk) -> _Rows:
     order = np.argsort(chunk.indices, kind="stable")
     counts = np.bincount(chunk.indices, minlength=chunk.n_cells)
     indptr = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
-    return _Rows(0, chunk.start, indptr, cols[order], chunk.data[order])
+    return Rows(0, chunk.start, indptr, cols[order], chunk.data[order])
 
 
-def _read_ahead(dataset: Dataset, threads: int) -> Iterator[tuple[_Rows, int]]:
+def read_ahead(dataset: Dataset, threads: int) -> Iterator[tuple[Rows, int]]:
     """Yield the chunks in order while the next ones are being read and unpacked."""
     matrix = dataset.matrix
     spans = matrix.plan()
     ahead = threads + 1
     ring = [Buffers() for _ in range(ahead + 1)]
 
-    def read(i: int) -> _Rows:
-        return _as_rows(matrix.read(spans[i], ring[i % len(ring)]))
+    def read(i: int) -> Rows:
+        return as_rows(matrix.read(spans[i], ring[i % len(ring)]))
 
     with ThreadPoolExecutor(threads) as pool:
         todo = [pool.submit(read, i) for i in range(min(ahead, len(spans)))]
@@ -189,7 +190,7 @@ def take_census(
     seen_g = np.full(n_genes, -1, np.int64)
     fault = np.zeros(4, np.int64)
     progress.start(f"checking the {what}", dataset.matrix.stored_bytes, "bytes")
-    for rows, n_bytes in _read_ahead(dataset, get_threads(threads)):
+    for rows, n_bytes in read_ahead(dataset, get_threads(threads)):
         b = len(rows.indptr) - 1
         part_b, lib_b = part_n[rows.row_start : rows.row_start + b], library[rows.row_start : rows.row_start + b]
         csr_count(rows.indptr, rows.indices, rows.data, n_genes, rows.col_start, part_b, lib_b, nnz_sg, seen_g, fault)
@@ -235,7 +236,7 @@ def read_part(
     cells, values = np.empty(indptr[-1], np.int32), np.empty(indptr[-1], np.float32)
     cursor = indptr[:-1].copy()
     progress.start("reading counts", dataset.matrix.stored_bytes, "bytes")
-    for chunk, n_bytes in _read_ahead(dataset, get_threads(threads)):
+    for chunk, n_bytes in read_ahead(dataset, get_threads(threads)):
         cell_b = cell_n[chunk.row_start : chunk.row_start + len(chunk.indptr) - 1]
         csr_scatter(chunk.indptr, chunk.indices, chunk.data, chunk.col_start, cell_b, cursor, cells, values)
         progress.advance(n_bytes)

@@ -1,0 +1,431 @@
+"""``prep`` and ``lint``: packing a prediction into the challenge's container, and checking one.
+
+The 2025 container is a GNU tar of ``pred.h5ad.zst`` and ``watermark.txt``; the 2026 one has ``meta.json`` first. What
+each must hold is in :mod:`vcelltools.scoring.rules`; the checks of the content are in :mod:`vcelltools.scoring.checks`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from datetime import date
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from vcelltools.errors import DataError, UsageError
+from vcelltools.io import CscMatrix, Dataset, open_dataset
+from vcelltools.io.atomic import check_output
+from vcelltools.io.vcctar import Member, read_bytes, read_members, unpack, write_vcc
+from vcelltools.progress import SILENT, Progress
+from vcelltools.scoring.checks import (
+    Report,
+    check_2025,
+    check_2026,
+    get_fingerprint,
+    read_contexts,
+    read_genes,
+    read_perturbations,
+)
+from vcelltools.scoring.genemajor import read_ahead
+from vcelltools.scoring.rules import RULES_2026, Rules2025, Rules2026, get_rules_2025
+from vcelltools.stream import get_threads
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+PREDICTION, META, WATERMARK = "pred.h5ad.zst", "meta.json", "watermark.txt"
+_MARK = get_rules_2025().watermark
+_META_LIMIT = 64 << 10
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrepResult:
+    """What :func:`prep` wrote."""
+
+    out: Path
+    rules: str
+    n_cells: int
+    n_genes: int
+    nnz: int
+    n_bytes: int
+    normalized: bool
+    reordered: bool
+    contexts: tuple[str, ...]
+    warnings: tuple[str, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the result as plain values."""
+        return asdict(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LintResult:
+    """What :func:`lint` found; ``ok`` means that there is no problem."""
+
+    path: Path
+    ok: bool
+    rules: str
+    problems: tuple[str, ...]
+    warnings: tuple[str, ...]
+    facts: dict[str, Any] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the result as plain values."""
+        return asdict(self)
+
+
+def prep(
+    pred: str | os.PathLike,
+    out: str | os.PathLike,
+    *,
+    genes: str | os.PathLike,
+    year: int | None = None,
+    perturbations: str | os.PathLike | None = None,
+    contexts: tuple[str, ...] | None = None,
+    cells_per_perturbation: int | None = None,
+    pert_col: str = "target_gene",
+    control: str = "non-targeting",
+    context_col: str = "context",
+    celltype_col: str | None = None,
+    layer: str | None = None,
+    encoding: int = 32,
+    allow_discrete: bool = False,
+    day: date | None = None,
+    max_cells: int | None = None,
+    force: bool = False,
+    threads: int | None = None,
+    progress: Progress = SILENT,
+) -> PrepResult:
+    """Check a prediction by the challenge's rules and pack it.
+
+    Parameters
+    ----------
+    genes
+        The challenge's genes in order: a CSV whose first column names them, with or without a header.
+    year
+        2025 or 2026; by default 2026 where obs has ``context_col``.
+    perturbations
+        2026: ``pert_counts.csv``, the perturbations every context must hold.
+    contexts
+        2026: the contexts the file must hold; by default those of the ``manifest.json`` beside ``perturbations`` or
+        ``genes``, else the validation phase's.
+    encoding
+        Bits of a value, 32 or 64.
+    allow_discrete
+        2025: keep counts as they are instead of scaling cells to the median library and taking log1p.
+    day
+        2025: the day whose rules hold (the cell cap rose on 2025-10-27).
+
+    Raises
+    ------
+    DataError
+        With every rule that the prediction breaks: which perturbations, how many cells, which genes.
+    """
+    if encoding not in (32, 64):
+        raise UsageError(f"encoding {encoding} is not known", hint="32 or 64 bits a value")
+    if Path(out).exists() and os.path.samefile(pred, out):
+        raise UsageError(f"{out} is the prediction itself", hint="choose another --out")
+    check_output(out, force=force)
+    names = read_genes(genes)
+    with open_dataset(pred, layer=layer) as data:
+        if year is None:
+            year = 2026 if context_col in data.obs.columns else 2025
+        rules: Rules2025 | Rules2026
+        meta: dict[str, Any] = {}
+        if year == 2025:
+            rules = get_rules_2025(day)
+            report = check_2025(
+                data, rules, genes=names, pert_col=pert_col, control=control, max_cells=max_cells,
+                allow_discrete=allow_discrete, threads=threads, progress=progress,
+            )  # fmt: skip
+        elif year == 2026:
+            rules = RULES_2026
+            wanted, panel = read_contexts(contexts, perturbations, genes)
+            report = check_2026(
+                data, rules, genes=names, pert_col=pert_col, control=control, context_col=context_col,
+                contexts=wanted, perturbations=perturbations and read_perturbations(perturbations, control),
+                cells_per_perturbation=cells_per_perturbation, max_cells=max_cells, threads=threads, progress=progress,
+            )  # fmt: skip
+            meta = {"contexts": list(wanted), "panel_id": panel,
+                    "perts_fingerprint": get_fingerprint(perturbations) if perturbations else None}  # fmt: skip
+        else:
+            raise UsageError(f"there are no rules for {year}", hint="2025 or 2026")
+        if celltype_col and celltype_col not in data.obs.columns:
+            have = ", ".join(data.obs.columns) or "none"
+            report.problems.append(f"obs has no cell-type column {celltype_col!r} (columns: {have})")
+        report.raise_problems(f"{pred} breaks the {year} rules")
+        scale = report.library / report.median if report.normalize else None
+        obs = _make_obs(data, {pert_col: "target_gene"} | ({celltype_col: "celltype"} if celltype_col else {})
+                        | ({context_col: "context"} if year == 2026 else {}))  # fmt: skip
+        return _pack(
+            data, Path(out), obs=obs, names=names, report=report, scale=scale, rules=rules, meta=meta,
+            encoding=encoding, force=force, threads=threads, progress=progress,
+        )  # fmt: skip
+
+
+def _pack(
+    data: Dataset,
+    out: Path,
+    *,
+    obs: pd.DataFrame,
+    names: list[str],
+    report: Report,
+    scale: np.ndarray | None,
+    rules: Rules2025 | Rules2026,
+    meta: dict[str, Any],
+    encoding: int,
+    force: bool,
+    threads: int | None,
+    progress: Progress,
+) -> PrepResult:
+    import pandas as pd
+
+    from vcelltools import __version__
+    from vcelltools.io.write import H5adWriter
+
+    order = None if report.gene_order is None else np.argsort(report.gene_order)
+    nnz = 0
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as folder:
+        inner = Path(folder) / "pred.h5ad"
+        dtype = "float32" if encoding == 32 else "float64"
+        var = pd.DataFrame(index=pd.Index(names, dtype=object))
+        progress.start("packing", data.matrix.stored_bytes, "bytes")
+        with H5adWriter(
+            inner, n_genes=len(names), var=var, obs=obs, layout="csr", dtype=dtype, compression="none",
+            need_bytes=report.nnz * (4 + encoding // 8), threads=threads,
+        ) as h5ad:  # fmt: skip
+            for rows, first, n_bytes in _iterate_rows(data, order, threads):
+                if scale is not None:  # as the challenge's own tool does it, in float32
+                    by = np.where(scale[first : first + rows.shape[0]] == 0, 1, scale[first : first + rows.shape[0]])
+                    values = rows.data.astype(np.float32) / np.repeat(by.astype(np.float32), np.diff(rows.indptr))
+                    rows.data = np.log1p(values)
+                h5ad.append_csr(rows.indptr.astype(np.int64), rows.indices, rows.data.astype(dtype))
+                nnz += rows.nnz
+                progress.advance(n_bytes)
+        progress.finish()
+        parts: list[tuple[str, bytes | Path]] = [(PREDICTION, inner)]
+        if isinstance(rules, Rules2025):
+            parts.append((WATERMARK, rules.watermark))
+        else:
+            said = {k: v for k, v in meta.items() if v is not None}
+            full = {"schema": rules.schema, "nnz": nnz, "n_obs": len(obs), "n_vars": len(names),
+                    "cli_version": f"vcelltools {__version__}", **said}  # fmt: skip
+            parts.insert(0, (META, json.dumps(full, sort_keys=True).encode()))
+        n_bytes = write_vcc(
+            out, parts, level=3, gnu=isinstance(rules, Rules2025), force=force, threads=get_threads(threads),
+            verify=read_members,
+        )  # fmt: skip
+    return PrepResult(
+        out=out,
+        rules=rules.version,
+        n_cells=len(obs),
+        n_genes=len(names),
+        nnz=nnz,
+        n_bytes=n_bytes,
+        normalized=scale is not None,
+        reordered=order is not None,
+        contexts=tuple(meta.get("contexts", ())),
+        warnings=tuple(report.warnings),
+    )
+
+
+def _make_obs(data: Dataset, columns: dict[str, str]) -> pd.DataFrame:
+    import pandas as pd
+
+    index = pd.Index(np.arange(data.n_cells).astype(str), dtype=object)
+    return pd.DataFrame(
+        {new: pd.Categorical(data.obs.column(old).labels()) for old, new in columns.items()}, index=index
+    )
+
+
+def _iterate_rows(data: Dataset, new_pos: np.ndarray | None, threads: int | None) -> Iterator[tuple[Any, int, int]]:
+    """Yield (CSR rows in canonical form, first cell, bytes read), genes moved to ``new_pos``."""
+    from scipy import sparse
+
+    n_genes = data.n_genes
+    pieces = []
+    by_columns = isinstance(data.matrix, CscMatrix) or getattr(data.matrix, "axis", 0) == 1
+    for chunk, n_bytes in read_ahead(data, get_threads(threads)):
+        indices = chunk.indices.astype(np.int64) + chunk.col_start
+        if new_pos is not None:
+            indices = new_pos[indices]
+        rows = sparse.csr_matrix((chunk.data.copy(), indices, chunk.indptr), shape=(len(chunk.indptr) - 1, n_genes))
+        if by_columns:  # rows come together only once every column is there
+            pieces.append(rows)
+            continue
+        rows.sum_duplicates()
+        rows.eliminate_zeros()
+        yield rows, chunk.row_start, n_bytes
+    if by_columns:
+        rows = sum(pieces[1:], start=pieces[0]).tocsr()
+        rows.sum_duplicates()
+        rows.eliminate_zeros()
+        yield rows, 0, data.matrix.stored_bytes
+
+
+def lint(
+    path: str | os.PathLike,
+    *,
+    genes: str | os.PathLike | None = None,
+    perturbations: str | os.PathLike | None = None,
+    contexts: tuple[str, ...] | None = None,
+    cells_per_perturbation: int | None = None,
+    control: str = "non-targeting",
+    day: date | None = None,
+    max_bytes: int | None = None,
+    threads: int | None = None,
+    progress: Progress = SILENT,
+) -> LintResult:
+    """Check a ``.vcc``: the tar, the members, and the prediction inside, by the rules of its year.
+
+    Nothing is extracted but the prediction, into a temporary folder, with its size and ratio capped.
+
+    Parameters
+    ----------
+    genes, perturbations, contexts
+        What the prediction must hold, where it is known; without them only what the container says of itself counts.
+    max_bytes
+        Most bytes that the prediction may unpack to [default: what the rules' largest file can have].
+    """
+    p = Path(path)
+    problems: list[str] = []
+    warnings: list[str] = []
+    facts: dict[str, Any] = {}
+    rules: Rules2025 | Rules2026 = get_rules_2025(day)
+    try:
+        members = read_members(p)
+        rules = _check_members(p, members, day, problems, warnings)
+        facts["members"] = [m.name for m in members]
+        meta = _read_meta(p, members, problems, warnings)
+        member = next((m for m in members if m.name == PREDICTION and m.size), None)
+        if member is not None:
+            cap = max_bytes or _get_cap(rules)
+            with tempfile.TemporaryDirectory(prefix="vcelltools-lint-") as folder:
+                inner = Path(folder) / "pred.h5ad"
+                facts["unpacked_bytes"] = unpack(p, member, inner, max_bytes=cap)
+                with open_dataset(inner) as data:
+                    report = _check_content(
+                        data, rules, meta, genes, perturbations, contexts, cells_per_perturbation, control, threads,
+                        progress,
+                    )  # fmt: skip
+                    facts |= {"n_cells": data.n_cells, "n_genes": data.n_genes, "nnz": report.nnz}
+            problems += report.problems
+            warnings += report.warnings
+            _check_meta(meta, facts, report, problems, warnings)
+    except DataError as e:
+        problems.append(e.message.replace(f"{p}: ", ""))
+    return LintResult(
+        path=p,
+        ok=not problems,
+        rules=rules.version,
+        problems=tuple(dict.fromkeys(problems)),
+        warnings=tuple(dict.fromkeys(warnings)),
+        facts=facts,
+    )
+
+
+def _get_cap(rules: Rules2025 | Rules2026) -> int:
+    """The bytes of the largest file that the rules allow: a value and an index of up to 8 bytes each, and a margin."""
+    n = rules.max_nnz if isinstance(rules, Rules2026) else rules.max_cells * rules.n_genes
+    return n * 16 + (256 << 20)
+
+
+def _check_members(
+    path: Path, members: list[Member], day: date | None, problems: list[str], warnings: list[str]
+) -> Rules2025 | Rules2026:
+    names = [m.name for m in members]
+    is_2026 = META in names or WATERMARK not in names
+    rules: Rules2025 | Rules2026 = RULES_2026 if is_2026 else get_rules_2025(day)
+    if PREDICTION not in names:
+        problems.append(f"the member {PREDICTION} is missing (it holds {', '.join(names)})")
+    elif next(m for m in members if m.name == PREDICTION).size == 0:
+        problems.append(f"the member {PREDICTION} is empty")
+    extra = sorted(set(names) - {PREDICTION, META, WATERMARK})
+    if extra:
+        problems.append(f"members that do not belong there: {', '.join(extra)}")
+    if is_2026:
+        if META not in names:
+            warnings.append(f"there is no {META}: the platform will size its machine from the file's header")
+        elif names[0] != META:
+            warnings.append(f"{META} is not the first member")
+    else:
+        if names != [PREDICTION, WATERMARK] and not extra and PREDICTION in names:
+            problems.append(f"the members are {', '.join(names)}; {PREDICTION}, {WATERMARK} in this order expected")
+        mark = next(m for m in members if m.name == WATERMARK)
+        if mark.size != 8 or read_bytes(path, mark, limit=8) != _MARK:
+            problems.append(f"{WATERMARK} is not the 8 bytes {_MARK.decode()!r}")
+        if any(m.magic != b"ustar  \0" for m in members):
+            warnings.append("the tar is not in the GNU format that the challenge's own tool writes")
+    return rules
+
+
+def _read_meta(path: Path, members: list[Member], problems: list[str], warnings: list[str]) -> dict[str, Any]:
+    member = next((m for m in members if m.name == META), None)
+    if member is None:
+        return {}
+    try:
+        meta = json.loads(read_bytes(path, member, limit=_META_LIMIT).decode("utf-8"))
+    except (ValueError, RecursionError) as e:
+        problems.append(f"{META} is not JSON ({type(e).__name__})")
+        return {}
+    if not isinstance(meta, dict):
+        problems.append(f"{META} is not an object")
+        return {}
+    if meta.get("schema") != RULES_2026.schema or isinstance(meta.get("schema"), bool):
+        warnings.append(f"{META} has the schema {meta.get('schema')!r}; {RULES_2026.schema} is known")
+        return {}
+    return meta
+
+
+def _check_content(
+    data: Dataset, rules, meta, genes, perturbations, contexts, cells_per_perturbation, control, threads, progress
+) -> Report:
+    names = read_genes(genes) if genes else None
+    if isinstance(rules, Rules2025):
+        return check_2025(
+            data, rules, genes=names, pert_col="target_gene", control=control, max_cells=None, allow_discrete=True,
+            threads=threads, progress=progress, packed=True,
+        )  # fmt: skip
+    listed = meta.get("contexts")
+    if contexts is None and isinstance(listed, list) and all(isinstance(c, str) for c in listed):
+        contexts = tuple(listed)
+    return check_2026(
+        data, rules, genes=names, pert_col="target_gene", control=control, context_col="context", contexts=contexts,
+        perturbations=perturbations and read_perturbations(perturbations, control),
+        cells_per_perturbation=cells_per_perturbation, max_cells=None, threads=threads, progress=progress, packed=True,
+    )  # fmt: skip
+
+
+def _check_meta(
+    meta: dict[str, Any], facts: dict[str, Any], report: Report, problems: list[str], warnings: list[str]
+) -> None:
+    for key, fact in (("n_obs", "n_cells"), ("n_vars", "n_genes"), ("nnz", "nnz")):
+        said = meta.get(key)
+        if said is not None and said != facts[fact]:
+            problems.append(f"{META} says {key} = {said!r}, the prediction has {facts[fact]:,}")
+    said = meta.get("perts_fingerprint")
+    if said and report.labels and said not in report.fingerprints:
+        warnings.append(f"{META} was made for another list of perturbations than the prediction holds")
+
+
+def parse_contexts(text: str | None) -> tuple[str, ...] | None:
+    """Return the names of a comma-separated list; None stays None."""
+    if text is None:
+        return None
+    names = tuple(part.strip() for part in text.split(",") if part.strip())
+    if not names:
+        raise UsageError("--contexts names no context", hint="for example --contexts A,B,C")
+    return names
+
+
+def parse_day(text: str | None) -> date | None:
+    """Return a date written YYYY-MM-DD; None stays None."""
+    try:
+        return None if text is None else date.fromisoformat(text)
+    except ValueError as e:
+        raise UsageError(f"--date {text!r} is not a date", hint="YYYY-MM-DD, for example 2025-10-01") from e

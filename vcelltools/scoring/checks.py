@@ -1,0 +1,362 @@
+"""What a prediction must satisfy before it is packed, and after: every rule, with the cells and names that break it."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from vcelltools.errors import DataError
+from vcelltools.io import Dataset
+from vcelltools.progress import SILENT, Progress
+from vcelltools.scoring.genemajor import read_ahead, take_census
+from vcelltools.scoring.rules import RULES_2026, Rules2025, Rules2026
+from vcelltools.stream import get_threads
+
+_HEADERS = frozenset({"gene_name", "gene", "gene_symbol", "gene_names", "genes"})
+_FRACTION = 1e-3
+_SOME = 8
+
+
+@dataclass(kw_only=True)
+class Report:
+    """What the checks found, and what packing needs to know.
+
+    Attributes
+    ----------
+    gene_order
+        Positions of the wanted genes in the file, or None where they stand in order.
+    library, median, normalize
+        2025: library sizes, the median one, and whether counts are to be log-normalised.
+    labels
+        The perturbations of the prediction.
+    """
+
+    problems: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    gene_order: np.ndarray | None = None
+    library: np.ndarray = field(default_factory=lambda: np.zeros(0))
+    median: float = 1.0
+    normalize: bool = False
+    nnz: int = 0
+    labels: frozenset[str] = frozenset()
+    fingerprints: frozenset[str] = frozenset()
+
+    def raise_problems(self, where: str) -> None:
+        """Raise a :class:`DataError` that lists every problem."""
+        if self.problems:
+            raise DataError(f"{where}: " + "; ".join(self.problems))
+
+
+def read_genes(path: str | os.PathLike) -> list[str]:
+    """Return the first column of a CSV of genes; a header is recognised by name; a gene twice is an error."""
+    try:
+        with open(path, newline="", encoding="utf-8-sig") as f:
+            genes = [row[0].strip() for row in csv.reader(f) if row and row[0].strip()]
+    except FileNotFoundError as e:
+        raise DataError(f"{path}: no such file", hint="--genes takes the challenge's list, one gene a line") from e
+    except (OSError, UnicodeDecodeError, csv.Error) as e:
+        raise DataError(f"{path}: not a list of genes: {e}") from e
+    if genes and genes[0].lower() in _HEADERS:
+        genes = genes[1:]
+    if not genes:
+        raise DataError(f"{path}: holds no gene")
+    twice = sorted({g for g, n in zip(*np.unique(genes, return_counts=True), strict=True) if n > 1})
+    if twice:
+        raise DataError(f"{path}: {len(twice)} genes are listed twice ({_some(twice)})")
+    return genes
+
+
+def read_perturbations(path: str | os.PathLike, control: str) -> dict[str | None, dict[str, int | None]]:
+    """Return {context or None: {perturbation: cells or None}} of a ``pert_counts.csv``.
+
+    Columns: ``target_gene``; ``context`` and ``n_cells`` where the file states them. The control is left out.
+    """
+    rows = _read_table(path)
+    out: dict[str | None, dict[str, int | None]] = {}
+    for row in rows:
+        name = (row.get("target_gene") or "").strip()
+        if not name or name == control:
+            continue
+        text = (row.get("n_cells") or "").strip()
+        cells = int(float(text)) if text and text.replace(".", "", 1).isdigit() else None
+        out.setdefault(row["context"].strip() if row.get("context") else None, {})[name] = cells
+    if not out:
+        raise DataError(f"{path}: lists no perturbation")
+    return out
+
+
+def _read_table(path: str | os.PathLike) -> list[dict[str, str]]:
+    try:
+        with open(path, newline="", encoding="utf-8-sig") as f:
+            reader = csv.DictReader(f)
+            rows = list(reader)
+    except FileNotFoundError as e:
+        raise DataError(f"{path}: no such file", hint="--perturbations takes the challenge's pert_counts.csv") from e
+    except (OSError, UnicodeDecodeError, csv.Error) as e:
+        raise DataError(f"{path}: not a table of perturbations: {e}") from e
+    if "target_gene" not in (reader.fieldnames or []):
+        have = ", ".join(reader.fieldnames or []) or "none"
+        raise DataError(f"{path}: has no column target_gene", hint=f"its columns: {have}")
+    return rows
+
+
+def get_fingerprint(source: str | os.PathLike | Sequence[str]) -> str:
+    """Return ``sha256:`` of the sorted unique names joined by newlines; of a CSV, those of its ``target_gene``."""
+    if isinstance(source, str | os.PathLike):
+        source = [(row.get("target_gene") or "").strip() for row in _read_table(source)]
+    names = sorted(set(source) - {""})
+    return "sha256:" + hashlib.sha256("\n".join(names).encode()).hexdigest()
+
+
+def read_contexts(
+    contexts: tuple[str, ...] | None, *near: str | os.PathLike | None
+) -> tuple[tuple[str, ...], str | None]:
+    """Return (contexts, panel): those given, or of the ``manifest.json`` beside a file, or the validation phase's."""
+    for path in near:
+        manifest = Path(path).resolve().parent / "manifest.json" if path else None
+        if manifest is None or not manifest.is_file() or manifest.stat().st_size > 256 << 10:
+            continue
+        try:
+            said = json.loads(manifest.read_text("utf-8"))
+        except (ValueError, RecursionError):
+            continue
+        listed = said.get("contexts") if isinstance(said, dict) else None
+        if isinstance(listed, list) and listed and all(isinstance(c, str) and c.strip() for c in listed):
+            found = tuple(c.strip() for c in listed)
+            panel = said.get("panel_id") if isinstance(said.get("panel_id"), str) else None
+            if contexts is None or set(contexts) == set(found):
+                return contexts or found, panel
+    return contexts or RULES_2026.contexts, None
+
+
+def _some(names: Sequence[str]) -> str:
+    more = f", … {len(names) - _SOME} more" if len(names) > _SOME else ""
+    return ", ".join(map(str, names[:_SOME])) + more
+
+
+def _check_genes(data: Dataset, genes: list[str] | None, expected: int, report: Report, *, packed: bool) -> None:
+    have = [str(g) for g in data.var.index]
+    twice = sorted({g for g, n in zip(*np.unique(have, return_counts=True), strict=True) if n > 1})
+    if twice:
+        report.problems.append(f"{len(twice)} gene names occur twice ({_some(twice)})")
+        return
+    if len(genes or have) != expected:
+        report.warnings.append(f"{len(genes or have):,} genes; the challenge's panel has {expected:,}")
+    if genes is None or have == genes:
+        return
+    missing, extra = sorted(set(genes) - set(have)), sorted(set(have) - set(genes))
+    if missing:
+        report.problems.append(f"{len(missing):,} genes of the list are missing ({_some(missing)})")
+    if extra:
+        report.problems.append(f"{len(extra):,} genes are not on the list ({_some(extra)})")
+    if missing or extra:
+        return
+    if packed:
+        report.problems.append("the genes are those of the list, in another order")
+        return
+    at = {g: i for i, g in enumerate(have)}
+    report.gene_order = np.array([at[g] for g in genes], np.int64)
+    report.warnings.append("the genes stood in another order than the list's; they were put in order")
+
+
+def _get_labels(data: Dataset, column: str, report: Report) -> np.ndarray | None:
+    if column not in data.obs.columns:
+        have = ", ".join(data.obs.columns) or "none"
+        report.problems.append(f"obs has no column {column!r} (columns: {have})")
+        return None
+    labels = data.obs.column(column).labels()
+    missing = [i for i, v in enumerate(labels) if v is None]
+    if missing:
+        report.problems.append(f"{len(missing):,} cells have no {column} (first: row {missing[0]})")
+        return None
+    return labels.astype(str)
+
+
+def check_2025(
+    data: Dataset,
+    rules: Rules2025,
+    *,
+    genes: list[str] | None,
+    pert_col: str,
+    control: str,
+    max_cells: int | None,
+    allow_discrete: bool,
+    threads: int | None = None,
+    progress: Progress = SILENT,
+    packed: bool = False,
+) -> Report:
+    """Check a prediction by the 2025 rules; ``packed`` where it lies in a container already."""
+    report = Report()
+    labels = _get_labels(data, pert_col, report)
+    if labels is not None:
+        report.labels = frozenset(labels)
+        if control not in report.labels:
+            report.problems.append(f"no cell is the control {control!r} (labels: {_some(sorted(report.labels))})")
+    _check_genes(data, genes, rules.n_genes, report, packed=packed)
+    cap = max_cells or rules.max_cells
+    if data.n_cells > cap:
+        report.problems.append(f"{data.n_cells:,} cells; at most {cap:,} are allowed ({rules.version} rules)")
+    _scan_values(data, rules, report, allow_discrete=allow_discrete, packed=packed, threads=threads, progress=progress)
+    return report
+
+
+def _scan_values(
+    data: Dataset,
+    rules: Rules2025,
+    report: Report,
+    *,
+    allow_discrete: bool,
+    packed: bool,
+    threads: int | None,
+    progress: Progress,
+) -> None:
+    """Decide whether the values are counts or log1p, as the challenge's tool does, and check them."""
+    library = np.zeros(data.n_cells)
+    low, high, fractions, nnz = 0.0, 0.0, False, 0
+    bad: tuple[int, int] | None = None
+    progress.start("checking the prediction", data.matrix.stored_bytes, "bytes")
+    for rows, n_bytes in read_ahead(data, get_threads(threads)):
+        values = rows.data.astype(np.float64)
+        if not _are_indices_good(rows.indices, data.n_genes, report):
+            progress.finish()
+            return
+        row_of = np.repeat(np.arange(len(rows.indptr) - 1), np.diff(rows.indptr))
+        broken = np.flatnonzero(~np.isfinite(values))
+        if len(broken) and bad is None:
+            j = int(broken[0])
+            bad = rows.row_start + int(row_of[j]), rows.col_start + int(rows.indices[j])
+        elif len(values):
+            low, high = min(low, float(values.min())), max(high, float(values.max()))
+            fractions = fractions or bool(np.any(values - np.trunc(values) > _FRACTION))
+            library[rows.row_start : rows.row_start + len(rows.indptr) - 1] += np.bincount(
+                row_of, weights=values, minlength=len(rows.indptr) - 1
+            )
+        nnz += int(np.count_nonzero(values))
+        progress.advance(n_bytes)
+    progress.finish()
+    report.library, report.nnz = library, nnz
+    if bad is not None:
+        report.problems.append(
+            f"a value is not finite at cell {data.obs.index[bad[0]]} (row {bad[0]}), gene {data.var.index[bad[1]]}"
+        )
+        return
+    if low < 0:
+        report.problems.append(f"there are negative values (smallest {low:.4g})")
+    if fractions and high >= rules.max_log1p and (packed or not allow_discrete):
+        report.problems.append(
+            f"values with fractions up to {high:.4g}: neither counts nor log1p (below {rules.max_log1p:g})"
+        )
+    if not fractions and not allow_discrete:
+        report.normalize = True
+        report.median = float(np.float32(np.median(library.astype(np.float32)))) or 1.0
+        report.warnings.append("the values are counts: cells are scaled to the median library, then log1p")
+
+
+def _are_indices_good(indices: np.ndarray, n_genes: int, report: Report) -> bool:
+    if len(indices) and (int(indices.min()) < 0 or int(indices.max()) >= n_genes):
+        report.problems.append(f"the matrix has the gene index {int(indices.max())}; there are {n_genes:,} genes")
+        return False
+    return True
+
+
+def check_2026(
+    data: Dataset,
+    rules: Rules2026,
+    *,
+    genes: list[str] | None,
+    pert_col: str,
+    control: str,
+    context_col: str,
+    contexts: tuple[str, ...] | None,
+    perturbations: dict[str | None, dict[str, int | None]] | None,
+    cells_per_perturbation: int | None,
+    max_cells: int | None,
+    threads: int | None = None,
+    progress: Progress = SILENT,
+    packed: bool = False,
+) -> Report:
+    """Check a prediction by the 2026 rules; ``packed`` where it lies in a container already."""
+    report = Report()
+    labels = _get_labels(data, pert_col, report)
+    if labels is not None:
+        report.labels = frozenset(labels)
+        report.fingerprints = frozenset(
+            get_fingerprint(sorted(report.labels | extra)) for extra in (frozenset(), frozenset({control}))
+        )
+        n_control = int((labels == control).sum())
+        if n_control:
+            report.problems.append(f"{n_control:,} cells are the control {control!r}; the platform adds its own")
+    where = _get_labels(data, context_col, report)
+    if labels is not None and where is not None:
+        _check_panel(labels, where, contexts, perturbations, cells_per_perturbation, rules, control, report)
+    _check_genes(data, genes, rules.n_genes, report, packed=packed)
+    cap = max_cells or rules.max_cells
+    if data.n_cells > cap:
+        report.problems.append(f"{data.n_cells:,} cells; at most {cap:,} are allowed")
+    try:
+        census = take_census(
+            data, np.zeros(data.n_cells, np.int32), 1, what="prediction", max_total=rules.max_counts_per_cell,
+            threads=threads, progress=progress,
+        )  # fmt: skip
+    except DataError as e:
+        report.problems.append(e.message.replace(f"{data.label}: ", ""))
+        return report
+    report.nnz = int(census.nnz_sg.sum()) - census.n_duplicates
+    if report.nnz > rules.max_nnz:
+        report.problems.append(f"{report.nnz:,} stored values; at most {rules.max_nnz:,} are allowed")
+    if labels is not None:
+        names, codes = np.unique(labels, return_inverse=True)
+        empty = names[np.bincount(codes, weights=census.library) == 0]
+        if len(empty):
+            report.problems.append(f"{len(empty)} perturbations are all zero in every cell ({_some(list(empty))})")
+    return report
+
+
+def _check_panel(
+    labels: np.ndarray,
+    where: np.ndarray,
+    contexts: tuple[str, ...] | None,
+    perturbations: dict[str | None, dict[str, int | None]] | None,
+    cells_per_perturbation: int | None,
+    rules: Rules2026,
+    control: str,
+    report: Report,
+) -> None:
+    """Check contexts, and in each of them the perturbations and their cells."""
+    have = sorted(set(where))
+    wanted = sorted(contexts) if contexts is not None else have
+    missing, extra = sorted(set(wanted) - set(have)), sorted(set(have) - set(wanted))
+    if missing:
+        report.problems.append(f"contexts are missing: {_some(missing)}")
+    if extra:
+        report.problems.append(f"contexts do not belong: {_some(extra)} (wanted: {_some(wanted)})")
+    if perturbations is None:
+        report.warnings.append("the perturbations were not checked: no list was given")
+        return
+    for context in wanted:
+        panel = perturbations.get(context, perturbations.get(None))
+        if panel is None:
+            report.problems.append(f"the list has no perturbation for context {context}")
+            continue
+        names, n = np.unique(labels[where == context], return_counts=True)
+        cells = dict(zip(names.tolist(), n.tolist(), strict=True))
+        cells.pop(control, None)
+        lost, strange = sorted(set(panel) - set(cells)), sorted(set(cells) - set(panel))
+        if lost:
+            report.problems.append(f"context {context}: {len(lost)} perturbations are missing ({_some(lost)})")
+        if strange:
+            report.problems.append(f"context {context}: {len(strange)} are not on the list ({_some(strange)})")
+        wrong = []
+        for name in sorted(set(panel) & set(cells)):
+            want = panel[name] or cells_per_perturbation or rules.cells_per_perturbation
+            if cells[name] != want:
+                wrong.append(f"{name} has {cells[name]:,} cells, not {want:,}")
+        if wrong:
+            report.problems.append(f"context {context}: {_some(wrong)}")
