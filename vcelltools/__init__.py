@@ -21,6 +21,7 @@ _PUBLIC = {
     "basis": "vcelltools.pipelines.basis",
     "build_store": "vcelltools.pipelines.store",
     "open_store": "vcelltools.pipelines.store",
+    "verify_store": "vcelltools.pipelines.store",
     "score": "vcelltools.scoring",
     "de": "vcelltools.pipelines.de",
     "simulate": "vcelltools.pipelines.simulate",

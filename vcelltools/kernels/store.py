@@ -134,10 +134,10 @@ def csr_add_sums(indptr, indices, fixed, group_b, measured_of_gene, sums):
 
 
 @kernel()
-def csc_fill_column(indices, data, row_of_cell, column, seen, status):
+def csc_fill_column(indices, data, row_of_cell, column, status):
     """Scatter one gene's counts into ``column``, a (n,) int64 in store order; duplicates are summed.
 
-    ``seen`` is not read; ``row_of_cell`` is (n_cells,) int64 with -1 for cells that are not kept.
+    ``row_of_cell`` is (n_cells,) int64 with -1 for cells that are not kept.
     ``status`` as in :func:`csr_fill_work` (code, position).
     """
     n_cells = len(row_of_cell)
@@ -223,7 +223,8 @@ def finish_rows(work, row_of, libsize_m, over, n_basis, target, single, packed, 
 
     Returns
     -------
-    The number of escapes; where it exceeds ``len(escapes)``, those beyond were not written.
+    The number of escapes; where it exceeds ``len(escapes)``, those beyond were not written. ``-r - 1`` where the counts
+    of store row r are more than its library size.
     """
     table = np.empty(_TABLE, np.uint16)
     n_esc = 0
@@ -234,6 +235,7 @@ def finish_rows(work, row_of, libsize_m, over, n_basis, target, single, packed, 
         filled = 1
         table[0] = 0
         size = libsize_m[r]
+        left = size
         for p in range(n_basis):
             c = np.int64(src[p])
             if c == 0:
@@ -244,6 +246,9 @@ def finish_rows(work, row_of, libsize_m, over, n_basis, target, single, packed, 
                 while o < len(over) and (over[o, 0] < r or (over[o, 0] == r and over[o, 1] < p)):
                     o += 1
                 c = over[o, 2]
+            left -= c
+            if left < 0:
+                return -r - 1
             if c < BYTE_ESCAPE:
                 packed[r, p] = c
             else:
@@ -263,29 +268,126 @@ def finish_rows(work, row_of, libsize_m, over, n_basis, target, single, packed, 
 
 
 @kernel()
-def bytes_to_csr(packed, escapes, n_basis, indptr, indices, data):
-    """Write the non-zeros of packed rows as CSR; ``escapes`` as in :func:`finish_rows`, sorted.
+def pack_frames(packed, escapes, starts, n_basis, out, sizes):
+    """Write the payload of every frame, one after the other.
 
-    Returns the number of non-zeros; with empty ``indices`` it only counts, into ``indptr``.
+    A payload is: non-zeros and escapes of the frame (2 uint32), one bit a (gene, row) that is not zero, the
+    non-zero bytes, the escapes' counts (uint32); all gene by gene, so that equal genes lie side by side.
+
+    Parameters
+    ----------
+    packed
+        (m, n_basis) uint8 rows, 255 an escape.
+    escapes
+        (e, 3) int64 (row, position, count), sorted.
+    starts
+        (frames + 1,) int64 rows.
+    out, sizes
+        uint8 out, large enough; (frames,) int64 bytes of each payload.
     """
-    n = 0
-    e = 0
+    at = 0
+    e_row = 0
+    for f in range(len(starts) - 1):
+        r0, r1 = starts[f], starts[f + 1]
+        n_rows = r1 - r0
+        pointer = np.empty(n_rows, np.int64)
+        for i in range(n_rows):
+            while e_row < len(escapes) and escapes[e_row, 0] < r0 + i:
+                e_row += 1
+            pointer[i] = e_row
+        begin = at
+        bits = at + 8
+        n_bits = (n_rows * n_basis + 7) // 8
+        out[bits : bits + n_bits] = 0
+        values = bits + n_bits
+        nnz = 0
+        bit = 0
+        n_esc = 0
+        for g in range(n_basis):
+            for i in range(n_rows):
+                c = packed[r0 + i, g]
+                if c:
+                    out[bits + (bit >> 3)] |= np.uint8(1 << (bit & 7))
+                    out[values + nnz] = c
+                    nnz += 1
+                    n_esc += c == BYTE_ESCAPE
+                bit += 1
+        at = values + nnz
+        if n_esc:
+            for g in range(n_basis):
+                for i in range(n_rows):
+                    if packed[r0 + i, g] == BYTE_ESCAPE:
+                        _put_uint32(out, at, escapes[pointer[i], 2])
+                        pointer[i] += 1
+                        at += 4
+        _put_uint32(out, begin, nnz)
+        _put_uint32(out, begin + 4, n_esc)
+        sizes[f] = at - begin
+    return at
+
+
+@kernel(inline=True)
+def _put_uint32(out, at, value):
+    for k in range(4):
+        out[at + k] = (value >> (8 * k)) & 255
+
+
+@kernel(inline=True)
+def _get_uint32(raw, at):
+    return np.int64(raw[at]) | np.int64(raw[at + 1]) << 8 | np.int64(raw[at + 2]) << 16 | np.int64(raw[at + 3]) << 24
+
+
+@kernel()
+def unpack_frame(raw, counts):
+    """Write the counts of one payload (see :func:`pack_frames`) into (r, n_basis) uint32.
+
+    Returns False where the payload is not that of a frame of this shape.
+    """
+    n_rows, n_basis = counts.shape
+    n_bits = (n_rows * n_basis + 7) // 8
+    if len(raw) < 8 + n_bits:
+        return False
+    nnz, n_esc = _get_uint32(raw, 0), _get_uint32(raw, 4)
+    if len(raw) != 8 + n_bits + nnz + 4 * n_esc:
+        return False
+    value = 8 + n_bits
+    escape = value + nnz
+    end = escape
+    bit = 0
+    for g in range(n_basis):
+        for i in range(n_rows):
+            c = np.int64(0)
+            if raw[8 + (bit >> 3)] >> (bit & 7) & 1:
+                if value == end:
+                    return False
+                c = np.int64(raw[value])
+                value += 1
+                if c == BYTE_ESCAPE:
+                    if escape + 4 > len(raw):
+                        return False
+                    c = _get_uint32(raw, escape)
+                    escape += 4
+            counts[i, g] = c
+            bit += 1
+    return value == end and escape == len(raw)
+
+
+@kernel()
+def counts_to_csr(counts, at, indptr, indices, data):
+    """Append the non-zeros of (r, n_basis) uint32 counts to CSR arrays from position ``at``; return the new end.
+
+    With empty ``indices`` it only counts. ``indptr`` is (r,) int64: the end of each row.
+    """
     write = len(indices) > 0
-    for r in range(len(packed)):
-        for p in range(n_basis):
-            b = packed[r, p]
-            if b:
-                if b == BYTE_ESCAPE:
-                    if write:
-                        data[n] = escapes[e, 2]
-                        e += 1
-                elif write:
-                    data[n] = b
+    for i in range(counts.shape[0]):
+        for g in range(counts.shape[1]):
+            if counts[i, g]:
                 if write:
-                    indices[n] = p
-                n += 1
-        indptr[r + 1] = n
-    return n
+                    indices[at] = g
+                    data[at] = counts[i, g]
+                at += 1
+        indptr[i] = at
+    return at
 
 
 @kernel()

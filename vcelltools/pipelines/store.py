@@ -18,6 +18,7 @@ from vcelltools.genes import Basis, make_basis, read_aliases, read_basis
 from vcelltools.io import Dataset, open_dataset
 from vcelltools.io.arrays import pread_into
 from vcelltools.io.atomic import check_output, check_space, locked, translate_os_errors
+from vcelltools.kernels.store import counts_to_csr
 from vcelltools.pipelines.store_build import BUCKET_BYTES, CHECKPOINT_SECONDS, CHUNK_VALUES, Builder
 from vcelltools.pipelines.store_format import (
     MANIFEST,
@@ -28,7 +29,6 @@ from vcelltools.pipelines.store_format import (
     hash_file,
     hash_units,
     read_manifest,
-    to_csr,
 )
 from vcelltools.pipelines.store_plan import StorePlan, make_plan
 from vcelltools.progress import SILENT, Progress
@@ -434,32 +434,53 @@ class Store:
         """
         from scipy import sparse
 
-        if rows is None or isinstance(rows, slice):
-            start, stop, stride = (rows or slice(None)).indices(self.n_cells)
-            wanted = np.arange(start, stop, stride)
-        else:
-            wanted = np.asarray(rows, np.int64)
-            if len(wanted) and (wanted.min() < 0 or wanted.max() >= self.n_cells):
-                raise IndexError(f"rows reach from {wanted.min()} to {wanted.max()} of {self.n_cells}")
+        wanted = self._get_rows(rows)
         starts, offsets = self._frames
         frame_of = np.searchsorted(starts, wanted, side="right") - 1
-        blocks, first_row, at = [], {}, 0
+        frames = np.unique(frame_of)
+        first = np.cumsum(np.append(0, starts[frames + 1] - starts[frames]))
+        counts = np.empty((UNIT_ROWS, self.n_genes), np.uint32)
+        indptr = np.zeros(int(first[-1]) + 1, np.int64)
+        indices, data = [], []
+        room_i, room_d = np.empty(counts.size, np.int32), np.empty(counts.size, np.uint32)
+        at = 0
         fd = os.open(self.path / "counts.u8z", os.O_RDONLY)
         try:
-            for f in np.unique(frame_of).tolist():
-                n_rows = int(starts[f + 1] - starts[f])
+            for k, f in enumerate(frames.tolist()):
+                part = counts[: int(starts[f + 1] - starts[f])]
                 raw = os.pread(fd, int(offsets[f + 1] - offsets[f]), int(offsets[f]))
-                where = f"{self.path / 'counts.u8z'}: frame {f:,}"
-                blocks.append(to_csr(*decode_frame(raw, n_rows, self.n_genes, where=where)))
-                first_row[f] = at
-                at += n_rows
+                decode_frame(raw, part, where=f"{self.path / 'counts.u8z'}: frame {f:,}")
+                ends = indptr[first[k] + 1 : first[k + 1] + 1]
+                n = counts_to_csr(part, 0, ends, room_i, room_d)
+                ends += at
+                at += n
+                indices.append(room_i[:n].copy())
+                data.append(room_d[:n].copy())
         finally:
             os.close(fd)
-        if not blocks:
-            return sparse.csr_matrix((0, self.n_genes), dtype=np.int32)
-        whole = sparse.vstack(blocks, format="csr")
-        picks = np.array([first_row[f] for f in frame_of.tolist()]) + wanted - starts[frame_of]
-        return whole if np.array_equal(picks, np.arange(at)) else whole[picks]
+        values = np.concatenate(data) if data else np.empty(0, np.uint32)
+        wide = len(values) > 0 and int(values.max()) > np.iinfo(np.int32).max
+        whole = sparse.csr_matrix(
+            (
+                values.astype(np.int64 if wide else np.int32),
+                np.concatenate(indices) if indices else np.empty(0, np.int32),
+                indptr,
+            ),
+            shape=(len(indptr) - 1, self.n_genes),
+        )
+        picks = first[np.searchsorted(frames, frame_of)] + wanted - starts[frame_of]
+        return whole if np.array_equal(picks, np.arange(whole.shape[0])) else whole[picks]
+
+    def _get_rows(self, rows: slice | np.ndarray | Sequence[int] | None) -> np.ndarray:
+        """Return the positions that ``rows`` stands for, checked."""
+        if rows is None or isinstance(rows, slice):
+            return np.arange(self.n_cells)[rows or slice(None)]
+        wanted = np.asarray(rows)
+        if wanted.dtype == bool:
+            wanted = np.flatnonzero(wanted)
+        if len(wanted) and (wanted.min() < 0 or wanted.max() >= self.n_cells):
+            raise IndexError(f"rows reach from {wanted.min()} to {wanted.max()} of {self.n_cells}")
+        return wanted.astype(np.int64)
 
     def means(self) -> np.ndarray:
         """Return (groups, measured) float64 mean CP10K+log1p of each group."""
@@ -470,7 +491,7 @@ class Store:
         import anndata as ad
         from scipy import sparse
 
-        pick = np.arange(self.n_cells)[slice(None) if rows is None else rows]
+        pick = self._get_rows(rows)
         self.check_rows(pick)
         var = self.gene_table.set_index("gene")
         var.index.name = None

@@ -14,8 +14,9 @@
     libsize.npy      (n,) int64 library sizes
     sums.npy         (groups, measured) float64 sums of CP10K+log1p
 
-A frame unpacks to ``rows × genes`` bytes, 255 standing for an escape, then the escapes: pairs of uint32
-(position in the frame, count), in order. All numbers are little-endian.
+A frame unpacks to: the number of non-zeros and of escapes (uint32 each); one bit for every (gene, row) that is not
+zero; a byte for every non-zero, 255 standing for an escape; the escapes' counts (uint32). Bits, bytes and escapes run
+gene by gene. All numbers are little-endian.
 """
 
 from __future__ import annotations
@@ -30,12 +31,12 @@ import numpy as np
 
 from vcelltools.errors import DataError
 from vcelltools.io.atomic import dump_json
-from vcelltools.kernels.store import BYTE_ESCAPE, bytes_to_csr
+from vcelltools.kernels.store import WORK_ESCAPE, pack_frames, unpack_frame
 
 SCHEMA = 1
 UNIT_ROWS = 16  # rows of a checksum unit, and the most rows of a frame
 STRIDE = 128
-ZSTD_LEVEL = 3
+ZSTD_LEVEL = 1
 MANIFEST = "manifest.json"
 PARTS = (
     "genes.parquet",
@@ -71,13 +72,21 @@ def make_compressor():
     return zstandard.ZstdCompressor(level=ZSTD_LEVEL, write_checksum=True, write_content_size=True)
 
 
-def encode_frame(compressor, packed: np.ndarray, escapes: np.ndarray) -> bytes:
-    """Compress the (r, G) uint8 rows of one frame; ``escapes`` is (e, 2) uint32 (position, count)."""
-    return compressor.compress(packed.tobytes() + escapes.astype("<u4").tobytes())
+def encode_frames(packed: np.ndarray, escapes: np.ndarray, starts: np.ndarray) -> tuple[bytes, np.ndarray]:
+    """Return (compressed frames, bytes of each) of packed rows; see ``kernels.store.pack_frames``."""
+    _n_rows, n_genes = packed.shape
+    n_frames = len(starts) - 1
+    room = packed.size + packed.size // 8 + 4 * len(escapes) + 16 * n_frames
+    out, sizes = np.empty(room, np.uint8), np.empty(n_frames, np.int64)
+    pack_frames(packed, escapes, starts, n_genes, out, sizes)
+    compressor = make_compressor()
+    ends = np.cumsum(sizes)
+    frames = [compressor.compress(out[b - n : b]) for b, n in zip(ends.tolist(), sizes.tolist(), strict=True)]
+    return b"".join(frames), np.array([len(f) for f in frames], np.int64)
 
 
-def decode_frame(raw: bytes, n_rows: int, n_genes: int, *, where: str) -> tuple[np.ndarray, np.ndarray]:
-    """Return ((r, G) uint8, (e, 2) uint32 escapes) of one frame.
+def decode_frame(raw: bytes, counts: np.ndarray, *, where: str) -> None:
+    """Unpack one frame into (r, G) uint32 ``counts``.
 
     Raises
     ------
@@ -86,42 +95,25 @@ def decode_frame(raw: bytes, n_rows: int, n_genes: int, *, where: str) -> tuple[
     """
     import zstandard
 
-    size = n_rows * n_genes
+    most = 16 + 6 * counts.size
     try:
         params = zstandard.get_frame_parameters(raw)
-        if not params.has_checksum or not size <= params.content_size <= 9 * size:
-            raise DataError(f"{where}: damaged (its header is not that of a frame of {n_rows} rows)")
+        if not params.has_checksum or not 8 <= params.content_size <= most:
+            raise DataError(f"{where}: damaged (its header is not that of a frame of {len(counts)} rows)")
         data = zstandard.ZstdDecompressor().decompress(raw)
     except zstandard.ZstdError as e:
         raise DataError(f"{where}: damaged ({e})", hint="build the store again") from e
-    packed = np.frombuffer(data, np.uint8, size).reshape(n_rows, n_genes)
-    tail = len(data) - size
-    if tail % 8:
-        raise DataError(f"{where}: damaged (its escapes are cut short)")
-    escapes = np.frombuffer(data, "<u4", tail // 4, offset=size).reshape(-1, 2)
-    where_escaped = np.flatnonzero(packed.reshape(-1) == BYTE_ESCAPE)
-    if not np.array_equal(where_escaped, escapes[:, 0]):
-        raise DataError(f"{where}: damaged (its escapes do not fit its rows)")
-    return packed, escapes
+    if not unpack_frame(np.frombuffer(data, np.uint8), counts):
+        raise DataError(f"{where}: damaged (it does not hold {counts.shape[0]} rows of {counts.shape[1]} genes)")
 
 
-def to_csr(packed: np.ndarray, escapes: np.ndarray):
-    """Return packed rows as a scipy CSR matrix, int32 (int64 where a count needs it)."""
-    from scipy import sparse
-
-    n_rows, n_genes = packed.shape
-    pairs = np.zeros((len(escapes), 3), np.int64)
-    if len(escapes):
-        pairs[:, 0], pairs[:, 1] = np.divmod(escapes[:, 0].astype(np.int64), n_genes)
-        pairs[:, 2] = escapes[:, 1]
-    wide = len(pairs) and int(pairs[:, 2].max()) > np.iinfo(np.int32).max
-    indptr = np.zeros(n_rows + 1, np.int64)
-    packed = np.ascontiguousarray(packed)
-    nnz = bytes_to_csr(packed, pairs, n_genes, indptr, np.empty(0, np.int32), np.empty(0, np.int64))
-    indices, data = np.empty(nnz, np.int32), np.empty(nnz, np.int64)
-    if nnz:
-        bytes_to_csr(packed, pairs, n_genes, indptr, indices, data)
-    return sparse.csr_matrix((data if wide else data.astype(np.int32), indices, indptr), shape=(n_rows, n_genes))
+def fill_work(work: np.ndarray, counts: np.ndarray, first: int) -> np.ndarray:
+    """Write counts into work rows; return (row, position, count) of those >= 65,535, rows counted from ``first``."""
+    work[:, : counts.shape[1]] = np.minimum(counts, WORK_ESCAPE)
+    if not (counts >= WORK_ESCAPE).any():
+        return np.empty((0, 3), np.int64)
+    rows, cols = np.nonzero(counts >= WORK_ESCAPE)
+    return np.column_stack([first + rows, cols, counts[rows, cols].astype(np.int64)])
 
 
 def hash_units(rows: np.ndarray) -> np.ndarray:

@@ -15,7 +15,7 @@ import numpy as np
 from vcelltools.config import DatasetConfig
 from vcelltools.errors import DataError, UsageError
 from vcelltools.genes import Basis, Genes, Reconciliation, match_genes, read_genes
-from vcelltools.io import Dataset
+from vcelltools.io import CsrMatrix, Dataset
 from vcelltools.io.table import Table
 
 if TYPE_CHECKING:
@@ -310,6 +310,8 @@ class StorePlan:
     order: Order
     target_sum: float
     seed: int
+    libsize: np.ndarray | None = None
+    libsize_from: str = "the matrix"
     notes: tuple[str, ...] = field(default=())
 
     @property
@@ -324,6 +326,42 @@ class StorePlan:
         present = self.match.present
         of_gene[self.match.gene_of[present]] = np.flatnonzero(present)
         return of_gene[self.match.merged.of_column]
+
+
+def read_libsize(ds: Dataset, spec: DatasetConfig) -> tuple[np.ndarray | None, str]:
+    """Return (library sizes that are known without a pass, where they came from); None where they are not.
+
+    Raises
+    ------
+    DataError
+        Where the column does not hold whole counts, or the statistics are of another file.
+    """
+    if spec.library_size != "matrix":
+        col = ds.obs.column(spec.library_size)
+        values = col.values
+        if values is None or values.dtype.kind not in "iuf" or col.missing is not None:
+            raise DataError(f"{ds.label}: obs/{spec.library_size} does not hold a total count for every cell")
+        whole = np.isfinite(values) & (values >= 0) & (values == np.floor(values))
+        if not whole.all():
+            i = int(np.argmin(whole))
+            raise DataError(f"{ds.label}: obs/{spec.library_size} of cell {i:,} is {values[i]}, not a total of counts")
+        return values.astype(np.int64), f"obs/{spec.library_size}"
+    if spec.stats is None or isinstance(ds.matrix, CsrMatrix):  # a pass over cells adds them up on its way
+        return None, "the matrix"
+    from vcelltools.pipelines.statistics import describe_source, load_statistics
+
+    stats = load_statistics(spec.stats)
+    now = describe_source(ds)
+    for key in ("size", "modality", "layer"):
+        if stats.source.get(key) != now.get(key):
+            raise DataError(
+                f"{spec.stats}: its statistics are of another file: {key} was {stats.source.get(key)!r} and is "
+                f"{now.get(key)!r}",
+                hint="vcelltools hvg FILE --stats DIR makes them anew",
+            )
+    if stats.n_cells != ds.n_cells or not np.array_equal(stats.genes.astype(str), ds.var.index.astype(str)):
+        raise DataError(f"{spec.stats}: its statistics are of other cells or genes than {ds.label}")
+    return stats.library_size.astype(np.int64), "saved statistics"
 
 
 def make_plan(
@@ -347,6 +385,7 @@ def make_plan(
     labels = read_labels(ds.obs, spec, where=ds.label)
     order = make_order(labels, ds.obs.index, seed=seed, group_by=list(spec.group_by))
     notes = list(ds.notes)
+    libsize, libsize_from = read_libsize(ds, spec)
     if order.n == 0:
         raise DataError(f"{ds.label}: no cell is left", hint=str(labels.dropped))
     return StorePlan(
@@ -358,5 +397,7 @@ def make_plan(
         order=order,
         target_sum=target_sum,
         seed=seed,
+        libsize=libsize,
+        libsize_from=libsize_from,
         notes=tuple(notes),
     )

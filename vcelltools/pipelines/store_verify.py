@@ -10,8 +10,16 @@ import numpy as np
 
 from vcelltools.errors import DataError, VcellError
 from vcelltools.io.arrays import pread_into
-from vcelltools.kernels.store import WORK_ESCAPE, finish_rows
-from vcelltools.pipelines.store_format import PARTS, UNIT_ROWS, decode_frame, get_frame_starts, hash_file, hash_units
+from vcelltools.kernels.store import finish_rows
+from vcelltools.pipelines.store_format import (
+    PARTS,
+    UNIT_ROWS,
+    decode_frame,
+    fill_work,
+    get_frame_starts,
+    hash_file,
+    hash_units,
+)
 from vcelltools.progress import Progress
 
 _STEP_ROWS = 4096
@@ -134,8 +142,9 @@ def _check_counts(store) -> list[str]:
             for k in range(f, g):
                 r0, r1 = int(starts[k]) - a, int(starts[k + 1]) - a
                 piece = raw[int(offsets[k] - offsets[f]) : int(offsets[k + 1] - offsets[f])]
-                packed, escapes = decode_frame(piece, r1 - r0, n_genes, where=f"counts.u8z: frame {k}")
-                over.append(fill_work(work[r0:r1], packed, escapes, r0))
+                counts = np.empty((r1 - r0, n_genes), np.uint32)
+                decode_frame(piece, counts, where=f"counts.u8z: frame {k}")
+                over.append(fill_work(work[r0:r1], counts, r0))
             values = turn(work, np.arange(b - a), lib[a:b], np.concatenate(over), store)
             same = (values == np.asarray(store._padded[a:b]).view(np.uint16)).all(axis=1)
             if not same.all():
@@ -144,16 +153,6 @@ def _check_counts(store) -> list[str]:
     finally:
         os.close(fd)
     return problems
-
-
-def fill_work(work: np.ndarray, packed: np.ndarray, escapes: np.ndarray, first: int) -> np.ndarray:
-    """Write unpacked rows into work rows; return (row, position, count) of counts >= 65,535, rows from ``first``."""
-    n_genes = packed.shape[1]
-    work[:, :n_genes] = packed
-    rows, cols = np.divmod(escapes[:, 0].astype(np.int64), n_genes)
-    work[rows, cols] = np.minimum(escapes[:, 1], WORK_ESCAPE)
-    big = escapes[:, 1] >= WORK_ESCAPE
-    return np.column_stack([first + rows[big], cols[big], escapes[big, 1].astype(np.int64)])
 
 
 def turn(work: np.ndarray, row_of: np.ndarray, lib: np.ndarray, over: np.ndarray, store) -> np.ndarray:

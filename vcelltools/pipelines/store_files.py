@@ -1,0 +1,115 @@
+"""Small writers of a store's files: the journal, arrays, tables, hashes of rows."""
+
+from __future__ import annotations
+
+import json
+import os
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vcelltools.io.atomic import dump_json, fsync_path, step
+from vcelltools.pipelines.store_format import UNIT_ROWS, hash_units
+
+
+class Journal:
+    """Lines of JSON, each with its own hash; a torn last line is as if it had never been written."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def read(self) -> list[dict[str, Any]]:
+        """Return the whole lines."""
+        from xxhash import xxh3_64_hexdigest
+
+        lines: list[dict[str, Any]] = []
+        with suppress(FileNotFoundError):
+            for raw in self.path.read_bytes().split(b"\n"):
+                digest, _, text = raw.partition(b" ")
+                if not text or digest.decode("ascii", "replace") != xxh3_64_hexdigest(text):
+                    break
+                lines.append(json.loads(text))
+        return lines
+
+    def rewrite(self, lines: list[dict[str, Any]]) -> None:
+        """Keep just these lines, so that new ones follow a whole one."""
+        tmp = self.path.with_suffix(".tmp")
+        tmp.write_bytes(b"".join(self._encode(x) for x in lines))
+        fsync_path(tmp)
+        os.replace(tmp, self.path)
+        fsync_path(self.path.parent)
+
+    def append(self, line: dict[str, Any]) -> None:
+        """Add one line and flush it to the disk."""
+        step("journal")
+        with open(self.path, "ab") as f:
+            f.write(self._encode(line))
+            f.flush()
+            os.fsync(f.fileno())
+        step("journalled")
+
+    @staticmethod
+    def _encode(line: dict[str, Any]) -> bytes:
+        from xxhash import xxh3_64_hexdigest
+
+        text = dump_json(line).encode()
+        return xxh3_64_hexdigest(text).encode() + b" " + text + b"\n"
+
+
+class UnitHasher:
+    """Hashes units of 16 rows of a stream of rows."""
+
+    def __init__(self) -> None:
+        self._rest: np.ndarray | None = None
+        self._hashes: list[np.ndarray] = []
+
+    def update(self, rows: np.ndarray) -> None:
+        """Take the next rows."""
+        if self._rest is not None and len(self._rest):
+            rows = np.concatenate([self._rest, rows])
+        whole = len(rows) // UNIT_ROWS * UNIT_ROWS
+        self._hashes.append(hash_units(rows[:whole]))
+        self._rest = rows[whole:].copy()
+
+    def finish(self) -> np.ndarray:
+        """Return all hashes."""
+        if self._rest is not None and len(self._rest):
+            self._hashes.append(hash_units(self._rest))
+        return np.concatenate(self._hashes) if self._hashes else np.empty(0, np.uint64)
+
+
+def write_all(file: Any, data: bytes) -> None:
+    """Write every byte to an unbuffered file."""
+    view = memoryview(data)
+    while view:
+        view = view[file.write(view) :]
+
+
+def pwrite_all(fd: int, rows: np.ndarray, offset: int) -> None:
+    """Write a contiguous array at ``offset``."""
+    view = memoryview(rows).cast("B")
+    while len(view):
+        done = os.pwrite(fd, view, offset)
+        view = view[done:]
+        offset += done
+
+
+def save_array(path: Path, values: np.ndarray) -> None:
+    """Write an .npy file and flush it."""
+    with open(path, "wb") as f:
+        np.save(f, values, allow_pickle=False)
+        f.flush()
+        os.fsync(f.fileno())
+    step(path.name)
+
+
+def write_parquet(path: Path, frame: Any, *, index: bool) -> None:
+    """Write a DataFrame as parquet with page checksums, and flush it."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    table = pa.Table.from_pandas(frame, preserve_index=index)
+    pq.write_table(table, path, compression="zstd", write_page_checksum=True)
+    fsync_path(path)
