@@ -225,16 +225,20 @@ def bucket_rank_sum(
     control,
     continuity,
     with_test,
-    with_expm1,
+    moment,
+    inverse_k,
     buf,
     tmp,
     hist,
     sum_kg,
     nnz_kg,
-    expm1_kg,
+    moment_kg,
+    single_kg,
     u_kg,
     tie_kg,
     p_kg,
+    control_tie_g,
+    max_g,
 ):  # pragma: no cover  compiled
     """Sums, U, tie terms and asymptotic p-values of the genes ``g0:g1``.
 
@@ -250,12 +254,22 @@ def bucket_rank_sum(
         The control's group.
     continuity
         0.5 or 0.0.
-    with_test, with_expm1
-        Whether to sort and test, and whether to sum expm1 of the values.
+    with_test
+        Whether to sort and test.
+    moment
+        0: no further sum; 1: of expm1 of the values; 2: of their log1p.
+    inverse_k
+        (k,) float32 factors of the values in ``single_kg``, or empty for no such sum.
     buf, tmp, hist
         uint64 workspaces of at least the largest gene's values; (8, 2048) int64.
-    sum_kg, nnz_kg, expm1_kg, u_kg, tie_kg, p_kg
+    sum_kg, nnz_kg, moment_kg, u_kg, tie_kg, p_kg
         Outputs; U of the group (not of the controls); the control's own rows are left alone.
+    control_tie_g
+        Output: sum of t³ − t over the positive ties among the controls alone.
+    max_g
+        Output: the largest value.
+    single_kg
+        Output: the sum of value · factor in float32, rounded at every step, in cell order.
     """
     k_groups = len(size_k)
     group_bits = 0
@@ -263,7 +277,9 @@ def bucket_rank_sum(
         group_bits += 1
     group_mask = np.uint64((1 << group_bits) - 1)
     total_k = np.zeros(k_groups)
-    expm1_k = np.zeros(k_groups)
+    moment_k = np.zeros(k_groups)
+    single_k = np.zeros(k_groups, np.float32)
+    with_single = len(inverse_k) > 0
     nnz_k = np.zeros(k_groups, np.int64)
     count_k = np.zeros(k_groups, np.int64)
     double_u_k = np.zeros(k_groups, np.int64)
@@ -274,7 +290,8 @@ def bucket_rank_sum(
     root2 = math.sqrt(2.0)
     for g in range(g0, g1):
         total_k[:] = 0.0
-        expm1_k[:] = 0.0
+        moment_k[:] = 0.0
+        single_k[:] = 0.0
         nnz_k[:] = 0
         n = 0
         low_key = np.uint64(0xFFFFFFFFFFFFFFFF)
@@ -285,16 +302,23 @@ def bucket_rank_sum(
                 key = np.uint64(keys[j])
                 total_k[k] += values[j]
                 nnz_k[k] += 1
-                if with_expm1:
-                    expm1_k[k] += math.expm1(np.float64(values[j]))
+                if moment == 1:
+                    moment_k[k] += math.expm1(np.float64(values[j]))
+                elif moment == 2:
+                    moment_k[k] += math.log1p(np.float64(values[j]))
+                if with_single:
+                    single_k[k] = np.float32(single_k[k] + np.float32(np.float32(values[j]) * inverse_k[k]))
+                max_g[g] = max(max_g[g], values[j])
                 low_key = min(low_key, key)
                 high_key = max(high_key, key)
                 n += 1
         for k in range(k_groups):
             sum_kg[k, g] = total_k[k]
             nnz_kg[k, g] = nnz_k[k]
-            if with_expm1:
-                expm1_kg[k, g] = expm1_k[k]
+            if moment != 0:
+                moment_kg[k, g] = moment_k[k]
+            if with_single:
+                single_kg[k, g] = single_k[k]
         if not with_test:
             continue
         # the zeros: one tie block, known without looking
@@ -369,6 +393,7 @@ def bucket_rank_sum(
                         count_k[k] = 0
                     passed += ties_c
                 i = j
+        control_tie_g[g] = shared
         for k in range(k_groups):
             if k == control:
                 continue
@@ -398,11 +423,15 @@ class RankSums:
         (k,) int64 cells of each group.
     sum_kg, nnz_kg
         Sum (float64, in cell order) and number of positive values.
-    expm1_kg
-        Sum of expm1 of the values, or None where it was not asked for.
+    moment_kg
+        Sum of expm1 (or log1p) of the values, or None where it was not asked for.
+    single_kg
+        Sums in float32 arithmetic, or None where they were not asked for.
     u_kg, tie_kg, p_kg
         U of the group against the controls, sum of t³ − t over ties, two-sided p; NaN in the control's row;
         None where no test was asked for.
+    control_tie_g
+        (g,) sum of t³ − t over the positive ties among the controls alone.
     max_value
         The largest value.
     """
@@ -410,10 +439,12 @@ class RankSums:
     size_k: np.ndarray
     sum_kg: np.ndarray
     nnz_kg: np.ndarray
-    expm1_kg: np.ndarray | None
+    moment_kg: np.ndarray | None
+    single_kg: np.ndarray | None
     u_kg: np.ndarray | None
     tie_kg: np.ndarray | None
     p_kg: np.ndarray | None
+    control_tie_g: np.ndarray | None
     max_value: float
 
     @property
@@ -461,6 +492,16 @@ class GeneBuckets:
         self._used = 0
         self._lock = threading.Lock()
         self._local = threading.local()
+
+    @property
+    def size_k(self) -> np.ndarray:
+        """(k,) int64 cells of each group so far."""
+        return self._size_k
+
+    @property
+    def n_values(self) -> int:
+        """Positive values so far, those of cells that were left out among them."""
+        return self._used
 
     def _reserve(self, n: int) -> int:
         with self._lock:
@@ -523,7 +564,8 @@ class GeneBuckets:
         *,
         test: bool = True,
         continuity: bool = True,
-        expm1: bool = False,
+        moment: str | None = None,
+        single: np.ndarray | None = None,
         exact: bool = False,
         threads: int = 1,
         advance: Callable[[float], None] = lambda n: None,
@@ -538,8 +580,11 @@ class GeneBuckets:
             False leaves out the sort: sums alone.
         continuity
             Subtract 0.5 from U's distance to its mean.
-        expm1
-            Sum expm1 of the values too.
+        moment
+            ``"expm1"`` or ``"log1p"``: sum that of the values too.
+        single
+            (k,) float32 factors: sum value · factor in float32, rounded at every step (how a float32 mean along
+            the cells comes out of numpy and scipy.sparse).
         exact
             Exact p where there are no ties and one side has at most eight cells, as scipy's ``method="auto"``.
         advance
@@ -549,10 +594,14 @@ class GeneBuckets:
         none = np.zeros((1, 1))
         sum_kg = np.zeros((n_k, n_g))
         nnz_kg = np.zeros((n_k, n_g), np.int64)
-        expm1_kg = np.zeros((n_k, n_g)) if expm1 else none
+        moment_kg = np.zeros((n_k, n_g)) if moment else none
+        single_kg = np.zeros((n_k, n_g) if single is not None else (1, 1), np.float32)
+        inverse_k = np.empty(0, np.float32) if single is None else np.ascontiguousarray(single, np.float32)
+        power = {None: 0, "expm1": 1, "log1p": 2}[moment]
         u_kg = np.full((n_k, n_g), np.nan) if test else none
         tie_kg = np.full((n_k, n_g), np.nan) if test else none
         p_kg = np.full((n_k, n_g), np.nan) if test else none
+        control_tie_g, max_g = np.zeros(n_g), np.zeros(n_g)
         count_g = (self._stop_bg - self._start_bg).sum(axis=0)
         largest = int(count_g.max(initial=0))
         values = self._keys.view(self.dtype)
@@ -573,8 +622,8 @@ class GeneBuckets:
                 try:
                     bucket_rank_sum(
                         self._start_bg, self._stop_bg, self._keys, values, self._groups, span[0], span[1],
-                        self._size_k, control, 0.5 if continuity else 0.0, test, expm1, buf, tmp, hist,
-                        sum_kg, nnz_kg, expm1_kg, u_kg, tie_kg, p_kg,
+                        self._size_k, control, 0.5 if continuity else 0.0, test, power, inverse_k, buf, tmp, hist,
+                        sum_kg, nnz_kg, moment_kg, single_kg, u_kg, tie_kg, p_kg, control_tie_g, max_g,
                     )  # fmt: skip
                 except BaseException as e:
                     failed.append(e)
@@ -595,12 +644,61 @@ class GeneBuckets:
             size_k=self._size_k.copy(),
             sum_kg=sum_kg,
             nnz_kg=nnz_kg,
-            expm1_kg=expm1_kg if expm1 else None,
+            moment_kg=moment_kg if moment else None,
+            single_kg=single_kg if single is not None else None,
             u_kg=u_kg if test else None,
             tie_kg=tie_kg if test else None,
             p_kg=p_kg if test else None,
-            max_value=float(values[: self._used].max()) if self._used else 0.0,
+            control_tie_g=control_tie_g if test else None,
+            max_value=float(max_g.max(initial=0.0)),
         )
+
+    def rank_constant(
+        self, value_g: np.ndarray, size_k: np.ndarray, control: int, sums: RankSums, *, continuity: bool = True
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Compare groups whose every cell is ``value_g`` with the controls in the buckets.
+
+        Parameters
+        ----------
+        value_g
+            (g,) the one value of every cell of every group.
+        size_k
+            (k,) cells of each group.
+        sums
+            What :meth:`rank_sum` returned for these buckets.
+
+        Returns
+        -------
+        u_kg, tie_kg, p_kg
+            As in :class:`RankSums`.
+        """
+        value_g = np.ascontiguousarray(value_g, self.dtype)
+        below_g, equal_g = np.zeros(self.n_genes, np.int64), np.zeros(self.n_genes, np.int64)
+        bits_g = value_g.view(self._bits)
+        bucket_counts_below(self._start_bg, self._stop_bg, self._keys, self._groups, control, bits_g, below_g, equal_g)
+        n2 = float(sums.size_k[control])
+        zeros_g = n2 - sums.nnz_kg[control]
+        at_zero = value_g == 0
+        a_g = np.where(at_zero, zeros_g, equal_g)
+        less_g = np.where(at_zero, 0.0, zeros_g + below_g)
+        assert sums.control_tie_g is not None
+        controls_tie_g = sums.control_tie_g + zeros_g**3 - zeros_g
+        n1 = size_k.astype(np.float64)[:, None]
+        u_kg = n1 * (less_g + a_g / 2)
+        tie_kg = controls_tie_g + 3 * a_g * n1 * (a_g + n1) + n1**3 - n1
+        return u_kg, tie_kg, get_asymptotic_p(u_kg, tie_kg, n1, n2, 0.5 if continuity else 0.0)
+
+
+def get_asymptotic_p(u_kg: np.ndarray, tie_kg: np.ndarray, n1: np.ndarray, n2: float, continuity: float) -> np.ndarray:
+    """Return the two-sided asymptotic p of U; 1 where nothing varies."""
+    from scipy.special import erfc
+
+    n = n1 + n2
+    with np.errstate(divide="ignore", invalid="ignore"):
+        variance = n1 * n2 / 12 * ((n + 1) - tie_kg / (n * (n - 1)))
+        z = (np.maximum(u_kg, n1 * n2 - u_kg) - n1 * n2 / 2 - continuity) / np.sqrt(variance)
+    # ties of n³ leave rounding of about n · 1e-16 where the variance is zero
+    return np.where(variance > 0, np.minimum(1.0, erfc(z / math.sqrt(2.0))), 1.0)
 
 
 @dataclass(frozen=True)
@@ -615,6 +713,21 @@ class Fault:
         """Return the fault of a kernel's status, or None."""
         names = {_BAD_INDEX: "index", _NEGATIVE: "negative", _NOT_FINITE: "not finite", _DUPLICATE: "duplicate"}
         return None if status == _OK else Fault(names[status], int(position))
+
+
+@kernel()
+def bucket_counts_below(
+    start_bg, stop_bg, keys, groups, control, key_g, below_g, equal_g
+):  # pragma: no cover  compiled
+    """Count each gene's positive control values below and equal to ``key_g``, both as bits."""
+    for g in range(len(key_g)):
+        for b in range(start_bg.shape[0]):
+            for j in range(start_bg[b, g], stop_bg[b, g]):
+                if groups[j] == control:
+                    if keys[j] < key_g[g]:
+                        below_g[g] += 1
+                    elif keys[j] == key_g[g]:
+                        equal_g[g] += 1
 
 
 def set_exact_p(u_kg: np.ndarray, tie_kg: np.ndarray, p_kg: np.ndarray, size_k: np.ndarray, control: int) -> None:

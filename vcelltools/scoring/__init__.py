@@ -1,0 +1,73 @@
+"""Scoring a prediction against the truth: metrics, rule sets, baselines, ceilings."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vcelltools.progress import SILENT, Progress
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+    from vcelltools.scoring.result import Result
+
+__all__ = ["score"]
+
+
+def score(
+    pred: str | os.PathLike | AnnData,
+    truth: str | os.PathLike | AnnData | None = None,
+    *,
+    truth_pack: str | os.PathLike | None = None,
+    out: str | os.PathLike | None = None,
+    force: bool = False,
+    progress: Progress = SILENT,
+    **options: Any,
+) -> Result:
+    """Score a predicted Perturb-seq data set against the true one.
+
+    Parameters
+    ----------
+    pred, truth
+        h5ad files (or AnnData in memory) with the same genes and perturbations; log1p values or counts.
+    truth_pack
+        A truth pack: read in place of ``truth`` where it exists; written where it does not and ``truth`` is given.
+    out
+        A folder for ``results.csv``, ``agg_results.csv``, ``pred_de.csv``, ``real_de.csv`` and ``score.json``.
+    force
+        Overwrite what is in ``out``.
+    **options
+        ``profile`` (``vcc``, ``full``, ``minimal``, ``de``, ``anndata``, ``pds``, ``extended``), ``compat``
+        (``ours``, ``cell-eval``, ``vcc2025``), ``pert_col``, ``control``, ``epsilon``, ``cpm_filter``,
+        ``allow_discrete``, ``to_cp10k``, ``skip``, ``ceiling``, ``ceiling_seed``, ``baseline``, ``bootstrap``,
+        ``layer``, ``threads``; see :class:`vcelltools.scoring.evaluate.Options`.
+
+    Returns
+    -------
+    Result
+        ``.components``, ``.avg_score``, ``.to_frame()``, ``.to_json()``, ``.write(folder)``.
+
+    Raises
+    ------
+    DataError
+        Different genes, perturbations or scales; no controls; invalid values.
+    UsageError
+        Options that do not go together.
+    """
+    from vcelltools.scoring.evaluate import Options, evaluate
+
+    settings = Options(**options)
+    reduced = None
+    if truth_pack is not None:
+        from vcelltools.scoring.pack import read_pack, write_pack
+
+        if Path(truth_pack).exists():
+            reduced = read_pack(truth_pack, settings)
+    result = evaluate(pred, truth, settings, truth=reduced, progress=progress)
+    if truth_pack is not None and reduced is None:
+        write_pack(truth_pack, result, settings)
+    if out is not None:
+        result.write(out, force=force)
+    return result

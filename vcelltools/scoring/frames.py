@@ -1,0 +1,173 @@
+"""The tables that are written: per perturbation, aggregated, and differential expression, as cell-eval has them."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from vcelltools.errors import DataError
+from vcelltools.io.atomic import atomic_file, write_text
+from vcelltools.scoring.effects import Effects
+
+STATISTICS = ("count", "null_count", "mean", "std", "min", "25%", "50%", "75%", "max")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreTable:
+    """One row a perturbation, one column a metric.
+
+    Attributes
+    ----------
+    names
+        Perturbations, sorted as text.
+    columns
+        Metric -> one value a perturbation; None where the perturbation has no such number.
+    """
+
+    names: list[str]
+    columns: dict[str, list[float | None]]
+
+    def values(self, name: str) -> np.ndarray:
+        """Return a column as float64, null as NaN."""
+        return np.array([math.nan if v is None else v for v in self.columns[name]])
+
+    def aggregate(self, *, skip_nan: bool = False) -> dict[str, dict[str, float | None]]:
+        """Return metric -> statistic -> value.
+
+        Null is skipped. NaN counts as a value: it makes mean and standard deviation NaN, sorts last for the
+        quantiles (nearest rank) and is passed over by min and max, unless ``skip_nan`` makes it null.
+        """
+        return {name: describe(values, skip_nan=skip_nan) for name, values in self.columns.items()}
+
+    def to_csv(self) -> str:
+        """Return the text of ``results.csv``."""
+        rows = [["perturbation", *self.columns]]
+        rows += [[_quote(n), *(_number(c[i]) for c in self.columns.values())] for i, n in enumerate(self.names)]
+        return "".join(",".join(r) + "\n" for r in rows)
+
+
+def describe(values: list[float | None], *, skip_nan: bool = False) -> dict[str, float | None]:
+    """Return the statistics of one column; see :meth:`ScoreTable.aggregate`."""
+    present = [v for v in values if v is not None and not (skip_nan and math.isnan(v))]
+    x = np.array(present, np.float64)
+    out: dict[str, float | None] = {"count": float(len(x)), "null_count": float(len(values) - len(x))}
+    if len(x) == 0:
+        return out | dict.fromkeys(STATISTICS[2:])
+    ordered, finite = np.sort(x), x[~np.isnan(x)]
+    out["mean"] = float(x.mean())
+    out["std"] = float(x.std(ddof=1)) if len(x) > 1 else None
+    out["min"] = float(finite.min()) if len(finite) else math.nan
+    for name, q in (("25%", 0.25), ("50%", 0.5), ("75%", 0.75)):
+        out[name] = float(ordered[math.floor(q * (len(x) - 1) + 0.5)])
+    out["max"] = float(finite.max()) if len(finite) else math.nan
+    return out
+
+
+def aggregate_csv(aggregate: dict[str, dict[str, float | None]]) -> str:
+    """Return the text of ``agg_results.csv``."""
+    rows = [["statistic", *aggregate]]
+    rows += [[s, *(_number(a[s]) for a in aggregate.values())] for s in STATISTICS]
+    return "".join(",".join(r) + "\n" for r in rows)
+
+
+def read_aggregate(path: str | Path, statistic: str = "mean") -> dict[str, float]:
+    """Return metric -> value of one statistic of an ``agg_results.csv``; empty cells become NaN."""
+    import csv
+
+    p = Path(path)
+    try:
+        rows = list(csv.reader(p.read_text(encoding="utf-8").splitlines()))
+    except (OSError, UnicodeDecodeError) as e:
+        raise DataError(f"{p}: cannot be read as a table of aggregates: {e}") from e
+    if not rows or rows[0][:1] != ["statistic"]:
+        raise DataError(f"{p}: its first column is not 'statistic'", hint="pass an agg_results.csv")
+    row = next((r for r in rows[1:] if r[:1] == [statistic]), None)
+    if row is None:
+        raise DataError(f"{p}: has no row {statistic!r}")
+    try:
+        return {name: float(v) if v else math.nan for name, v in zip(rows[0][1:], row[1:], strict=True)}
+    except ValueError as e:
+        raise DataError(f"{p}: row {statistic!r} is not made of {len(rows[0]) - 1} numbers") from e
+
+
+def _quote(text: str) -> str:
+    return '"' + text.replace('"', '""') + '"' if any(c in text for c in ',"\r\n') else text
+
+
+def _number(v: float | None) -> str:
+    if v is None:
+        return ""
+    if math.isnan(v):
+        return "NaN"
+    return repr(float(v))
+
+
+def write_de_csv(
+    path: Path,
+    table: Effects,
+    genes: np.ndarray,
+    *,
+    order: tuple[str, ...],
+    sizes: dict[str, int],
+    control: str,
+    dtype: np.dtype,
+    force: bool,
+) -> None:
+    """Write a differential expression table: perturbations in the file's category order, genes in its own order.
+
+    Its columns are pdex's: of 0.3, or of 0.1 where the rule set works with fold changes.
+    """
+    import pyarrow as pa
+    from pyarrow import csv
+
+    position = {n: i for i, n in enumerate(table.names)}
+    rows = np.array([position[n] for n in order if n in position], np.int64)
+    keep = None if table.keep_pg is None else table.keep_pg[rows].ravel()
+    n_g = len(genes)
+    names = [table.names[i] for i in rows]
+    features = [str(g) for g in genes]
+    kind = np.float32 if dtype == np.float32 else np.float64
+
+    def flat(x: np.ndarray) -> np.ndarray:
+        values = np.ascontiguousarray(x[rows]).ravel()
+        return values if keep is None else values[keep]
+
+    def repeated(values: list, times: int) -> pa.Array:
+        index = np.repeat(np.arange(len(values), dtype=np.int32), times)
+        return pa.array(values).take(pa.array(index if keep is None else index[keep]))
+
+    def tiled(values: list | np.ndarray) -> pa.Array:
+        index = np.tile(np.arange(len(values), dtype=np.int32), len(rows))
+        return pa.array(values).take(pa.array(index if keep is None else index[keep]))
+
+    columns: dict[str, object] = {"target": repeated(names, n_g)}
+    means = {
+        "target_mean": flat(table.mean_pg.astype(kind)),
+        ("reference_mean" if table.ratio_pg is not None else "ref_mean"): tiled(table.control_mean_g.astype(kind)),
+    }
+    if table.ratio_pg is not None:
+        columns |= {"reference": repeated([control] * len(rows), n_g), "feature": tiled(features), **means}
+        columns |= {
+            "percent_change": pa.array(flat(table.percent_pg), from_pandas=True),
+            "fold_change": flat(table.ratio_pg),
+        }
+        columns |= {"p_value": flat(table.p_pg), "statistic": flat(table.u_pg), "fdr": flat(table.fdr_pg)}
+    else:
+        columns |= {"feature": tiled(features), **means}
+        columns["target_membership"] = repeated([sizes[table.names[i]] for i in rows], n_g)
+        columns["ref_membership"] = repeated([sizes[control]] * len(rows), n_g)
+        columns |= {"log2_fold_change": flat(table.log2fc_pg), "percent_change": flat(table.percent_pg)}
+        columns |= {"p_value": flat(table.p_pg), "statistic": flat(table.u_pg), "fdr": flat(table.fdr_pg)}
+    with atomic_file(path, force=force) as tmp, tmp.open("wb") as f:
+        f.write((",".join(columns) + "\n").encode())
+        plain = not any(_quote(t) != t for t in (*names, *features, control))
+        style = "none" if plain else "needed"
+        csv.write_csv(pa.table(columns), f, csv.WriteOptions(include_header=False, quoting_style=style))
+
+
+def write_table(path: Path, text: str, *, force: bool) -> None:
+    """Write one of the small tables."""
+    write_text(path, text, force=force)
