@@ -67,7 +67,7 @@ def score(
             reduced = read_pack(truth_pack, settings)
     result = evaluate(pred, truth, settings, truth=reduced, progress=progress)
     if truth_pack is not None and reduced is None:
-        write_pack(truth_pack, result, settings)
+        write_pack(truth_pack, result.truth, settings, force=force)
     if out is not None:
         result.write(out, force=force)
     return result

@@ -9,7 +9,7 @@ import numpy as np
 
 from vcelltools.scoring.effects import make_effects
 from vcelltools.scoring.frames import ScoreTable
-from vcelltools.scoring.rules import METRICS, Rules
+from vcelltools.scoring.compat import METRICS, Rules
 from vcelltools.scoring.sides import Side
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ import numpy as np
 
 from vcelltools.kernels.ranksum import adjust_bh
 from vcelltools.kernels.transform import expm1_flat
-from vcelltools.scoring.rules import Rules
+from vcelltools.scoring.compat import Rules
 from vcelltools.scoring.sides import Side
 
 

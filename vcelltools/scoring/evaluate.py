@@ -17,7 +17,7 @@ from vcelltools.scoring.effects import Effects, make_effects
 from vcelltools.scoring.frames import ScoreTable
 from vcelltools.scoring.metrics import Pair, compute
 from vcelltools.scoring.result import Ceiling, Component, Result
-from vcelltools.scoring.rules import COUNT_COLUMNS, METRICS, Rules, get_metrics, get_rules
+from vcelltools.scoring.compat import COUNT_COLUMNS, METRICS, Rules, get_metrics, get_rules
 from vcelltools.scoring.sides import Cells, ReadOptions, Scale, Side, find_scale, read_cells, reduce_side
 from vcelltools.stream import get_threads
 
@@ -170,9 +170,9 @@ def check_scales(pred: Opened, real: Opened, options: Options) -> list[str]:
 
 
 def get_bulk(side: Side, rules: Rules) -> np.ndarray:
-    """Return (k, g) pseudobulks in the precision of the rule set."""
-    mean = side.sums.mean_kg
-    return mean.astype(side.dtype) if rules.peer_precision else mean
+    """Return (k, g) pseudobulks, rounded to the precision of the data; ours computes on with them in float64."""
+    mean = side.sums.mean_kg.astype(side.dtype)
+    return mean if rules.peer_precision else mean.astype(np.float64)
 
 
 def reorder(side: Side, order: np.ndarray) -> Side:
@@ -394,8 +394,14 @@ class Truth:
         The reduced file and its table (None without differential expression).
     opened
         The open file; None where the truth came from a pack.
-    baseline
-        Metric -> aggregated mean of the perturbation-mean baseline, filled by :func:`assemble`.
+    base_value_g, base_u_pg, base_p_pg
+        The perturbation-mean baseline: its one profile, and how that ranks among the controls.
+    base_means
+        Metric -> mean of the baseline's scores; see :meth:`score_baseline`.
+    energy_p
+        Energy distances, once they were computed.
+    ceiling
+        The split-half ceiling, where it was asked for.
     """
 
     side: Side
@@ -407,7 +413,18 @@ class Truth:
     base_value_g: np.ndarray | None = None
     energy_p: np.ndarray | None = None
     ceiling: Ceiling | None = None
+    base_means: dict[str, float | None] | None = None
     notes: list[str] = field(default_factory=list)
+
+    def score_baseline(self, rules: Rules, names: list[str]) -> dict[str, float | None]:
+        """Return the mean scores of the perturbation-mean baseline, computed once."""
+        if self.base_means is None:
+            from vcelltools.scoring.baseline import baseline_table
+
+            # every cell of the baseline is the same, so its energy distances are one number and have no correlation
+            table = baseline_table(self, rules, [n for n in names if n != "pearson_edistance"], self.options)
+            self.base_means = {k: v["mean"] for k, v in table.aggregate(skip_nan=rules.null_empty).items()}
+        return self.base_means
 
     def edistance(self) -> np.ndarray:
         """Return the truth's energy distances, computed once."""
@@ -477,7 +494,6 @@ def assemble(
     warnings: list[str],
 ) -> Result:
     """Aggregate, put baseline and ceiling beside the values, and judge."""
-    from vcelltools.scoring.baseline import baseline_table
     from vcelltools.scoring.frames import read_aggregate
 
     aggregate = table.aggregate(skip_nan=rules.null_empty)
@@ -485,8 +501,7 @@ def assemble(
     if options.baseline is not None:
         base = dict(read_aggregate(options.baseline))
     else:
-        base_table = baseline_table(truth, rules, [n for n in names if n != "pearson_edistance"], options)
-        base = {k: v["mean"] for k, v in base_table.aggregate(skip_nan=rules.null_empty).items()}
+        base = truth.score_baseline(rules, names)
     n_perts = len(pair.names)
     n_empty = int((pair.real_de.significant_pg.sum(axis=1) == 0).sum()) if pair.real_de is not None else None
     if n_empty:
@@ -518,6 +533,7 @@ def assemble(
         real=truth.side,
         ceiling=truth.ceiling,
         control=options.control,
+        truth=truth,
         order_by="appearance" if rules.global_bh else "order",
         from_pack=truth.opened is None,
         settings={

@@ -14,7 +14,7 @@ import numpy as np
 
 from vcelltools.kernels.distance import effect_distances
 from vcelltools.scoring.effects import Effects
-from vcelltools.scoring.rules import Rules
+from vcelltools.scoring.compat import Rules
 
 NULL = None
 

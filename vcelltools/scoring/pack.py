@@ -52,6 +52,8 @@ def write_pack(path: str | Path, truth: Truth, options: Options, *, force: bool 
         if effects.ratio_pg is not None:
             arrays["ratio"] = effects.ratio_pg[significant].astype(np.float32)
         arrays["fdr_pg"] = effects.fdr_pg.astype(np.float16)
+        if options.profile == "extended":  # its weights follow from p
+            arrays["p_pg"] = effects.p_pg
         if effects.keep_pg is not None:
             arrays["keep"] = np.packbits(effects.keep_pg.ravel())
     if truth.energy_p is not None:
@@ -168,7 +170,8 @@ def _make_truth(header: dict[str, Any], arrays: dict[str, np.ndarray], options: 
         nothing = np.full(shape, np.nan)
         effects = Effects(
             names=side.names, mean_pg=target, control_mean_g=base, log2fc_pg=log2fc, percent_pg=nothing,
-            ratio_pg=ratio, u_pg=nothing, p_pg=nothing, fdr_pg=fdr, significant_pg=significant, keep_pg=keep,
+            ratio_pg=ratio, u_pg=nothing, p_pg=arrays.get("p_pg", nothing), fdr_pg=fdr, significant_pg=significant,
+            keep_pg=keep,
         )  # fmt: skip
     ceiling = None
     if header["ceiling"] is not None:

@@ -17,6 +17,7 @@ from vcelltools.scoring.frames import ScoreTable, aggregate_csv, write_de_csv
 if TYPE_CHECKING:
     import pandas as pd
 
+    from vcelltools.scoring.evaluate import Truth
     from vcelltools.scoring.metrics import Pair
     from vcelltools.scoring.sides import Side
 
@@ -155,6 +156,7 @@ class Result:
     real: Side
     ceiling: Ceiling | None
     control: str
+    truth: Truth = field(repr=False)
     order_by: str
     from_pack: bool
     settings: dict[str, Any]

@@ -1,0 +1,90 @@
+"""``vcelltools score``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from vcelltools.cli.options import Force, Json, Layer, Quiet, Threads, Verbose
+
+Pred = Annotated[Path, typer.Argument(metavar="PRED", show_default=False, help="The prediction: an h5ad.")]
+TruthFile = Annotated[
+    Path | None, typer.Option("--truth", metavar="REAL", help="The true cells [default: [score] truth].")
+]
+Pack = Annotated[
+    Path | None,
+    typer.Option("--truth-pack", metavar="FILE", help="Read the reduced truth from here; write it where it is not."),
+]
+Profile = Annotated[str, typer.Option("--profile", help="vcc, full, minimal, de, anndata, pds or extended.")]
+Compat = Annotated[str, typer.Option("--compat", help="ours, cell-eval (0.8.2), vcc2025 (0.6.6) or vcc2026.")]
+PertCol = Annotated[str, typer.Option("--pert-col", metavar="C", help="obs column of the perturbation.")]
+Control = Annotated[str, typer.Option("--control", metavar="LABEL", help="The control's label.")]
+Out = Annotated[
+    Path | None, typer.Option("--out", "-o", metavar="DIR", help="Folder of the tables [default: score-PRED].")
+]
+Report = Annotated[Path | None, typer.Option("--report", metavar="R.html", help="Write an HTML report too.")]
+Baseline = Annotated[
+    Path | None,
+    typer.Option("--baseline", metavar="CSV", help="agg_results.csv of a baseline [default: the mean baseline]."),
+]
+Epsilon = Annotated[float, typer.Option("--epsilon", min=0, help="Added to both means of a fold change.")]
+Cpm = Annotated[
+    float | None, typer.Option("--cpm-filter", metavar="T", help="Genes at most this CPM in both groups leave the DE.")
+]
+Ceiling = Annotated[bool, typer.Option("--ceiling", help="Score one half of the truth against the other too.")]
+Seed = Annotated[int, typer.Option("--ceiling-seed", help="Of the split.")]
+Discrete = Annotated[bool, typer.Option("--allow-discrete", help="Leave counts as they are.")]
+Cp10k = Annotated[bool, typer.Option("--to-cp10k", help="Bring both files to log1p of counts per ten thousand.")]
+Skip = Annotated[str, typer.Option("--skip-metrics", metavar="A,B", help="Metrics to leave out.")]
+Continuity = Annotated[bool, typer.Option("--continuity/--no-continuity", help="vcc2026: continuity correction.")]
+ContextCol = Annotated[str, typer.Option("--context-col", metavar="C", help="vcc2026: obs column of the context.")]
+
+
+def score(
+    pred: Pred,
+    truth: TruthFile = None,
+    truth_pack: Pack = None,
+    profile: Profile = "vcc",
+    compat: Compat = "ours",
+    pert_col: PertCol = "target_gene",
+    control: Control = "non-targeting",
+    out: Out = None,
+    report: Report = None,
+    baseline: Baseline = None,
+    epsilon: Epsilon = 0.0,
+    cpm_filter: Cpm = None,
+    ceiling: Ceiling = False,
+    ceiling_seed: Seed = 0,
+    allow_discrete: Discrete = False,
+    to_cp10k: Cp10k = False,
+    skip_metrics: Skip = "",
+    continuity: Continuity = True,
+    context_col: ContextCol = "context",
+    layer: Layer = None,
+    threads: Threads = None,
+    force: Force = False,
+    json: Json = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Score a prediction against the true cells: 0 is the mean baseline, 1 the best possible.
+
+    By default the truth's controls serve both sides, ties count half and undefined values are left out and counted;
+    --compat gives the numbers of an official implementation instead, to the digit.
+
+    vcelltools score pred.h5ad --truth real.h5ad --profile vcc --out scored
+    """
+    from vcelltools.cli.output import Output
+    from vcelltools.cli.render_score import run_2025, run_2026
+
+    o = Output(json=json, quiet=quiet, verbose=verbose)
+    where = {"truth": truth, "out": out, "report": report, "force": force}
+    common = {"pert_col": pert_col, "control": control, "layer": layer, "threads": threads}
+    if compat == "vcc2026":
+        return run_2026(o, pred, **where, continuity=continuity, context_col=context_col, **common)
+    return run_2025(
+        o, pred, **where, truth_pack=truth_pack, profile=profile, compat=compat, baseline=baseline, epsilon=epsilon,
+        cpm_filter=cpm_filter, ceiling=ceiling, ceiling_seed=ceiling_seed, allow_discrete=allow_discrete,
+        to_cp10k=to_cp10k, skip=tuple(m.strip() for m in skip_metrics.split(",") if m.strip()), **common,
+    )  # fmt: skip
