@@ -7,7 +7,7 @@ import sys
 from typing import Annotated
 
 import typer
-from vcelltools.cli import build_store, hvg, inspect, lint, normalize, prep, simulate, verify
+from vcelltools.cli import build_store, hvg, inspect, lint, normalize, prep, score, simulate, verify
 
 from vcelltools import __version__
 from vcelltools.errors import VcellError
@@ -49,6 +49,7 @@ app.command("normalize")(normalize.normalize)
 app.command("simulate")(simulate.simulate)
 app.command("build-store")(build_store.build_store)
 app.command("verify")(verify.verify)
+app.command("score")(score.score)
 app.command("prep")(prep.prep)
 app.command("lint")(lint.lint)
 

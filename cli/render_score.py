@@ -11,25 +11,38 @@ if TYPE_CHECKING:
     from vcelltools.scoring.result import Result
 
 
-def find_truth(truth: Path | None) -> Path:
-    """Return the truth of the options or of ``vcelltools.toml``; a :class:`UsageError` says what is needed."""
+DEFAULTS = {"profile": "vcc", "compat": "ours", "pert_col": "target_gene", "control": "non-targeting"}
+
+
+def get_defaults(given: dict[str, Any], pred: Path, truth_pack: Path | None) -> dict[str, Any]:
+    """Fill options that were not given from ``vcelltools.toml``, then from the defaults.
+
+    Raises
+    ------
+    UsageError
+        Where nothing says which cells are the truth.
+    """
     from vcelltools.errors import UsageError
 
-    if truth is not None:
-        return truth
-    config = Path("vcelltools.toml")
-    if config.exists():
-        import tomllib
+    out = dict(given)
+    if Path("vcelltools.toml").exists():
+        from vcelltools.config import load_config
 
-        try:
-            found = tomllib.loads(config.read_text(encoding="utf-8")).get("score", {}).get("truth")
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as e:
-            raise UsageError(f"{config}: {e}") from e
-        if isinstance(found, str):
-            return Path(found)
-    raise UsageError(
-        "which cells are the truth?", hint="--truth real.h5ad, --truth-pack FILE, or [score] truth in vcelltools.toml"
-    )
+        config = load_config()[0].score
+        for key, value in out.items():
+            default = getattr(config, key)
+            if value is None and default is not None:
+                out[key] = Path(default) if key in ("truth", "out", "report") else default
+    out = {k: DEFAULTS.get(k) if v is None else v for k, v in out.items()}
+    out["out"] = out["out"] or Path(f"score-{pred.stem}")
+    if given["truth"] is None and truth_pack is not None and truth_pack.exists():
+        out["truth"] = None
+    elif out["truth"] is None:
+        raise UsageError(
+            "which cells are the truth?",
+            hint="--truth real.h5ad, --truth-pack FILE, or [score] truth in vcelltools.toml",
+        )
+    return out
 
 
 def run_2025(
@@ -38,7 +51,7 @@ def run_2025(
     *,
     truth: Path | None,
     truth_pack: Path | None,
-    out: Path | None,
+    out: Path,
     report: Path | None,
     force: bool,
     **options: Any,
@@ -49,34 +62,39 @@ def run_2025(
     from vcelltools.scoring.evaluate import Options
 
     Options(**options).check()
-    folder = out or Path(f"score-{pred.stem}")
-    from_pack = truth_pack is not None and truth_pack.exists() and truth is None
-    for path in (report, folder / "score.json", folder / "results.csv"):
+    for path in (report, out / "score.json", out / "results.csv"):
         if path is not None:
             check_output(path, force=force)
-    real = None if from_pack else find_truth(truth)
-    result = score(pred, real, truth_pack=truth_pack, progress=o.progress, **options)
-    result.write(folder, force=force)
+    result = score(pred, truth, truth_pack=truth_pack, progress=o.progress, **options)
+    result.write(out, force=force)
     if report is not None:
         from vcelltools.scoring.report import write_report
 
         write_report(result, report, force=force)
-    show_score(o, result, folder, report)
+    show_score(o, result, out, report)
 
 
 def run_2026(
-    o: Output, pred: Path, *, truth: Path | None, out: Path | None, report: Path | None, force: bool, **options: Any
+    o: Output,
+    pred: Path,
+    *,
+    truth: Path,
+    out: Path,
+    report: Path | None,
+    force: bool,
+    profile: str,
+    compat: str,
+    **options: Any,
 ) -> None:
     """Score by the 2026 rules; write; print."""
     from vcelltools.io.atomic import check_output, write_json
     from vcelltools.scoring.vcc2026 import score_vcc2026
 
-    folder = out or Path(f"score-{pred.stem}")
-    check_output(folder / "score.json", force=force)
-    result = score_vcc2026(pred, find_truth(truth), progress=o.progress, **options)
-    write_json(folder / "score.json", result.to_json(), force=force)
+    check_output(out / "score.json", force=force)
+    result = score_vcc2026(pred, truth, progress=o.progress, **options)
+    write_json(out / "score.json", result.to_json(), force=force)
     o.result(result.to_json())
-    o.done(f"{folder}: score.json")
+    o.done(f"{out}: score.json")
 
 
 def show_score(o: Output, result: Result, folder: Path, report: Path | None) -> None:
@@ -86,7 +104,16 @@ def show_score(o: Output, result: Result, folder: Path, report: Path | None) -> 
     o.table(
         ["metric", "value", "95 % interval", "baseline", "ceiling", "score", "unclipped", "n"],
         [
-            [name, c["value"], _interval(c["ci95"]), c["baseline"], c["ceiling"], c["score"], c["score_unclipped"], c["n"]]
+            [
+                name,
+                c["value"],
+                _interval(c["ci95"]),
+                c["baseline"],
+                c["ceiling"],
+                c["score"],
+                c["score_unclipped"],
+                c["n"],
+            ]
             for name, c in body["components"].items()
         ],
     )

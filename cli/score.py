@@ -10,23 +10,34 @@ from vcelltools.cli.options import Force, Json, Layer, Quiet, Threads, Verbose
 
 Pred = Annotated[Path, typer.Argument(metavar="PRED", show_default=False, help="The prediction: an h5ad.")]
 TruthFile = Annotated[
-    Path | None, typer.Option("--truth", metavar="REAL", help="The true cells [default: [score] truth].")
+    Path | None,
+    typer.Option("--truth", metavar="REAL", help="The true cells (default: [score] truth of vcelltools.toml)."),
 ]
 Pack = Annotated[
     Path | None,
     typer.Option("--truth-pack", metavar="FILE", help="Read the reduced truth from here; write it where it is not."),
 ]
-Profile = Annotated[str, typer.Option("--profile", help="vcc, full, minimal, de, anndata, pds or extended.")]
-Compat = Annotated[str, typer.Option("--compat", help="ours, cell-eval (0.8.2), vcc2025 (0.6.6) or vcc2026.")]
-PertCol = Annotated[str, typer.Option("--pert-col", metavar="C", help="obs column of the perturbation.")]
-Control = Annotated[str, typer.Option("--control", metavar="LABEL", help="The control's label.")]
+Profile = Annotated[
+    str | None,
+    typer.Option("--profile", help="vcc, full, minimal, de, anndata, pds or extended (default: vcc)."),
+]
+Compat = Annotated[
+    str | None,
+    typer.Option("--compat", help="ours, cell-eval (0.8.2), vcc2025 (0.6.6) or vcc2026 (default: ours)."),
+]
+PertCol = Annotated[
+    str | None, typer.Option("--pert-col", metavar="C", help="obs column of the perturbation (default: target_gene).")
+]
+Control = Annotated[
+    str | None, typer.Option("--control", metavar="LABEL", help="The control's label (default: non-targeting).")
+]
 Out = Annotated[
-    Path | None, typer.Option("--out", "-o", metavar="DIR", help="Folder of the tables [default: score-PRED].")
+    Path | None, typer.Option("--out", "-o", metavar="DIR", help="Folder of the tables (default: score-PRED).")
 ]
 Report = Annotated[Path | None, typer.Option("--report", metavar="R.html", help="Write an HTML report too.")]
 Baseline = Annotated[
     Path | None,
-    typer.Option("--baseline", metavar="CSV", help="agg_results.csv of a baseline [default: the mean baseline]."),
+    typer.Option("--baseline", metavar="CSV", help="agg_results.csv of a baseline (default: the mean baseline)."),
 ]
 Epsilon = Annotated[float, typer.Option("--epsilon", min=0, help="Added to both means of a fold change.")]
 Cpm = Annotated[
@@ -45,10 +56,10 @@ def score(
     pred: Pred,
     truth: TruthFile = None,
     truth_pack: Pack = None,
-    profile: Profile = "vcc",
-    compat: Compat = "ours",
-    pert_col: PertCol = "target_gene",
-    control: Control = "non-targeting",
+    profile: Profile = None,
+    compat: Compat = None,
+    pert_col: PertCol = None,
+    control: Control = None,
     out: Out = None,
     report: Report = None,
     baseline: Baseline = None,
@@ -76,15 +87,16 @@ def score(
     vcelltools score pred.h5ad --truth real.h5ad --profile vcc --out scored
     """
     from vcelltools.cli.output import Output
-    from vcelltools.cli.render_score import run_2025, run_2026
+    from vcelltools.cli.render_score import get_defaults, run_2025, run_2026
 
     o = Output(json=json, quiet=quiet, verbose=verbose)
-    where = {"truth": truth, "out": out, "report": report, "force": force}
-    common = {"pert_col": pert_col, "control": control, "layer": layer, "threads": threads}
-    if compat == "vcc2026":
-        return run_2026(o, pred, **where, continuity=continuity, context_col=context_col, **common)
+    given = {"truth": truth, "profile": profile, "compat": compat, "pert_col": pert_col, "control": control,
+             "out": out, "report": report}  # fmt: skip
+    common = {**get_defaults(given, pred, truth_pack), "force": force, "layer": layer, "threads": threads}
+    if common["compat"] == "vcc2026":
+        return run_2026(o, pred, continuity=continuity, context_col=context_col, **common)
     return run_2025(
-        o, pred, **where, truth_pack=truth_pack, profile=profile, compat=compat, baseline=baseline, epsilon=epsilon,
-        cpm_filter=cpm_filter, ceiling=ceiling, ceiling_seed=ceiling_seed, allow_discrete=allow_discrete,
-        to_cp10k=to_cp10k, skip=tuple(m.strip() for m in skip_metrics.split(",") if m.strip()), **common,
+        o, pred, truth_pack=truth_pack, baseline=baseline, epsilon=epsilon, cpm_filter=cpm_filter, ceiling=ceiling,
+        ceiling_seed=ceiling_seed, allow_discrete=allow_discrete, to_cp10k=to_cp10k,
+        skip=tuple(m.strip() for m in skip_metrics.split(",") if m.strip()), **common,
     )  # fmt: skip

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from vcelltools.scoring.compat import METRICS, Rules
 from vcelltools.scoring.effects import make_effects
 from vcelltools.scoring.frames import ScoreTable
-from vcelltools.scoring.compat import METRICS, Rules
 from vcelltools.scoring.sides import Side
 
 if TYPE_CHECKING:

@@ -8,9 +8,9 @@ import numpy as np
 
 from vcelltools.errors import DataError
 from vcelltools.progress import SILENT, Progress
+from vcelltools.scoring.compat import METRICS, Rules
 from vcelltools.scoring.effects import make_effects
 from vcelltools.scoring.result import Ceiling
-from vcelltools.scoring.compat import METRICS, Rules
 from vcelltools.scoring.sides import Cells, reduce_side
 
 if TYPE_CHECKING:

@@ -13,11 +13,11 @@ from vcelltools.errors import DataError, UsageError
 from vcelltools.io import Dataset, open_dataset
 from vcelltools.kernels.ranksum import GeneBuckets
 from vcelltools.progress import SILENT, Progress
+from vcelltools.scoring.compat import COUNT_COLUMNS, METRICS, Rules, get_metrics, get_rules
 from vcelltools.scoring.effects import Effects, make_effects
 from vcelltools.scoring.frames import ScoreTable
 from vcelltools.scoring.metrics import Pair, compute
 from vcelltools.scoring.result import Ceiling, Component, Result
-from vcelltools.scoring.compat import COUNT_COLUMNS, METRICS, Rules, get_metrics, get_rules
 from vcelltools.scoring.sides import Cells, ReadOptions, Scale, Side, find_scale, read_cells, reduce_side
 from vcelltools.stream import get_threads
 

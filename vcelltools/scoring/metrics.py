@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from vcelltools.kernels.distance import effect_distances
-from vcelltools.scoring.effects import Effects
 from vcelltools.scoring.compat import Rules
+from vcelltools.scoring.effects import Effects
 
 NULL = None
 
