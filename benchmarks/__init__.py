@@ -1,0 +1,1 @@
+"""Benchmarks against the peers: equality first, then time, in one run."""
