@@ -3,22 +3,53 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 
-.PHONY: setup test lint clean
+.PHONY: help setup demo test lint tpu peers bench bench-compare torture clean
+
+help:
+	@echo "make demo           set up, then the whole road on simulated data, ending in demo/report.html"
+	@echo "make test           set up, then lint, types and every test"
+	@echo "make bench          peers' environments, every benchmark, results and README tables"
+	@echo "make bench-compare  a quick new run against the committed ratios; a loss of 20 % fails"
+	@echo "make torture        the fuzzers and kill tests, for minutes"
+
 setup: $(VENV)/.ready
 
 $(VENV)/.ready: pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(0 if (3, 11) <= sys.version_info < (3, 14) else "vcelltools needs Python 3.11 to 3.13: make PYTHON=python3.12 ...")'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet -e '.[dev]'
 	touch $@
+
+# the TPU compiler is large and exists for Linux alone: its tests skip, saying so, where it does not install
+tpu: setup
+	$(BIN)/python -m pip install --quiet -e '.[dev,tpu]' || echo "the [tpu] extra does not install here"
+
+demo: setup
+	$(BIN)/vcelltools demo --dir demo --force
 
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-test: lint
+test: lint tpu
 	$(BIN)/python -m pytest
+
+peers: setup
+	bash benchmarks/make_peers.sh
+
+bench: peers
+	$(BIN)/python -m pip install --quiet -e '.[bench]'
+	bash benchmarks/run_all.sh
+
+bench-compare: setup
+	$(BIN)/python -m pip install --quiet -e '.[bench]'
+	bash benchmarks/make_peers.sh scanpy-1.11.5
+	bash benchmarks/compare.sh
+
+torture: setup
+	$(BIN)/python -m tests.torture --minutes 5
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

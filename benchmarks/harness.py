@@ -22,7 +22,7 @@ from typing import Any
 from tests.peers import find_peer
 
 ROOT = Path(__file__).resolve().parent.parent
-RESULTS = ROOT / "benchmarks" / "results"
+RESULTS = Path(os.environ.get("VCELLTOOLS_BENCH_RESULTS", ROOT / "benchmarks" / "results"))
 DATA = Path(os.environ.get("VCELLTOOLS_BENCH_DATA", ROOT / ".bench"))
 OURS = [sys.executable, "-m", "vcelltools.cli.main"]
 SCANPY_REFERENCE = "scanpy-1.11.5"

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+
 from vcelltools.cli.options import Force, Json, Layer, Modality, Quiet, Threads, Verbose
 
 File = Annotated[
@@ -64,7 +65,6 @@ def build_store(
     """
     from vcelltools.cli.output import Output
     from vcelltools.cli.render_store import show_built, show_store_plans
-
     from vcelltools.pipelines.store_run import build_stores, choose_datasets, plan_stores
 
     o = Output(json=json, quiet=quiet, verbose=verbose)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+
 from vcelltools.cli.options import Force, Json, Layer, Modality, Quiet, Threads, Verbose
 
 Files = Annotated[list[Path], typer.Argument(metavar="FILE…", show_default=False, help="h5ad, h5mu, 10x h5, zarr, …")]

@@ -21,7 +21,6 @@ def inspect(
     """
     from vcelltools.cli.output import Output
     from vcelltools.cli.render_inspect import show_inspect
-
     from vcelltools.pipelines.inspect import inspect as run
 
     show_inspect(Output(json=json, quiet=quiet, verbose=verbose), run(file, modality=modality, layer=layer))

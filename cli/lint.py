@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+
 from vcelltools.cli.options import Json, Quiet, Threads, Verbose
 
 Vcc = Annotated[Path, typer.Argument(metavar="SUBMISSION.vcc", show_default=False)]
@@ -43,7 +44,6 @@ def lint(
     vcelltools lint submission.vcc --genes gene_names.csv
     """
     from vcelltools.cli.output import Output
-
     from vcelltools.pipelines import vcc
 
     output = Output(json=json, quiet=quiet, verbose=verbose)

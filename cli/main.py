@@ -7,9 +7,9 @@ import sys
 from typing import Annotated
 
 import typer
-from vcelltools.cli import build_store, hvg, inspect, lint, normalize, prep, score, simulate, verify
 
 from vcelltools import __version__
+from vcelltools.cli import build_store, hvg, inspect, lint, normalize, prep, score, simulate, verify
 from vcelltools.errors import VcellError
 
 HELP = """From raw single-cell perturbation atlases to a scored prediction.

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+
 from vcelltools.cli.options import Force, Json, Layer, Quiet, Threads, Verbose
 
 Pred = Annotated[Path, typer.Argument(metavar="PRED", show_default=False, help="The prediction: h5ad, h5mu, zarr.")]
@@ -65,7 +66,6 @@ def prep(
         vcelltools prep pred.h5ad --genes gene_names.csv --perts pert_counts.csv --contexts D,E,F --out final.vcc
     """
     from vcelltools.cli.output import Output
-
     from vcelltools.pipelines import vcc
 
     output = Output(json=json, quiet=quiet, verbose=verbose)

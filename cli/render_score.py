@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from vcelltools.cli.output import Output
-
     from vcelltools.scoring.result import Result
 
 

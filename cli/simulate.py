@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+
 from vcelltools.cli.options import Force, Json, Quiet, Threads, Verbose
 from vcelltools.cli.output import Output
 

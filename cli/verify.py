@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+
 from vcelltools.cli.options import Json, Quiet, Verbose
 
 Stores = Annotated[
@@ -23,7 +24,6 @@ def verify(stores: Stores = None, json: Json = False, quiet: Quiet = False, verb
     """
     from vcelltools.cli.output import Output
     from vcelltools.cli.render_store import show_verified
-
     from vcelltools.pipelines.store import find_stores, verify_store
 
     o = Output(json=json, quiet=quiet, verbose=verbose)

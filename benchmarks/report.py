@@ -1,0 +1,142 @@
+"""Folds benchmark runs into committed results, writes the README's tables from them, and compares two runs.
+
+python -m benchmarks.report fold PYTEST_BENCHMARK.json   # -> results/kernels.json
+python -m benchmarks.report tables                       # README.md, between the markers
+python -m benchmarks.report compare DIR                  # ratios in DIR against results/: a loss of 20 % fails
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import statistics
+import sys
+from pathlib import Path
+
+from benchmarks.harness import ROOT, save
+
+RESULTS = ROOT / "benchmarks" / "results"
+LOSS = 0.8
+
+
+def fold(path: str) -> None:
+    """Turn pytest-benchmark's output into one row a group: our median and each peer's, and the ratios."""
+    groups: dict[str, dict[str, float]] = {}
+    for bench in json.loads(Path(path).read_text())["benchmarks"]:
+        name = re.sub(r"^test_", "", bench["name"].split("[")[0])
+        param = f" ({bench['param']})" if bench.get("param") else ""
+        groups.setdefault(f"{bench['group']}{param}", {})[name] = statistics.median(bench["stats"]["data"])
+    rows = []
+    for group, medians in sorted(groups.items()):
+        ours = medians.pop("ours")
+        rows.append(
+            {
+                "case": group,
+                "ours_ms": round(1e3 * ours, 2),
+                "peers_ms": {k: round(1e3 * v, 2) for k, v in medians.items()},
+                "ratios": {k: round(v / ours, 2) for k, v in medians.items()},
+            }
+        )
+    print(save("kernels", rows))
+
+
+def get_ratios(folder: Path) -> dict[str, float]:
+    """Every ratio to a peer in a folder of results, by a name that stays the same from run to run."""
+    out: dict[str, float] = {}
+    for path in sorted(folder.glob("*.json")):
+        for row in json.loads(path.read_text())["rows"]:
+            for key, value in row.items():
+                if key.startswith("ratio") and isinstance(value, int | float):
+                    out[f"{path.stem}: {row['case']}: {key}"] = float(value)
+                elif key == "ratios":
+                    out |= {f"{path.stem}: {row['case']}: {k}": float(v) for k, v in value.items()}
+    return out
+
+
+def compare(folder: str) -> int:
+    """Hold the ratios of a new run against the committed ones; return 1 where one lost more than 20 %."""
+    old, new = get_ratios(RESULTS), get_ratios(Path(folder))
+    lost = 0
+    for name in sorted(old.keys() & new.keys()):
+        change = new[name] / old[name] if old[name] else 1.0
+        bad = change < LOSS
+        lost += bad
+        print(f"{'LOST ' if bad else '     '}{name}: {old[name]:.2f} -> {new[name]:.2f} ({change - 1:+.0%})")
+    if not old.keys() & new.keys():
+        print("no case in common: nothing was compared")
+        return 1
+    print(f"{lost} of {len(old.keys() & new.keys())} ratios lost more than {1 - LOSS:.0%}")
+    return int(lost > 0)
+
+
+def make_hvg_table() -> str:
+    """The README's table of whole commands."""
+    body = json.loads((RESULTS / "hvg.json").read_text())
+    lines = [
+        "| file (cells × genes) | `vcelltools hvg` | peak | whole scanpy 1.11.5 script | peak | ratio |",
+        "|---|---|---|---|---|---|",
+    ]
+    for r in body["rows"]:
+        if r["case"].startswith("scaling"):
+            continue
+        lines.append(
+            f"| {r['case']} ({r['cells']:,} × {r['genes']:,}) | {r['ours_s']:.2f} s | {r['ours_peak_mb']:,} MB "
+            f"| {r['scanpy_s']:.1f} s | {r['scanpy_peak_mb']:,} MB | **{r['ratio']:.1f}×** |"
+        )
+    scaling = [r for r in body["rows"] if r["case"].startswith("scaling")]
+    if scaling:
+        lines += ["", "| raw CSR, cells | size | 1 thread | 2 threads | peak |", "|---|---|---|---|---|"]
+        lines += [
+            f"| {r['cells']:,} | {r['bytes'] / 1e9:.2f} GB | {r['one_thread_s']:.2f} s | {r['two_threads_s']:.2f} s "
+            f"| {r['peak_mb']:,} MB |"
+            for r in scaling
+        ]
+    machine = body["machine"]
+    lines += [
+        "",
+        f"{machine['cpu']}, {machine['cores']} cores, Python {machine['python']}; medians, files in the page cache.",
+    ]
+    return "\n".join(lines)
+
+
+def make_kernel_table() -> str:
+    """The README's table of kernels."""
+    body = json.loads((RESULTS / "kernels.json").read_text())
+    lines = ["| warm, in memory | ours | peer | ratio |", "|---|---|---|---|"]
+    for r in body["rows"]:
+        for peer, ms in r["peers_ms"].items():
+            lines.append(f"| {r['case']} | {r['ours_ms']:.1f} ms | {peer} {ms:.0f} ms | {r['ratios'][peer]:.1f}× |")
+    return "\n".join(lines)
+
+
+TABLES = {"hvg": make_hvg_table, "kernels": make_kernel_table}
+
+
+def write_tables() -> None:
+    """Replace what stands between ``<!-- table: NAME -->`` and ``<!-- end -->`` in the README."""
+    readme = ROOT / "README.md"
+    text = readme.read_text()
+    for name, make in TABLES.items():
+        if (RESULTS / f"{name}.json").exists():
+            start, end = f"<!-- table: {name} -->\n", "<!-- end -->"
+            before, _, rest = text.partition(start)
+            _, _, after = rest.partition(end)
+            text = f"{before}{start}{make()}\n{end}{after}"
+    readme.write_text(text)
+
+
+def main() -> None:
+    """Dispatch."""
+    match sys.argv[1:]:
+        case ["fold", path]:
+            fold(path)
+        case ["tables"]:
+            write_tables()
+        case ["compare", folder]:
+            sys.exit(compare(folder))
+        case _:
+            sys.exit(__doc__)
+
+
+if __name__ == "__main__":
+    main()
