@@ -158,11 +158,11 @@ def open_matrix(file: File, fd: int, key: str) -> Matrix:
             )
             for k in ("indptr", "indices", "data")
         }
-        indptr = read_small(file, parts["indptr"])
+        n_major = shape[0] if kind == "csr" else shape[1]
+        indptr = read_small(file, parts["indptr"], length=n_major + 1)
         indices = open_array(file, parts["indices"], fd)
         data = open_array(file, parts["data"], fd)
     cls = CsrMatrix if kind == "csr" else CscMatrix
-    n_major = shape[0] if kind == "csr" else shape[1]
     return cls(shape=shape, n_major=n_major, indptr=indptr, indices=indices, data=data, where=where)
 
 

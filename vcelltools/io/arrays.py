@@ -20,12 +20,21 @@ import h5py
 import numpy as np
 
 from vcelltools.errors import DataError
-from vcelltools.io.safe import FILTER_NAMES, check_filters, get_filters, reading
+from vcelltools.io.safe import (
+    FILTER_NAMES,
+    SMALL_BYTES,
+    STREAM_BYTES,
+    STREAM_RATIO,
+    check_filters,
+    check_ratio,
+    get_filters,
+    reading,
+)
 
 # Chunks above this many bytes are not unpacked whole: memory would follow the file.
 MAX_CHUNK_BYTES = 1 << 30
 _DEFLATE, _SHUFFLE, _ZSTD = 1, 2, 32015
-_RAW_FILTERS = {_DEFLATE, _SHUFFLE, _ZSTD}
+RAW_FILTERS = {_DEFLATE, _SHUFFLE, _ZSTD}
 _CACHE_CHUNKS, _CACHE_BYTES = 8, 64 << 20
 
 _LITTLE = sys.byteorder == "little"
@@ -169,14 +178,17 @@ class _ChunkCache:
             return slot.values
 
 
-class _RawChunks:
-    """The chunks of one HDF5 dataset: where they lie, and how to unpack one."""
+class RawChunks:
+    """The chunks of one HDF5 dataset: where they lie, and how to unpack one.
 
-    def __init__(self, file: h5py.File, dset: h5py.Dataset, fd: int) -> None:
+    ``storage`` is how an element lies on disk, where that is not ``dset.dtype``.
+    """
+
+    def __init__(self, file: h5py.File, dset: h5py.Dataset, fd: int, *, storage: np.dtype | None = None) -> None:
         self.path = file.filename
         self.name = dset.name
         self.fd = fd
-        self.storage = dset.dtype
+        self.storage = storage or dset.dtype
         self.filters = get_filters(dset)
         self.chunk_shape = dset.chunks
         self.chunk_size = math.prod(dset.chunks)
@@ -207,6 +219,8 @@ class _RawChunks:
             )
         if n_chunks and int((self.offsets + self.sizes).max()) > end:
             raise DataError(f"{self.path}: {self.name} has chunks beyond the end of the file (truncated)")
+        if n_chunks and self.chunk_bytes > SMALL_BYTES and self.filters:
+            check_ratio(f"{self.path}: a chunk of {self.name}", self.chunk_bytes, int(self.sizes.min()))
         if not self.filters and n_chunks and (self.sizes != self.chunk_bytes).any():
             raise DataError(f"{self.path}: {self.name} has chunks of a wrong size; the file is damaged")
 
@@ -321,10 +335,10 @@ def pread_into(fd: int, out: np.ndarray, offset: int, path: str) -> None:
 
 def _can_read_raw(file: h5py.File, dset: h5py.Dataset) -> bool:
     plain = dset.dtype.kind in "iuf" and file.userblock_size == 0 and file.driver == "sec2"
-    return plain and set(get_filters(dset)) <= _RAW_FILTERS
+    return plain and set(get_filters(dset)) <= RAW_FILTERS
 
 
-def _open_storage(file: h5py.File, dset: h5py.Dataset, fd: int) -> tuple[_RawChunks | None, int | None]:
+def _open_storage(file: h5py.File, dset: h5py.Dataset, fd: int) -> tuple[RawChunks | None, int | None]:
     """Return (raw chunks, None), (None, offset of contiguous data), or neither where h5py has to read.
 
     Raises
@@ -333,8 +347,10 @@ def _open_storage(file: h5py.File, dset: h5py.Dataset, fd: int) -> tuple[_RawChu
         Where part of the data is not there: HDF5 would read zeros.
     """
     path, name = file.filename, dset.name
-    if dset.size == 0:
+    if not dset.size:
         return None, None
+    declared, stored = int(dset.size) * dset.dtype.itemsize, int(dset.id.get_storage_size())
+    check_ratio(f"{path}: {name}", declared, stored, free=STREAM_BYTES, ratio=STREAM_RATIO)
     with reading(path, name):
         if dset.chunks:
             n_chunks = math.prod(-(-n // c) for n, c in zip(dset.shape, dset.chunks, strict=True))
@@ -344,7 +360,7 @@ def _open_storage(file: h5py.File, dset: h5py.Dataset, fd: int) -> tuple[_RawChu
                     f"{path}: {absent:,} of {n_chunks:,} chunks of {name} are not there",
                     hint="the file was not finished; write it again",
                 )
-            return (_RawChunks(file, dset, fd), None) if _can_read_raw(file, dset) else (None, None)
+            return (RawChunks(file, dset, fd), None) if _can_read_raw(file, dset) else (None, None)
         if dset.id.get_create_plist().get_layout() == h5py.h5d.COMPACT:
             return None, None
         offset = dset.id.get_offset()
@@ -389,7 +405,7 @@ class Hdf5Array(ArrayBase):
             with reading(self.path, self.name):
                 out[...] = self._dset[start:stop]
 
-    def _read_chunks(self, raw: _RawChunks, start: int, stop: int, out: np.ndarray, same: bool) -> None:
+    def _read_chunks(self, raw: RawChunks, start: int, stop: int, out: np.ndarray, same: bool) -> None:
         size = raw.chunk_size
         item = self.dtype.itemsize
         first, last = start // size, (stop - 1) // size

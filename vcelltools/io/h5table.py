@@ -5,10 +5,21 @@ from __future__ import annotations
 import numpy as np
 
 from vcelltools.errors import DataError
-from vcelltools.io.safe import File, get_node, is_group, need_dataset, read_small, reading
+from vcelltools.io.safe import (
+    COLUMN_RATIO,
+    MAX_RATIO,
+    File,
+    get_length,
+    get_node,
+    is_group,
+    need_dataset,
+    read_small,
+    reading,
+)
 from vcelltools.io.table import Column, TableBase
 
 _INDEX_KEYS = ("_index", "index")
+_NULLABLE = ("values", "mask")
 
 
 def _attr_text(value: object) -> str:
@@ -24,17 +35,20 @@ def to_text(values: np.ndarray) -> np.ndarray:
     return values.astype(str).astype(object)
 
 
-def read_values(file: File, key: str) -> tuple[np.ndarray, np.ndarray | None]:
+def read_values(file: File, key: str, *, length: int | None = None) -> tuple[np.ndarray, np.ndarray | None]:
     """Read an array, string array or nullable array at ``key``: (values, missing or None)."""
     node = get_node(file, key)
+    ratio = MAX_RATIO if length is None else COLUMN_RATIO
     if node is None:
         raise DataError(f"{file.filename}: {key} is missing")
     if is_group(node):
-        if "values" not in node or "mask" not in node:
+        if any(get_node(file, f"{key}/{k}") is None for k in _NULLABLE):
             kind = _attr_text(node.attrs.get("encoding-type", "a group"))
             raise DataError(f"{file.filename}: {key} is {kind}, which is not a column that can be read")
-        values = read_small(file, need_dataset(file, f"{key}/values", what="the column's values"))
-        mask = read_small(file, need_dataset(file, f"{key}/mask", what="the column's missing-value mask"))
+        values = read_small(file, need_dataset(file, f"{key}/values", what="the column's values"), length=length)
+        mask = read_small(
+            file, need_dataset(file, f"{key}/mask", what="the column's missing-value mask"), length=length
+        )
         if mask.shape != values.shape:
             raise DataError(f"{file.filename}: {key}: values and mask differ in length")
         missing = mask.astype(bool)
@@ -43,7 +57,7 @@ def read_values(file: File, key: str) -> tuple[np.ndarray, np.ndarray | None]:
             values[missing] = None
             return values, None
         return values, missing if missing.any() else None
-    values = read_small(file, node)
+    values = read_small(file, node, length=length, ratio=ratio)
     if values.ndim != 1:
         raise DataError(f"{file.filename}: {key} has {values.ndim} dimensions; 1 expected")
     return (to_text(values) if values.dtype.kind in "OSUT" else values), None
@@ -62,22 +76,22 @@ class H5Table(TableBase):
         with reading(file.filename, key):
             self._index_key = _attr_text(group.attrs.get("_index", ""))
             if not self._index_key:
-                self._index_key = next((k for k in _INDEX_KEYS if k in group), "_index")
+                self._index_key = next((k for k in _INDEX_KEYS if get_node(file, f"{key}/{k}") is not None), "_index")
             order = [_attr_text(c) for c in np.atleast_1d(group.attrs.get("column-order", []))]
             found = [k for k in group if k not in (self._index_key, "__categories")]
             self._columns = [c for c in order if c in found] + [k for k in found if k not in order]
         self._index: np.ndarray | None = None
+        index_key = f"{key}/{self._index_key}"
+        if get_node(file, index_key) is None:
+            raise DataError(f"{file.filename}: {index_key} is missing: it names the rows of {key}")
+        if (have := get_length(file, index_key)) != n:
+            raise DataError(f"{self.where}/{self._index_key} has {have or 0:,} names; {n:,} expected from the matrix")
 
     @property
     def index(self) -> np.ndarray:
         """Row names, as str."""
         if self._index is None:
-            key = f"{self._key}/{self._index_key}"
-            if get_node(self._file, key) is None:
-                raise DataError(f"{self._file.filename}: {key} is missing: it names the rows of {self._key}")
-            values, _ = read_values(self._file, key)
-            if len(values) != self.n:
-                raise DataError(f"{self.where}/{self._index_key} has {len(values):,} names; {self.n:,} expected")
+            values, _ = read_values(self._file, f"{self._key}/{self._index_key}", length=self.n)
             self._index = values if values.dtype == object else values.astype(str).astype(object)
         return self._index
 
@@ -90,8 +104,10 @@ class H5Table(TableBase):
         file, key = self._file, f"{self._key}/{name}"
         node = get_node(file, key)
         with reading(file.filename, key):
-            if is_group(node) and "codes" in node and "categories" in node:
-                codes = read_small(file, need_dataset(file, f"{key}/codes", what="the categories' codes"))
+            if is_group(node) and get_node(file, f"{key}/codes") is not None:
+                codes = read_small(
+                    file, need_dataset(file, f"{key}/codes", what="the codes"), length=self.n, ratio=COLUMN_RATIO
+                )
                 cats, _ = read_values(file, f"{key}/categories")
                 if codes.dtype.kind not in "iu":
                     raise DataError(f"{file.filename}: {key}/codes are not integers")
@@ -102,10 +118,10 @@ class H5Table(TableBase):
                 cats_node = get_node(file, cats_key)
                 if cats_node is not None:
                     cats, _ = read_values(file, cats_key)
-                    codes = read_small(file, node)
+                    codes = read_small(file, node, length=self.n, ratio=COLUMN_RATIO)
                     ordered = bool(cats_node.attrs.get("ordered", False))
                     return Column(name=name, codes=codes.astype(np.int64), categories=cats, ordered=ordered)
-        values, missing = read_values(file, key)
+        values, missing = read_values(file, key, length=self.n)
         return Column(name=name, values=values, missing=missing)
 
 
@@ -115,7 +131,7 @@ class H5RecordTable(TableBase):
     def __init__(self, file: File, key: str, n: int, uns_key: str = "uns") -> None:
         self._file, self._uns, self.n = file, uns_key, n
         self.where = f"{file.filename}: {key}"
-        self._records = read_small(file, need_dataset(file, key, what="the table"))
+        self._records = read_small(file, need_dataset(file, key, what="the table"), length=n)
         names = list(self._records.dtype.names or ())
         self._index_key = next((k for k in ("index", "_index") if k in names), names[0] if names else "")
         self._columns = [c for c in names if c != self._index_key]
@@ -123,8 +139,6 @@ class H5RecordTable(TableBase):
     @property
     def index(self) -> np.ndarray:
         """Row names, as str."""
-        if len(self._records) != self.n:
-            raise DataError(f"{self.where} has {len(self._records):,} rows; {self.n:,} expected")
         return to_text(np.asarray(self._records[self._index_key]))
 
     @property

@@ -10,6 +10,7 @@ arrays are read by one piece of code.
 from __future__ import annotations
 
 import os
+import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -30,6 +31,10 @@ Node: TypeAlias = Any  # h5py.Group, h5py.Dataset, zarr.Group or zarr.Array
 # more than MAX_RATIO times what it occupies on disk is a decompression bomb, not a column.
 SMALL_BYTES = 64 << 20
 MAX_RATIO = 100
+# A column is as long as the matrix, which is known by then, and a constant one packs a thousandfold.
+COLUMN_RATIO = 100_000
+# A matrix is streamed, so that its size does not matter, but a few megabytes that stand for hours of zeros do.
+STREAM_BYTES, STREAM_RATIO = 1 << 30, 500
 _MAX_LINKS = 16
 
 # HDF5 filter id -> (name, what installs it)
@@ -103,6 +108,7 @@ def open_h5_file(path: str | os.PathLike) -> h5py.File:
                 f"{p}: {'gzipped as a whole' if zipped else 'not an HDF5 file, or its first bytes are damaged'}",
                 hint=f"gunzip {p.name}" if zipped else "h5ad, h5mu and 10x h5 files are HDF5",
             )
+        _check_length(p, size)
         return h5py.File(p, "r", locking="best-effort")
     except (OSError, RuntimeError, ValueError) as e:
         text = str(e)
@@ -112,6 +118,34 @@ def open_h5_file(path: str | os.PathLike) -> h5py.File:
                 hint="copy or download it again",
             ) from e
         raise DataError(f"{p}: HDF5 cannot open the file: {' '.join(text.split())}") from e
+
+
+def _check_length(p: Path, size: int) -> None:
+    """Compare the file's length with the one in its superblock; HDF5 overlooks a few missing bytes.
+
+    Layout of the superblock: HDF5 File Format Specification, section II.A.
+    """
+    with p.open("rb") as f:
+        at = 0
+        while at < size:
+            f.seek(at)
+            head = f.read(48)
+            if head[:8] == b"\x89HDF\r\n\x1a\n":
+                break
+            at = max(512, 2 * at)
+    if len(head) < 48 or at >= size:
+        return
+    width = head[13] if head[8] < 2 else head[9]
+    if width != 8:
+        return
+    end = struct.unpack_from("<Q", head, 40 if head[8] == 0 else 28)[0]
+    if head[8] == 1 or end == 0xFFFFFFFFFFFFFFFF:
+        return
+    if size < end:
+        raise DataError(
+            f"{p}: the file is truncated ({size:,} bytes on disk, its header promises {end:,})",
+            hint="copy or download it again",
+        )
 
 
 def _resolve(file: h5py.File, parts: list[str], hops: int) -> h5py.Group | h5py.Dataset | None:
@@ -180,20 +214,49 @@ def need_dataset(file: File, key: str, *, what: str, hint: str | None = None) ->
     return node
 
 
-def check_ratio(where: str, declared: int, stored: int) -> None:
-    """Refuse an array to be read whole that declares far more bytes than are stored."""
-    if declared > SMALL_BYTES and declared > MAX_RATIO * max(stored, 1):
+def check_ratio(where: str, declared: int, stored: int, *, free: int = SMALL_BYTES, ratio: int = MAX_RATIO) -> None:
+    """Refuse an array that declares more than ``free`` bytes and more than ``ratio`` times what is stored."""
+    if declared > free and declared > ratio * max(stored, 1):
         raise DataError(f"{where} declares {declared:,} bytes but only {stored:,} are stored; refused")
 
 
-def read_small(file: File, dset: Node) -> np.ndarray:
-    """Read a whole dataset into native byte order (strings decoded), after :func:`check_ratio`."""
+def get_length(file: File, key: str) -> int | None:
+    """Return the length of the column at ``key`` (an array, or a group of a nullable one), without reading it."""
+    node = get_node(file, key)
+    if is_group(node):
+        node = get_node(file, f"{key}/values")
+    shape = getattr(node, "shape", None)
+    return int(shape[0]) if shape and not is_group(node) else None
+
+
+def read_small(file: File, dset: Node, *, length: int | None = None, ratio: int = MAX_RATIO) -> np.ndarray:
+    """Read a whole dataset into native byte order (strings decoded).
+
+    Parameters
+    ----------
+    length
+        The number of entries that there must be; anything else is refused before it is read.
+    ratio
+        How many times its stored bytes it may unpack to.
+
+    Raises
+    ------
+    DataError
+        When the length is wrong, or the array unpacks to far more than is stored (:func:`check_ratio`).
+    """
+    where = f"{file.filename}: {dset.name}"
+    if length is not None and tuple(dset.shape or ()) != (length,):
+        raise DataError(f"{where} has {' × '.join(map(str, dset.shape or ())) or 'no'} entries; {length:,} expected")
     with reading(file.filename, dset.name):
         if not isinstance(file, h5py.File):
-            return file.read_small(dset)
-        check_ratio(f"{file.filename}: {dset.name}", dset.size * dset.dtype.itemsize, dset.id.get_storage_size())
+            return file.read_small(dset, ratio=ratio)
+        check_ratio(where, dset.size * dset.dtype.itemsize, dset.id.get_storage_size(), ratio=ratio)
         check_filters(file.filename, dset)
         if h5py.check_string_dtype(dset.dtype) is not None:
+            if dset.dtype == object:
+                from vcelltools.io.text import check_text
+
+                check_text(file, dset)
             return np.asarray(dset.asstr()[()], dtype=object)
         values = np.asarray(dset[()])
         if values.dtype.byteorder not in ("=", "|"):

@@ -83,11 +83,11 @@ class ZarrFile:
             _check_codecs(self.filename, key, node)
         return node
 
-    def read_small(self, node: Any) -> np.ndarray:
+    def read_small(self, node: Any, *, ratio: int) -> np.ndarray:
         """Read a whole array after checking its chunks and its declared size."""
         stored = check_chunks(self, node)
         declared = math.prod(node.shape) * (node.dtype.itemsize if node.dtype.kind in "iufbSU" else 1)
-        check_ratio(f"{self.filename}: {node.name}", declared, stored)
+        check_ratio(f"{self.filename}: {node.name}", declared, stored, ratio=ratio)
         with reading_zarr(self.filename, node.name):
             values = np.asarray(node[...])
         if values.dtype.kind == "T":
