@@ -181,7 +181,7 @@ def judge_values(values: np.ndarray, cells: list[np.ndarray], dtype: str) -> Cou
         looks = "not finite"
     elif negative > rare or (negative and fractional):
         looks = "scaled"
-    elif high is not None and high > _MAX_COUNT:
+    elif np.count_nonzero(good > _MAX_COUNT) > rare:
         looks = "huge"
     elif fractional == 0:
         looks = "counts"

@@ -45,10 +45,8 @@ def read_values(file: File, key: str, *, length: int | None = None) -> tuple[np.
         if any(get_node(file, f"{key}/{k}") is None for k in _NULLABLE):
             kind = _attr_text(node.attrs.get("encoding-type", "a group"))
             raise DataError(f"{file.filename}: {key} is {kind}, which is not a column that can be read")
-        values = read_small(file, need_dataset(file, f"{key}/values", what="the column's values"), length=length)
-        mask = read_small(
-            file, need_dataset(file, f"{key}/mask", what="the column's missing-value mask"), length=length
-        )
+        parts = [need_dataset(file, f"{key}/{k}", what="a nullable column has values and mask") for k in _NULLABLE]
+        values, mask = (read_small(file, p, length=length, ratio=ratio) for p in parts)
         if mask.shape != values.shape:
             raise DataError(f"{file.filename}: {key}: values and mask differ in length")
         missing = mask.astype(bool)

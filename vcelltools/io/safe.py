@@ -117,7 +117,10 @@ def open_h5_file(path: str | os.PathLike) -> h5py.File:
                 f"{p}: the file is truncated ({size:,} bytes on disk, its header promises more)",
                 hint="copy or download it again",
             ) from e
-        raise DataError(f"{p}: HDF5 cannot open the file: {' '.join(text.split())}") from e
+        raise DataError(
+            f"{p}: the file is damaged or truncated (HDF5 says: {' '.join(text.split())})",
+            hint="copy or download it again",
+        ) from e
 
 
 def _check_length(p: Path, size: int) -> None:
