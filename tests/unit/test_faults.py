@@ -18,9 +18,9 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
-from vcelltools.cli.main import main
 
 from tests.files import TEXT, make_counts, write_frame_tables, write_h5ad, write_h5mu, write_matrix, write_sparse
+from vcelltools.cli.main import main
 
 COUNTS = make_counts(80, 60, density=0.4)
 TOP = 10
