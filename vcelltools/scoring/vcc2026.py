@@ -7,7 +7,7 @@ truth's controls; contexts are scored apart and averaged.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,6 +15,7 @@ import numpy as np
 from vcelltools.errors import DataError
 from vcelltools.io import Dataset
 from vcelltools.progress import SILENT, Progress
+from vcelltools.scoring.gaming import Check, Evidence, check_gaming
 from vcelltools.scoring.genemajor import GeneMajor, make_tables, read_part, take_census
 from vcelltools.scoring.match26 import (
     check_groups,
@@ -36,6 +37,7 @@ from vcelltools.scoring.metrics26 import (
     compare,
     finite_mean,
     get_nmae,
+    get_significant,
 )
 from vcelltools.scoring.rules import RULES_2026, Rules2026
 from vcelltools.scoring.sides26 import TARGET_SUM, Side, make_side
@@ -79,6 +81,8 @@ class Truth:
         Profiles and DE of the truth.
     controls
         The counts of the control cells.
+    library
+        Median counts of a perturbed cell.
     baseline
         The metrics of the mean response (the 0 end), or None where it was not asked for.
     ceiling
@@ -96,6 +100,7 @@ class Truth:
     name_rank_g: np.ndarray
     side: Side
     controls: GeneMajor
+    library: float
     baseline: dict[str, float]
     ceiling: dict[str, float]
     problem: str = ""
@@ -114,6 +119,7 @@ class ContextScore:
     avg_score: float
     real: Side
     pred: Side
+    checks: tuple[Check, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,7 +149,6 @@ class Score2026:
     rules: Rules2026
     problem: str = ""
     warnings: tuple[str, ...] = ()
-    flags: tuple[Any, ...] = field(default=())
 
     def require(self) -> Score2026:
         """Return itself; raise a :class:`DataError` where there are values but no score."""
@@ -168,6 +173,9 @@ class Score2026:
                 for c in self.contexts
                 if c.context
             },
+            "gaming": [
+                asdict(k) | ({"context": c.context} if c.context else {}) for c in self.contexts for k in c.checks
+            ],
             "problem": self.problem or None,
             "warnings": list(self.warnings),
         }
@@ -267,12 +275,13 @@ def score_vcc2026(
             counts = reorder_genes(read_part(data, census, i, threads=threads, progress=progress), parts.gene_order)
             code = np.concatenate([parts.code_n[census.part_n == i], np.zeros(t.controls.n_cells, np.int32)])
             both = counts.append(t.controls)
+            library = float(np.median(counts.library))
             del counts
             (tables,) = make_tables(
                 both, [(code, 1)], len(t.labels) + 1, target_sum=TARGET_SUM, threads=threads, progress=progress
             )
             del both
-            scores.append(_score_context(t, make_side(tables, continuity=continuity), warnings))
+            scores.append(_score_context(t, make_side(tables, continuity=continuity), library, warnings))
     problem = next((t.problem for t in truths if t.problem), "")
     warnings = [w for t in truths for w in t.warnings] + warnings
     avg = finite_mean(np.array([s.avg_score for s in scores])) if not problem else float("nan")
@@ -390,6 +399,7 @@ def _make_context(
         name_rank_g=name_rank_g,
         side=side,
         controls=controls,
+        library=float(np.median(counts.library[code > 0])),
         baseline=baseline,
         ceiling=ceiling,
         problem=problem,
@@ -486,7 +496,7 @@ def scale(metric: str, value: float, baseline: float, ceiling: float) -> tuple[f
     return (max(s, NMAE_FLOOR) if metric == NMAE else s), s
 
 
-def _score_context(t: Truth, pred: Side, warnings: list[str]) -> ContextScore:
+def _score_context(t: Truth, pred: Side, library: float, warnings: list[str]) -> ContextScore:
     values = compare(t.side, pred, t.target_p, t.name_rank_g)
     means, counts = values.means(), values.counts()
     nan = float("nan")
@@ -506,8 +516,24 @@ def _score_context(t: Truth, pred: Side, warnings: list[str]) -> ContextScore:
     avg = float(np.mean([components[m].score for m in METRICS]))
     return ContextScore(
         context=t.context, labels=t.labels, genes=t.genes, values=values, components=components,
-        avg_score=avg, real=t.side, pred=pred,
+        avg_score=avg, real=t.side, pred=pred, checks=tuple(_check(t, pred, library)),
     )  # fmt: skip
+
+
+def _check(t: Truth, pred: Side, library: float) -> list[Check]:
+    return check_gaming(
+        Evidence(
+            real_pg=t.side.profile_kg[1:],
+            pred_pg=pred.profile_kg[1:],
+            real_control_g=t.side.profile_kg[0],
+            # a profile's variance falls with the cells in it
+            real_spread_p=t.side.spread_k[1:] * t.side.size_k[1:],
+            pred_spread_p=pred.spread_k[1:] * pred.size_k[1:],
+            real_significant_p=get_significant(t.side.de, t.target_p).sum(axis=1),
+            pred_significant_p=get_significant(pred.de, t.target_p).sum(axis=1),
+            library_ratio=library / t.library if t.library > 0 else None,
+        )
+    )
 
 
 def get_interval(values: Values, metric: str) -> tuple[float, float]:
