@@ -61,6 +61,13 @@ def fit_baseline(kind: str, effects: Effects) -> EffectModel:
     return BASELINES[kind](effects)
 
 
+def fit_prior(kind: str, effects: Effects) -> EffectModel:
+    """Return what a transformer starts from: ``additive``, ``ridge``, ``perturbation-mean`` or ``none``."""
+    if kind not in PRIORS:
+        raise UsageError(f"prior {kind}: unknown", hint=", ".join(PRIORS))
+    return PRIORS[kind](effects)
+
+
 class ControlMean:
     """No effect at all."""
 
@@ -154,14 +161,18 @@ class Ridge:
         """Return the shrunken effect where it is measured elsewhere, else the regression's."""
         shared = self._mean.common(pert_q, context_q)
         elsewhere, cells = self._residual.elsewhere(pert_q, context_q)
-        information = self.ratio_g[None, :] * cells[:, None]
-        out = shared + elsewhere * (information / (1.0 + information))
+        out = shared + elsewhere * self._weight(cells)
         nowhere = np.flatnonzero(cells == 0)
         if len(nowhere):
             if self._kernel is not None:
                 out[nowhere] += self._kernel.predict(pert_q[nowhere])
             self._set_knockdown(out, nowhere, pert_q, context_q)
         return out
+
+    def _weight(self, cells_q: np.ndarray) -> np.ndarray:
+        """Return the shrinkage (q, g) of effects measured on so many cells."""
+        information = self.ratio_g[None, :] * cells_q[:, None]
+        return np.where(np.isinf(information), 1.0, information / (1.0 + information))
 
     def _set_knockdown(self, out: np.ndarray, rows: np.ndarray, pert_q: np.ndarray, context_q: np.ndarray) -> None:
         if self._e.target_p is None or self._knockdown is None:
@@ -170,6 +181,17 @@ class Ridge:
         inside = target >= 0
         own = self._e.control_cg[context_q[rows[inside]], target[inside]]
         out[rows[inside], target[inside]] = self._knockdown * own
+
+
+class Additive(Ridge):
+    """What perturbations share in the context, plus what is the perturbation's own elsewhere, not shrunken.
+
+    The transformer's starting point: shrinking lowers the error of an effect but draws all of them together, which
+    costs discrimination; how much to shrink is left to the network.
+    """
+
+    def _weight(self, cells_q: np.ndarray) -> np.ndarray:
+        return np.ones((len(cells_q), 1))
 
 
 def _signal_to_noise(
@@ -255,6 +277,7 @@ class _KernelRidge:
 
 
 BASELINES = {"control-mean": ControlMean, "perturbation-mean": PerturbationMean, "ridge": Ridge}
+PRIORS = {"additive": Additive, "ridge": Ridge, "perturbation-mean": PerturbationMean, "none": ControlMean}
 
 
 def shift_cells(

@@ -11,7 +11,10 @@ All three give the same batches, hence the same results.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -25,6 +28,38 @@ from vcelltools.errors import EnvironmentFault, UsageError
 AXIS = "data"
 ROW_MULTIPLE = 128  # columns; otherwise XLA:TPU copies the whole store in every step
 FEEDS = ("replicated", "sharded", "host")
+
+
+def choose_platform(*, tpu: bool) -> None:
+    """Settle, before any device is touched, what JAX may look for.
+
+    Without ``tpu`` on a machine that has neither an accelerator's device file nor ``JAX_PLATFORMS`` set, that is the
+    CPU alone: an installed TPU or GPU plug-in then neither searches nor warns.
+
+    Raises
+    ------
+    EnvironmentFault
+        With ``tpu``, where the TPU runtime or a TPU is missing.
+    """
+    has_tpu = any(Path("/dev").glob("accel[0-9]*")) or any(Path("/dev/vfio").glob("[0-9]*"))
+    has_gpu = any(Path("/dev").glob("nvidia[0-9]*")) or Path("/dev/kfd").exists()
+    if not tpu:
+        if not has_tpu and not has_gpu and not os.environ.get("JAX_PLATFORMS"):
+            jax.config.update("jax_platforms", "cpu")
+        return
+    if find_spec("libtpu") is None:
+        raise EnvironmentFault("--tpu: the TPU runtime is not installed", hint="pip install 'vcelltools[tpu]'")
+    if not has_tpu:
+        raise EnvironmentFault(
+            "--tpu: this machine has no TPU", hint="run on a TPU VM (docs/tpu.md), or --dry-run --topology v5e-16"
+        )
+    jax.config.update("jax_platforms", "tpu,cpu")
+    try:
+        devices = jax.devices("tpu")
+    except RuntimeError as e:
+        raise EnvironmentFault(f"--tpu: the TPU does not start: {str(e).splitlines()[0]}") from e
+    if not devices:
+        raise EnvironmentFault("--tpu: this machine has no TPU")
 
 
 def make_mesh(devices: Any = None) -> Mesh:

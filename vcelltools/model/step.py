@@ -117,12 +117,10 @@ def eval_params(state: TrainState) -> Params:
 
 
 def make_data(
-    prior_kg: np.ndarray, mask_dg: np.ndarray | None = None, features_pf: np.ndarray | None = None
+    prior_kg: np.ndarray, mask_dg: np.ndarray, features_pf: np.ndarray | None = None
 ) -> dict[str, np.ndarray]:
     """Return the tables that every step reads: priors by run, gene masks by data set, features by perturbation."""
-    data = {"prior": np.asarray(prior_kg, np.float32)}
-    if mask_dg is not None:
-        data["mask"] = np.asarray(mask_dg, np.float32)
+    data = {"prior": np.asarray(prior_kg, np.float32), "mask": np.asarray(mask_dg, np.float32)}
     if features_pf is not None:
         data["features"] = np.asarray(features_pf, np.float32)
     return data
@@ -154,10 +152,9 @@ def make_loss(model: ModelConfig, config: StepConfig, feed: str) -> Callable:
     def loss(params: Params, data: dict, batch: dict) -> tuple[jax.Array, dict[str, jax.Array]]:
         control = read(data.get("rows"), batch["control"]).astype(jnp.float32)
         target = read(data.get("rows"), batch["target"]).astype(jnp.float32)
-        out = _run_forward(model, config, params, data, batch, control)
-        if "mask" in data:  # genes that the set's data set did not measure
-            mask = jnp.broadcast_to(data["mask"][batch["dataset"]][:, None, :], out.shape)
-            out, target = out * mask, target * mask
+        mask = jnp.broadcast_to(data["mask"][batch["dataset"]][:, None, :], target.shape)
+        control, target = control * mask, target * mask  # genes that the set's data set did not measure
+        out = _run_forward(model, config, params, data, batch, control) * mask
         per_set, energy = set_loss(out, target, weights, unbiased=config.unbiased, dtype=dtype)
         shift = jnp.mean(out, axis=1) - jnp.mean(target, axis=1)
         metrics = {

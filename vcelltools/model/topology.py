@@ -113,6 +113,8 @@ class Plan:
     gradient_reduce_dtype: str
     roofline_seconds: float
     compile_seconds: float
+    sets: int
+    set_size: int
     feed: str
     store_bytes_per_chip: int
     temporary_bytes_per_chip: int
@@ -135,6 +137,7 @@ def plan_step(
     n_rows: int,
     columns: int,
     n_runs: int,
+    n_datasets: int = 1,
     feed: str,
 ) -> Plan:
     """Compile one training step for a TPU topology and return what the compiler says.
@@ -163,7 +166,10 @@ def plan_step(
         return jax.ShapeDtypeStruct(shape, dtype, sharding=where)
 
     state = jax.tree.map(lambda a: struct(a.shape, a.dtype), jax.eval_shape(lambda: init_state(model, config, 0)))
-    data = {"prior": struct((n_runs, model.genes), jnp.float32)}
+    data = {
+        "prior": struct((n_runs, model.genes), jnp.float32),
+        "mask": struct((n_datasets, model.genes), jnp.float32),
+    }
     if model.features:
         data["features"] = struct((model.perturbations, model.features), jnp.float32)
     if feed != "host":
@@ -209,6 +215,8 @@ def plan_step(
         gradient_reduce_dtype=get_reduce_dtype(text, count_params(state.params)),
         roofline_seconds=roofline,
         compile_seconds=seconds,
+        sets=n_sets,
+        set_size=set_size,
         feed=feed,
         store_bytes_per_chip=int(store_bytes),
         temporary_bytes_per_chip=int(memory.temp_size_in_bytes),

@@ -95,7 +95,7 @@ def test_the_state_is_donated_and_one_batch_can_be_learnt():
     mesh = make_mesh(jax.devices()[:1])
     config = StepConfig(steps=60, learning_rate=3e-3, warmup=1)
     first = state = replicate(mesh, init_state(MODEL, config, 0))
-    data = replicate(mesh, make_data(np.zeros((6, G))))
+    data = replicate(mesh, make_data(np.zeros((6, G)), np.ones((1, G))))
     step, batch = make_step(MODEL, config, mesh, "host"), feed(mesh, make_batch(0, make_rows()), SETS)
     losses = []
     for _ in range(40):

@@ -1,0 +1,517 @@
+"""``train``: from stores to a trained model, its checkpoints and its scores beside the baselines."""
+
+from __future__ import annotations
+
+import resource
+import signal
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from vcelltools.errors import DataError, EnvironmentFault, InterruptedRun
+from vcelltools.io.atomic import write_json
+from vcelltools.pipelines.evaluate import beats, describe, evaluate, evaluate_baselines
+from vcelltools.pipelines.prefetch import Prefetch
+from vcelltools.pipelines.train_run import RunFolder
+from vcelltools.pipelines.train_settings import TrainSettings
+from vcelltools.pipelines.train_setup import Setup, make_setup
+from vcelltools.progress import SILENT, Progress
+
+if TYPE_CHECKING:
+    from vcelltools.pipelines.store import Store
+
+_EVAL_BATCH = 32  # sets in one call of the evaluation
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainResult:
+    """What a run ended with.
+
+    Attributes
+    ----------
+    out
+        The run's folder.
+    summary
+        What ``summary.json`` holds.
+    """
+
+    out: Path
+    summary: dict[str, Any]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain values."""
+        return {"out": str(self.out), **self.summary}
+
+
+def train(
+    settings: TrainSettings,
+    *,
+    stores: Sequence[Store] | None = None,
+    resume: bool = True,
+    force: bool = False,
+    progress: Progress = SILENT,
+) -> TrainResult:
+    """Train a model, or fit a baseline, and score it beside the baselines.
+
+    Raises
+    ------
+    UsageError
+        When the folder holds a finished run, or settings contradict each other.
+    DataError
+        When stores, split, features or an earlier run do not fit; when the loss is no longer finite.
+    InterruptedRun
+        After SIGTERM or the time limit; a checkpoint is written first.
+    """
+    setup = make_setup(settings, stores, progress=progress)
+    folder = RunFolder(Path(settings.out))
+    if settings.model != "transformer":
+        folder.open(setup, resume=False, force=force)
+        return _finish_baseline(setup, folder)
+    import jax
+
+    main = jax.process_index() == 0
+    continued = _share(folder.open(setup, resume=resume, force=force) if main else False)
+    return Trainer(setup, folder, progress if main else SILENT, main=main).run(continued)
+
+
+def _finish_baseline(setup: Setup, folder: RunFolder) -> TrainResult:
+    part = final_part(setup)
+    scores = evaluate_baselines(setup.effects, setup.screen, part)
+    summary = make_summary(setup, steps=0, params_sha256=None, final=scores[setup.settings.model], baselines=scores)
+    write_json(folder.summary_fpath, summary, force=True)
+    return TrainResult(out=folder.dpath, summary=summary)
+
+
+def final_part(setup: Setup) -> str:
+    """Return the part that the summary scores: ``test`` where the split has one, else ``val``."""
+    for part in ("test", "val"):
+        if len(setup.screen.rows(part)):
+            return part
+    raise DataError("the split holds nothing out: there is nothing to score", hint="--split")
+
+
+def make_summary(
+    setup: Setup,
+    *,
+    steps: int,
+    params_sha256: str | None,
+    final: dict[str, Any],
+    baselines: dict[str, dict[str, Any]],
+    **more: Any,
+) -> dict[str, Any]:
+    """Return what ``summary.json`` holds."""
+    import jax
+    import optax
+
+    from vcelltools import __version__
+
+    parts = setup.screen.groups["part"].value_counts().to_dict()
+    stores = {s.name: s.sha256 for s in setup.stores}
+    return {
+        "steps": steps,
+        "seed": setup.settings.seed,
+        "params_sha256": params_sha256,
+        "store_sha256": next(iter(stores.values())) if len(stores) == 1 else stores,
+        "config": setup.settings.to_json(),
+        "versions": {
+            "vcelltools": __version__,
+            "jax": jax.__version__,
+            "optax": optax.__version__,
+            "numpy": np.__version__,
+            "python": sys.version.split()[0],
+        },
+        "final": {"model": setup.settings.model, "part": final_part(setup), **final},
+        "baselines": baselines,
+        "beats_baselines": setup.settings.model == "transformer" and beats(final, baselines),
+        "groups": {k: int(v) for k, v in parts.items()},
+        "peak_memory_bytes": peak_memory(),
+        **more,
+    }
+
+
+def peak_memory() -> int:
+    """Return the largest resident size of this process so far, in bytes."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+class Stop:
+    """Why a run should stop: SIGTERM, SIGINT, or its time is over. A context manager that listens."""
+
+    def __init__(self, minutes: float) -> None:
+        self.reason: str | None = None
+        self._deadline = time.monotonic() + 60 * minutes if minutes else None
+        self._old: dict[int, Any] = {}
+
+    def __enter__(self) -> Stop:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGTERM, signal.SIGINT):
+                self._old[number] = signal.signal(number, self._note)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._old.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, _frame: Any) -> None:
+        self.reason = signal.Signals(number).name
+
+    def due(self) -> str | None:
+        """Return the reason to stop, if there is one."""
+        if self.reason is None and self._deadline is not None and time.monotonic() > self._deadline:
+            self.reason = "the time limit"
+        return self.reason
+
+
+@dataclass
+class Best:
+    """How far the validation groups have been brought; part of a checkpoint."""
+
+    score: float = float("-inf")
+    step: int = -1
+    since: int = 0
+
+    def offer(self, score: float, step: int) -> bool:
+        """Take a new score; return whether it is the best so far."""
+        if score > self.score:
+            self.score, self.step, self.since = score, step, 0
+            return True
+        self.since += 1
+        return False
+
+
+class Trainer:
+    """The loop over the steps, on whatever devices there are."""
+
+    def __init__(
+        self, setup: Setup, folder: RunFolder | None, progress: Progress = SILENT, *, main: bool = True
+    ) -> None:
+        import jax
+
+        from vcelltools.model import mesh, step
+
+        self.setup, self.folder, self.progress, self.main = setup, folder, progress, main
+        s = setup.settings
+        self.mesh = mesh.make_mesh()
+        self.model = setup.model_config()
+        self.config = setup.step_config(jax.default_backend())
+        self.share = mesh.local_share(self.mesh, s.sets)
+        if (s.sets // self.mesh.devices.size) % s.accumulate:
+            raise DataError(f"{s.sets} sets do not divide into {s.accumulate} microbatches a device", hint="--sets")
+        rows, stride = int(setup.offsets[-1]), setup.stores[0].stride
+        self.feed = s.feed
+        if s.feed == "auto":
+            self.feed = mesh.choose_feed(rows, stride, self.mesh.devices.size, mesh.device_memory())
+        tables = step.make_data(setup.prior_kg, setup.mask_dg, setup.features_pf)
+        self.tables = mesh.replicate(self.mesh, tables)
+        self.data = dict(self.tables)
+        if self.feed != "host":
+            for store in setup.stores:
+                store.check_rows()
+            self.data["rows"] = mesh.place_rows(self.mesh, [store.padded for store in setup.stores], self.feed)
+        self.step = step.make_step(self.model, self.config, self.mesh, self.feed)
+        self._effect = step.make_effect(self.model, self.config)
+        self.best = Best()
+
+    # -- one piece at a time -----------------------------------------------------------------------------------
+
+    def init_state(self) -> Any:
+        """Return the state before the first step, on the devices."""
+        from vcelltools.model import mesh, step
+
+        return mesh.replicate(self.mesh, step.init_state(self.model, self.config, self.setup.settings.seed))
+
+    def host_batch(self, number: int) -> dict[str, np.ndarray]:
+        """Return this process's share of a step's batch; a pure function of the seed and the step."""
+        index = 0 if self.setup.sanity == "overfit-batch" else number
+        return self.setup.make_batch(self.setup.sampler.batch(index), self.share, cells=self.feed == "host")
+
+    def put(self, batch: dict[str, np.ndarray]) -> dict[str, Any]:
+        """Put a batch on the devices."""
+        from vcelltools.model import mesh
+
+        return mesh.feed(self.mesh, batch, self.setup.settings.sets)
+
+    def predict_effects(self, state: Any, pert_k: np.ndarray, line_k: np.ndarray) -> np.ndarray:
+        """Return the predicted effects (k, g) of perturbations in lines, from fixed control cells."""
+        from vcelltools.model.step import eval_params
+
+        return predict_effects(self.setup, self._effect, _to_host(eval_params(state)), pert_k, line_k)
+
+    # -- the run -----------------------------------------------------------------------------------------------
+
+    def run(self, continued: bool) -> TrainResult:
+        """Train to the end, or to the first reason to stop."""
+        assert self.folder is not None
+        with Stop(self.setup.settings.minutes) as stop:
+            state, first = self._restore() if continued else (self.init_state(), 0)
+            if first == 0 and self.best.step < 0:
+                self._evaluate(state, 0)
+            state, last = self._loop(state, first, stop)
+        return self._finish(state, last)
+
+    def _restore(self) -> tuple[Any, int]:
+        """Return the newest whole checkpoint: read by the first process, told to the others."""
+        import jax
+
+        from vcelltools.model import mesh, step
+
+        assert self.folder is not None
+        found = None
+        if self.main:
+            template = jax.eval_shape(lambda: step.init_state(self.model, self.config, 0))
+            found = self.folder.checkpoints().load(template)
+            self.folder.cut_metrics(found.step if found else -1)
+        if not _share(found is not None):
+            return self.init_state(), 0
+        state, best = step.init_state(self.model, self.config, 0), Best()
+        if found is not None:
+            for text in found.skipped:
+                self.progress.note(f"warning: {text}; the checkpoint of step {found.step} is used")
+            if found.meta["identity"] != self.setup.identity:
+                raise DataError(f"{self.folder.dpath}: the checkpoint of step {found.step} belongs to other stores")
+            state, best = found.state, Best(**found.meta["best"])
+        state = _share(state)
+        score, at, since = _share(tuple(best.__dict__.values()))
+        self.best = Best(float(score), int(at), int(since))
+        self.progress.note(f"continuing after step {int(state.step):,}")
+        return mesh.replicate(self.mesh, state), int(state.step)
+
+    def _loop(self, state: Any, first: int, stop: Stop) -> tuple[Any, int]:
+        s = self.setup.settings
+        pending: list[tuple[int, Any]] = []
+        began = saved = time.monotonic()
+        waited = 0.0
+        self.progress.start("train", s.steps - first, "steps")
+        feed = Prefetch(self.host_batch, first, s.steps)
+        with feed:
+            for number in range(first, s.steps):
+                asked = time.monotonic()
+                batch = self.put(feed.get())
+                waited += time.monotonic() - asked
+                state, metrics = self.step(state, self.data, batch)
+                pending.append((number, metrics))
+                self.progress.advance(1)
+                done = number + 1
+                evaluates = done % s.eval_every == 0 or done == s.steps
+                reason = self._agree(stop.due(), done)
+                timed = s.checkpoint_minutes and time.monotonic() - saved > 60 * s.checkpoint_minutes
+                if done % s.log_every == 0 or evaluates or reason or timed:
+                    self._log(pending, time.monotonic() - began, waited)
+                    pending, began, waited = [], time.monotonic(), 0.0
+                if evaluates and not reason:
+                    self._evaluate(state, done)
+                    began = time.monotonic()
+                over = bool(s.patience and self.best.since >= s.patience)
+                if reason or timed or evaluates:
+                    self._save(state, done)
+                    saved = time.monotonic()
+                if reason and done < s.steps:
+                    raise InterruptedRun(
+                        f"stopped by {reason} after step {done:,}", hint="the same command continues the run"
+                    )
+                if over:
+                    self.progress.note(f"stopped early: no progress in {s.patience} evaluations")
+                    self.progress.finish()
+                    return state, done
+        self.progress.finish()
+        return state, s.steps
+
+    def _agree(self, reason: str | None, number: int) -> str | None:
+        """Return the reason to stop that all processes share at this step."""
+        import jax
+
+        if jax.process_count() == 1:
+            return reason
+        from jax.experimental import multihost_utils
+
+        if multihost_utils.reached_preemption_sync_point(number):
+            return "SIGTERM"
+        if self.setup.settings.minutes:  # clocks differ: the first process decides
+            due = multihost_utils.broadcast_one_to_all(np.int32(reason == "the time limit"))
+            return "the time limit" if int(due) else None
+        return None
+
+    def _log(self, pending: list[tuple[int, Any]], seconds: float, waited: float) -> None:
+        """Write the mean of the metrics since the last line; stop at the first loss that is not finite."""
+        import jax
+
+        if not pending:
+            return
+        values = jax.device_get([m for _, m in pending])
+        for (number, _), m in zip(pending, values, strict=True):
+            if not (np.isfinite(m["loss"]) and np.isfinite(m["grad_norm"])):
+                raise DataError(self._describe_failure(number, m), hint="a lower --learning-rate, or look at the batch")
+        s = self.setup.settings
+        record = {k: float(np.mean([m[k] for m in values])) for k in values[0]}
+        sets = s.sets * len(pending) / max(seconds, 1e-9)
+        record |= {
+            "step": pending[-1][0] + 1,
+            "sets_per_s": sets,
+            "cells_per_s": 2 * s.set_size * sets,
+            "data_wait_share": min(1.0, waited / max(seconds, 1e-9)),
+        }
+        if self.main and self.folder is not None:
+            self.folder.log(record)
+            self._tensorboard(record)
+
+    def _describe_failure(self, number: int, metrics: dict[str, Any]) -> str:
+        batch = self.setup.sampler.batch(number)
+        picked = self.setup.sampler.groups.iloc[np.unique(batch.group_id)]
+        names = [f"{r.perturbation} in {r.context}" for r in picked.head(5).itertuples()]
+        return (
+            f"step {number + 1}: the loss is {float(metrics['loss'])} (gradient norm {float(metrics['grad_norm'])}); "
+            f"its batch: {', '.join(names)}{', …' if len(picked) > 5 else ''}"
+        )
+
+    def _tensorboard(self, record: dict[str, Any]) -> None:
+        if not self.setup.settings.tensorboard:
+            return
+        assert self.folder is not None
+        if not hasattr(self, "_board"):
+            try:
+                from tensorboardX import SummaryWriter
+            except ImportError as e:
+                raise EnvironmentFault(
+                    "tensorboardX is not installed", hint="pip install 'vcelltools[tensorboard]'"
+                ) from e
+            self._board = SummaryWriter(str(self.folder.dpath / "tensorboard"))
+        for key, value in record.items():
+            if key != "step":
+                self._board.add_scalar(key, value, record["step"])
+
+    def _evaluate(self, state: Any, number: int) -> None:
+        part = "val" if len(self.setup.screen.rows("val")) else final_part(self.setup)
+        scores = evaluate(lambda p, c: self.predict_effects(state, p, c), self.setup.screen, part)
+        better = self.best.offer(scores.pds + scores.pearson_delta, number)
+        if self.main and self.folder is not None:
+            self.folder.log({"step": number, "eval": {"part": part, **scores.to_json()}})
+            if better:
+                from vcelltools.model.step import eval_params
+
+                self.folder.best().save(number, BestState(_to_host(eval_params(state))), self._meta())
+
+    def _meta(self) -> dict[str, Any]:
+        return {
+            "identity": self.setup.identity,
+            "model": self.model.to_json(),
+            "best": dict(self.best.__dict__),
+            "processes": _process_count(),
+            "devices": int(self.mesh.devices.size),
+        }
+
+    def _save(self, state: Any, number: int) -> None:
+        if self.main and self.folder is not None:
+            self.folder.checkpoints().save(number, _to_host(state), self._meta())
+        if _process_count() > 1:
+            from jax.experimental import multihost_utils
+
+            multihost_utils.sync_global_devices(f"checkpoint {number}")
+
+    def _finish(self, state: Any, steps: int) -> TrainResult:
+        from vcelltools.model.checkpoint import hash_params
+
+        assert self.folder is not None
+        if not self.main:
+            return TrainResult(out=self.folder.dpath, summary={"steps": steps})
+        part = final_part(self.setup)
+        params = load_best(self.folder, self.model)
+        rows = self.setup.screen.rows(part)
+        predicted = predict_effects(self.setup, self._effect, params, *self.setup.screen.ids(rows))
+        final = describe(evaluate(lambda *_: predicted, self.setup.screen, part))
+        summary = make_summary(
+            self.setup,
+            steps=steps,
+            params_sha256=hash_params(_to_host(state.params)),
+            final={**final, "best_step": self.best.step},
+            baselines=evaluate_baselines(self.setup.effects, self.setup.screen, part),
+            feed=self.feed,
+            devices=int(self.mesh.devices.size),
+        )
+        self.folder.plot()
+        write_json(self.folder.summary_fpath, summary, force=True)
+        return TrainResult(out=self.folder.dpath, summary=summary)
+
+
+class BestState(NamedTuple):
+    """The parameters alone, in the shape that a checkpoint has."""
+
+    params: Any
+
+
+def _process_count() -> int:
+    import jax
+
+    return jax.process_count()
+
+
+def _share(tree: Any) -> Any:
+    """Return what the first process has (numbers, arrays or a pytree of them), in every process."""
+    if _process_count() == 1:
+        return tree
+    from jax.experimental import multihost_utils
+
+    shared = multihost_utils.broadcast_one_to_all(tree)
+    return bool(shared) if isinstance(tree, bool) else shared
+
+
+def _to_host(tree: Any) -> Any:
+    """Return the arrays of the first local device: every device holds all of the state."""
+    import jax
+
+    return jax.tree.map(lambda a: np.asarray(a.addressable_data(0)), tree)
+
+
+def load_best(folder: RunFolder, model: Any) -> Any:
+    """Return the parameters that scored best, as host arrays.
+
+    Raises
+    ------
+    DataError
+        When the run has none, or they are damaged.
+    """
+    import jax
+
+    from vcelltools.model.network import init_params
+
+    template = BestState(jax.eval_shape(lambda: init_params(model, jax.random.key(0))))
+    found = folder.best().load(template)
+    if found is None:
+        raise DataError(f"{folder.dpath}: the run has no evaluated model yet", hint="train it first")
+    return found.state.params
+
+
+def predict_effects(setup: Setup, effect: Any, params: Any, pert_k: np.ndarray, line_k: np.ndarray) -> np.ndarray:
+    """Return the network's effects (k, g) for perturbations in lines, averaged over fixed sets of control cells."""
+    import jax.numpy as jnp
+
+    s = setup.settings
+    visible = 1.0 if setup.visible_g is None else setup.visible_g
+    prior_kg = (setup.prior_model.predict(setup.relabel_p[pert_k], line_k) * visible).astype(np.float32)
+    store_k, rows = setup.draw_controls(line_k, s.eval_sets * s.set_size)
+    out = np.zeros((len(pert_k), setup.stores[0].n_genes))
+    tables = {"prior": prior_kg}
+    if setup.features_pf is not None:
+        tables["features"] = setup.features_pf
+    for a in range(0, len(pert_k), _EVAL_BATCH):
+        pick = np.minimum(np.arange(a, a + _EVAL_BATCH), len(pert_k) - 1)  # static shapes: the last is repeated
+        data = {**tables, "prior": jnp.asarray(prior_kg[pick])}
+        total = np.zeros((_EVAL_BATCH, out.shape[1]))
+        for k in range(s.eval_sets):
+            columns = slice(k * s.set_size, (k + 1) * s.set_size)
+            batch = {
+                "control": setup.read_cells(store_k[pick], rows[pick, columns]),
+                "pert": setup.relabel_p[pert_k[pick]].astype(np.int32),
+                "context": line_k[pick].astype(np.int32),
+                "prior": np.arange(_EVAL_BATCH, dtype=np.int32),
+            }
+            total += np.asarray(effect(params, data, batch), np.float64)
+        n = min(_EVAL_BATCH, len(pert_k) - a)
+        out[a : a + n] = total[:n] / s.eval_sets * visible
+    return out

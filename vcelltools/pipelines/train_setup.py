@@ -1,0 +1,255 @@
+"""What a run works on: stores, split, sampler, effects, priors, and the model's configuration."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from vcelltools.errors import DataError
+from vcelltools.pipelines.effects import Screen, add_validation, choose_split, make_screen, read_features
+from vcelltools.pipelines.sampler import Batch, Sampler
+from vcelltools.pipelines.splits import read_split
+from vcelltools.pipelines.store import Store, find_stores, open_store
+from vcelltools.pipelines.train_settings import TrainSettings
+from vcelltools.progress import SILENT, Progress
+
+if TYPE_CHECKING:
+    from vcelltools.model.baselines import EffectModel, Effects
+    from vcelltools.model.network import ModelConfig
+    from vcelltools.model.step import StepConfig
+
+_TARGETS = {"controls-same": "control-same", "controls-resampled": "control"}
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Setup:
+    """Everything that does not depend on the devices.
+
+    Attributes
+    ----------
+    sampler
+        Draws the training sets; its contexts are the cell lines.
+    prior_kg
+        (groups + 1, g) float32: row 0 is zero, row ``i + 1`` the prior of the sampler's group ``i``.
+    features_pf
+        (p, f) float32, standardised, zero where a perturbation has none; None without a feature file.
+    mask_dg
+        (stores, g) float32: genes that count in the loss.
+    relabel_p
+        Perturbation -> perturbation: the identity, but for the sanity mode that shuffles labels.
+    visible_g
+        Genes that the network sees and changes (1 or 0); None: all. A sanity mode hides some.
+    """
+
+    settings: TrainSettings
+    stores: tuple[Store, ...]
+    sampler: Sampler
+    screen: Screen
+    effects: Effects
+    prior_kg: np.ndarray
+    features_pf: np.ndarray | None
+    mask_dg: np.ndarray
+    relabel_p: np.ndarray
+    sanity: str | None
+    visible_g: np.ndarray | None = None
+
+    @cached_property
+    def offsets(self) -> np.ndarray:
+        """(stores + 1,) int64: first global row of each store."""
+        return np.cumsum([0, *[s.n_cells for s in self.stores]])
+
+    @cached_property
+    def prior_model(self) -> EffectModel:
+        """What the priors come from."""
+        from vcelltools.model.baselines import fit_prior
+
+        return fit_prior(self.settings.prior, self.effects)
+
+    @property
+    def genes(self) -> list[str]:
+        """The basis."""
+        return [str(g) for g in self.stores[0].genes]
+
+    @property
+    def vocabulary(self) -> dict[str, list[str]]:
+        """The names behind the hashes of :attr:`identity`."""
+        return {"genes": self.genes, "perturbations": self.screen.perturbations, "lines": self.screen.lines}
+
+    @cached_property
+    def identity(self) -> dict[str, Any]:
+        """What a checkpoint must agree with: stores, genes, normalisation, vocabularies."""
+        return {
+            "stores": {s.name: s.sha256 for s in self.stores},
+            "genes": _hash_lines(self.genes),
+            "target_sum": float(self.stores[0].manifest["target_sum"]),
+            "perturbations": _hash_lines(self.screen.perturbations),
+            "lines": _hash_lines(self.screen.lines),
+        }
+
+    def model_config(self) -> ModelConfig:
+        """Return the transformer's shape for these stores."""
+        from vcelltools.model.network import make_config
+
+        s = self.settings
+        rows = self.screen.rows("train")
+        scale = float(np.sqrt(np.mean(np.square(self.screen.effect_kg[rows], dtype=np.float64))))
+        return make_config(
+            s.size,
+            genes=self.stores[0].n_genes,
+            perturbations=len(self.screen.perturbations),
+            contexts=len(self.screen.lines) if s.batch_embedding else 0,
+            features=0 if self.features_pf is None else self.features_pf.shape[1],
+            identity=(self.features_pf is None) if s.identity is None else s.identity,
+            effect_scale=round(max(scale, 1e-3), 6),
+            nonnegative=s.nonnegative,
+        )
+
+    def step_config(self, platform: str) -> StepConfig:
+        """Return the optimiser's settings for a platform (``cpu``, ``gpu``, ``tpu``)."""
+        from vcelltools.model.step import StepConfig
+
+        s = self.settings
+        shared = {k: getattr(s, k) for k in StepConfig.__dataclass_fields__ if hasattr(s, k)}
+        low = platform != "cpu" if s.precision == "auto" else s.precision == "bfloat16"
+        return StepConfig(**shared, bfloat16=low, scan=platform == "tpu")
+
+    def make_batch(self, batch: Batch, share: slice = slice(None), *, cells: bool) -> dict[str, np.ndarray]:
+        """Return one process's share of a batch: row numbers, or with ``cells`` the cells themselves."""
+        from vcelltools.model.network import check_ids
+
+        store = batch.store_id[share]
+        groups = batch.group_id[share]
+        out = {
+            "pert": self.relabel_p[batch.perturbation_id[share]].astype(np.int32),
+            "context": batch.context_id[share],
+            "prior": np.where(batch.perturbation_id[share] > 0, groups + 1, 0).astype(np.int32),
+            "dataset": store,
+        }
+        check_ids("perturbation", out["pert"], len(self.screen.perturbations))
+        check_ids("line", out["context"], len(self.screen.lines))
+        check_ids("prior", out["prior"], len(self.prior_kg))
+        check_ids("store", out["dataset"], len(self.stores))
+        for name, rows in (("control", batch.control_rows[share]), ("target", batch.perturbed_rows[share])):
+            out[name] = (
+                self.read_cells(store, rows) if cells else (rows + self.offsets[store][:, None]).astype(np.int32)
+            )
+        return out
+
+    def read_cells(self, store_b: np.ndarray, rows_bs: np.ndarray) -> np.ndarray:
+        """Return the cells (b, s, g) float16 of rows of stores, each verified once."""
+        out = np.empty((*rows_bs.shape, self.stores[0].n_genes), np.float16)
+        for k in np.unique(store_b).tolist():
+            store, sets = self.stores[k], store_b == k
+            wanted = rows_bs[sets]
+            if not store.is_checked(wanted.ravel()):
+                store.check_rows(wanted.ravel())
+            out[sets] = store.X[wanted]
+        return out if self.visible_g is None else out * self.visible_g.astype(np.float16)
+
+    def draw_controls(self, line_ids: np.ndarray, n_cells: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+        """Return store ids (k,) and control rows (k, n_cells) of lines: fixed by the seed and the line."""
+        store_k = np.zeros(len(line_ids), np.int64)
+        rows = np.empty((len(line_ids), n_cells), np.int64)
+        drawn: dict[int, tuple[int, np.ndarray]] = {}
+        for i, line in enumerate(line_ids.tolist()):
+            if line not in drawn:
+                store, pool = self._pools[self.screen.lines[line]]
+                rng = np.random.default_rng([seed, line])
+                drawn[line] = store, rng.choice(pool, n_cells, replace=len(pool) < n_cells)
+            store_k[i], rows[i] = drawn[line]
+        return store_k, rows
+
+    @cached_property
+    def _pools(self) -> dict[str, tuple[int, np.ndarray]]:
+        pools = {}
+        for k, s in enumerate(self.stores):
+            runs = s.runs[s.runs["is_control"]]
+            for line, members in runs.groupby("cell_line"):
+                rows = [np.arange(r.start, r.start + r.length) for r in members.itertuples()]
+                pools[f"{s.name} / {line}"] = (k, np.concatenate(rows))
+        return pools
+
+
+def open_stores(settings: TrainSettings) -> tuple[Store, ...]:
+    """Open the stores of the settings, or all that ``vcelltools.toml`` names."""
+    paths: Sequence[Path] = [Path(p) for p in settings.stores] or find_stores()
+    return tuple(open_store(p) for p in paths)
+
+
+def make_setup(
+    settings: TrainSettings,
+    stores: Sequence[Store] | None = None,
+    *,
+    sanity: str | None = None,
+    progress: Progress = SILENT,
+) -> Setup:
+    """Open the stores, split them, measure the effects and prepare the priors.
+
+    Raises
+    ------
+    DataError
+        Where stores, split or features do not fit each other.
+    """
+    from vcelltools.model.baselines import fit_prior
+
+    opened = tuple(stores) if stores is not None else open_stores(settings)
+    scales = {float(s.manifest["target_sum"]) for s in opened}
+    if len(scales) > 1:
+        raise DataError(
+            f"the stores are scaled to different totals: {sorted(scales)}", hint="build them with one target"
+        )
+    if settings.split:
+        split = read_split(settings.split, names=[s.name for s in opened])
+    else:
+        split = choose_split(opened, seed=settings.seed, unseen=settings.features is not None)
+    split = add_validation(split, opened, seed=settings.seed)
+    sampler = Sampler(
+        opened,
+        set_size=settings.set_size,
+        sets_per_batch=settings.sets,
+        seed=settings.seed,
+        split=split,
+        part="train",
+        level="cell_line",
+        short="replace",
+        target=_TARGETS.get(sanity or "", "perturbed"),  # type: ignore[arg-type]
+    )
+    screen = make_screen(opened, split, sampler.perturbations, sampler.contexts, progress=progress)
+    relabel = np.arange(len(screen.perturbations))
+    if sanity == "random-perturbations":
+        relabel[1:] = np.random.default_rng(settings.seed).permutation(relabel[1:])
+    raw = read_features(Path(settings.features), screen.perturbations) if settings.features else None
+    effects = screen.get_effects(raw, relabel_p=relabel)
+    mask = sampler.present.astype(np.float32)
+    pert = sampler.groups["perturbation_id"].to_numpy(np.int64)
+    line = sampler.groups["context_id"].to_numpy(np.int64)
+    prior = fit_prior(settings.prior, effects).predict(relabel[pert], line)
+    return Setup(
+        settings=settings,
+        stores=opened,
+        sampler=sampler,
+        screen=screen,
+        effects=effects,
+        prior_kg=np.concatenate([np.zeros((1, prior.shape[1])), prior]).astype(np.float32),
+        features_pf=None if raw is None else _standardise(raw),
+        mask_dg=mask,
+        relabel_p=relabel,
+        sanity=sanity,
+    )
+
+
+def _hash_lines(names: list[str]) -> str:
+    return hashlib.sha256("\n".join(names).encode()).hexdigest()
+
+
+def _standardise(features_pf: np.ndarray) -> np.ndarray:
+    known = np.isfinite(features_pf).all(axis=1)
+    mean, scale = features_pf[known].mean(axis=0), features_pf[known].std(axis=0)
+    out = np.where(known[:, None], (features_pf - mean) / np.where(scale > 0, scale, 1.0), 0.0)
+    return out.astype(np.float32)
