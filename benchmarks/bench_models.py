@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from vcelltools.pipelines.store import build_store, open_store
 
 from vcelltools.pipelines.evaluate import describe
+from vcelltools.pipelines.store import build_store, open_store
 from vcelltools.pipelines.train import train
 from vcelltools.pipelines.train_settings import make_settings
 

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from vcelltools import __version__
-from vcelltools.cli import build_store, hvg, inspect, lint, normalize, prep, score, simulate, verify
+from vcelltools.cli import build_store, hvg, inspect, lint, normalize, prep, score, simulate, train, verify
 from vcelltools.errors import VcellError
 
 HELP = """From raw single-cell perturbation atlases to a scored prediction.
@@ -49,6 +49,7 @@ app.command("normalize")(normalize.normalize)
 app.command("simulate")(simulate.simulate)
 app.command("build-store")(build_store.build_store)
 app.command("verify")(verify.verify)
+app.command("train")(train.train)
 app.command("score")(score.score)
 app.command("prep")(prep.prep)
 app.command("lint")(lint.lint)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+
 from vcelltools.cli.options import Force, Json, Quiet, Verbose
 from vcelltools.cli.output import Output
 
@@ -57,7 +58,6 @@ def train(
     """
     options = {k: v for k, v in locals().items() if k not in _NOT_SETTINGS}
     from vcelltools.cli.render_train import show_plan, show_result, show_sanity
-
     from vcelltools.pipelines.train_command import prepare
 
     output = Output(json=json, quiet=quiet, verbose=verbose)
