@@ -17,6 +17,7 @@ from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -173,7 +174,7 @@ class Builder:
             return f"one pass over all counts for the library sizes (hvg --stats saves it), then one over {what}"
         return f"one pass over {what} (library sizes from {self.plan.libsize_from})"
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
         """What the bytes of the store depend on, hashed; a journal of other bytes is not continued."""
         import zstandard
@@ -195,7 +196,7 @@ class Builder:
             "columns": hashlib.sha256(self.plan.basis_of_column.tobytes()).hexdigest(),
             "measured": hashlib.sha256(self.plan.match.merged.of_column.tobytes()).hexdigest(),
             "library_size": self.plan.libsize_from,
-            "known": None if self.known_libsize is None else hashlib.sha256(self.known_libsize.tobytes()).hexdigest(),
+            "known": None if self.plan.libsize is None else hashlib.sha256(self.plan.libsize.tobytes()).hexdigest(),
         }
         return hashlib.sha256(dump_json(parts).encode()).hexdigest()
 
