@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from vcelltools import __version__
-from vcelltools.cli import build_store, hvg, inspect, lint, normalize, prep, score, simulate, train, verify
+from vcelltools.cli import build_store, convert, hvg, inspect, lint, normalize, prep, score, simulate, train, verify
 from vcelltools.errors import VcellError
 
 HELP = """From raw single-cell perturbation atlases to a scored prediction.
@@ -46,6 +46,8 @@ def _root(
 app.command("inspect")(inspect.inspect)
 app.command("hvg")(hvg.hvg)
 app.command("normalize")(normalize.normalize)
+app.command("convert")(convert.convert)
+app.command("sample")(convert.sample)
 app.command("simulate")(simulate.simulate)
 app.command("build-store")(build_store.build_store)
 app.command("verify")(verify.verify)

@@ -53,7 +53,7 @@ def open_dataset(
     if (mtx_fpath := find_mtx(path)) is not None:
         ds = open_mtx(path, mtx_fpath, modality, layer)
     else:
-        ds = _open_container(path, modality, layer)
+        ds = _open_known(path, modality, layer)
     ds.source = path
     return ds
 
@@ -65,7 +65,7 @@ def list_choices(source: str | os.PathLike | AnnData) -> list[tuple[str | None, 
     path = Path(source)
     if find_mtx(path) is not None:
         return [(None, "X")]
-    file, close = _open_path(path)
+    file, close = open_container(path)
     try:
         if is_tenx(file):
             return [(m, "X") for m in list_parts(file)]
@@ -77,7 +77,7 @@ def list_choices(source: str | os.PathLike | AnnData) -> list[tuple[str | None, 
         close()
 
 
-def _open_path(path: Path) -> tuple[File, Callable[[], None]]:
+def open_container(path: Path) -> tuple[File, Callable[[], None]]:
     """Open an HDF5 file or a zarr store; return it and what closes it."""
     if path.is_dir():
         if not is_zarr(path):
@@ -91,8 +91,8 @@ def _open_path(path: Path) -> tuple[File, Callable[[], None]]:
     return file, file.close
 
 
-def _open_container(path: Path, modality: str | None, layer: str | None) -> Dataset:
-    file, close = _open_path(path)
+def _open_known(path: Path, modality: str | None, layer: str | None) -> Dataset:
+    file, close = open_container(path)
     fd = -1
     try:
         if isinstance(file, h5py.File):

@@ -32,7 +32,7 @@ def write_dict(parent: h5py.Group, name: str, values: dict[str, Any] | None = No
 
 
 def write_value(parent: h5py.Group, name: str, value: Any) -> None:
-    """Write a dict, string, number, bool, array, list, data frame, table or scipy sparse matrix.
+    """Write None, a dict, string, number, bool, array, list, data frame, table or scipy sparse matrix.
 
     Raises
     ------
@@ -41,6 +41,8 @@ def write_value(parent: h5py.Group, name: str, value: Any) -> None:
     """
     if isinstance(value, dict):
         write_dict(parent, name, value)
+    elif value is None:
+        set_encoding(parent.create_dataset(name, data=h5py.Empty("f")), "null", "0.1.0")
     elif isinstance(value, str):
         set_encoding(parent.create_dataset(name, data=value, dtype=_STR), "string", "0.2.0")
     elif isinstance(value, bool | int | float | np.generic):

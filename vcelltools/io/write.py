@@ -12,6 +12,7 @@ target, is closed, flushed, read back and compared, and only then renamed.
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
@@ -211,6 +212,7 @@ class AnnDataPart:
         self.uns, self.obsm, self.varm = uns or {}, obsm or {}, varm or {}
         if _get_length(var) != n_genes:
             raise DataError(f"{owner.path}: var has {_get_length(var):,} rows for {n_genes:,} genes")
+        self.later: list[Callable[[h5py.Group], None]] = []  # called with the finished group
         set_encoding(group, "anndata", "0.1.0")
         self._layers: dict[str, MatrixWriter] = {}
         self._settings: dict[str, Any] = {
@@ -251,6 +253,8 @@ class AnnDataPart:
             write_dict(self.group, name, values)
         for name in ("obsp", "varp"):
             write_dict(self.group, name)
+        for write in self.later:
+            write(self.group)
 
 
 class H5adWriter:

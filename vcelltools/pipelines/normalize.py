@@ -17,6 +17,7 @@ from vcelltools.errors import DataError, UsageError
 from vcelltools.io import Dataset, open_dataset
 from vcelltools.io.atomic import check_output, to_plain
 from vcelltools.io.counts import require_counts
+from vcelltools.io.extras import carry_extras
 from vcelltools.io.matrix import CscMatrix, Matrix, Span
 from vcelltools.io.write import H5adWriter
 from vcelltools.pipelines.rewrite import rewrite_matrix
@@ -146,6 +147,7 @@ def normalize(
             threads=threads,
             uns=uns,
         ) as w:
+            carry_extras(ds, w.main, notes)
             progress.start("normalize", m.stored_bytes * (2 if keep_counts else 1), "bytes")
             rewrite_matrix(m, w.X, change=work, threads=threads, progress=progress)
             work.finish()

@@ -1,0 +1,88 @@
+"""``vcelltools convert`` and ``vcelltools sample``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from vcelltools.cli.options import Force, InFile, Json, Layer, Modality, Quiet, Threads, Verbose
+from vcelltools.cli.output import Output
+
+Out = Annotated[Path, typer.Option("--out", "-o", help="The new h5ad.", show_default=False)]
+Layers = Annotated[
+    list[str] | None, typer.Option("--layers", metavar="L", help="Copy this layer too (repeat), or all of them: all.")
+]
+Compression = Annotated[str, typer.Option(help="none, gzip, lzf or zstd.")]
+
+
+def convert(
+    file: InFile,
+    out: Out,
+    layout: Annotated[str | None, typer.Option(help="csr, csc or dense [default: as it is].")] = None,
+    dtype: Annotated[str | None, typer.Option(help="uint8 … int64, float32, float64 [default: as it is].")] = None,
+    index_dtype: Annotated[str | None, typer.Option(help="int32 or int64 [default: as it is].")] = None,
+    compression: Compression = "none",
+    level: Annotated[int | None, typer.Option(help="Of gzip or zstd.", show_default=False)] = None,
+    chunk_len: Annotated[int | None, typer.Option(min=1, help="Values a chunk.", show_default=False)] = None,
+    contiguous: Annotated[bool, typer.Option("--contiguous", help="No chunks.")] = False,
+    modality: Modality = None,
+    layer: Layer = None,
+    layers: Layers = None,
+    threads: Threads = None,
+    force: Force = False,
+    json: Json = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Write an h5mu modality, 10x file, zarr store or h5ad as an h5ad, in the layout you choose.
+
+    Streams: memory does not grow with the file. obs, var, obsm, varm and uns are kept; values that a dtype cannot
+    hold are an error, never rounded.
+
+    Example: vcelltools convert atlas.h5mu --modality rna --layout csc --dtype uint16 --out atlas.h5ad
+    """
+    arguments = {k: v for k, v in locals().items() if k not in ("json", "quiet", "verbose", "file", "layers")}
+    from vcelltools.pipelines.convert import convert as run
+
+    output = Output(json=json, quiet=quiet, verbose=verbose)
+    _print(run(file, layers=layers or [], progress=output.progress, **arguments), output)
+
+
+def sample(
+    file: InFile,
+    out: Out,
+    n: Annotated[int | None, typer.Option("--n", "-n", help="So many cells.", show_default=False)] = None,
+    frac: Annotated[float | None, typer.Option("--frac", help="Or: this share.", show_default=False)] = None,
+    per_group: Annotated[
+        int | None, typer.Option("--per-group", help="Or: up to so many of every group of --by.", show_default=False)
+    ] = None,
+    by: Annotated[str | None, typer.Option("--by", metavar="COLUMN", help="Keep this column's proportions.")] = None,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    compression: Compression = "none",
+    modality: Modality = None,
+    layer: Layer = None,
+    layers: Layers = None,
+    threads: Threads = None,
+    force: Force = False,
+    json: Json = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Write a random sample of the cells as an h5ad; the same seed chooses the same cells.
+
+    Example: vcelltools sample atlas.h5mu --per-group 200 --by feature_call --out small.h5ad
+    """
+    arguments = {k: v for k, v in locals().items() if k not in ("json", "quiet", "verbose", "file", "layers")}
+    from vcelltools.pipelines.convert import sample as run
+
+    output = Output(json=json, quiet=quiet, verbose=verbose)
+    _print(run(file, layers=layers or [], progress=output.progress, **arguments), output)
+
+
+def _print(r, output: Output) -> None:
+    output.warn(r.warnings)
+    stored = "" if r.nnz is None else f", {r.nnz:,} non-zeros"
+    output.result(r.to_json(), f"{r.n_cells:,} cells × {r.n_genes:,} genes{stored}")
+    output.done(f"wrote {r.out} ({r.layout}, {r.dtype}); next: vcelltools inspect {r.out}")
