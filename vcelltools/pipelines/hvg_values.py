@@ -39,10 +39,11 @@ def rank(
         )
     if stats.n_cells > m.MAX_CELLS:
         raise DataError(f"{dataset.label}: flavor {flavor} takes at most {m.MAX_CELLS:,} cells")
-    args = {"threads": threads, "progress": progress}
     if flavor == "pearson_residuals":
-        return _rank_pearson(dataset, stats, top, theta, **args)
-    mean_kg, var_kg = _get_normalised_mean_variance(dataset, stats, log=flavor == "cell_ranger", **args)
+        return _rank_pearson(dataset, stats, top, theta, threads=threads, progress=progress)
+    mean_kg, var_kg = _get_normalised_mean_variance(
+        dataset, stats, log=flavor == "cell_ranger", threads=threads, progress=progress
+    )
     if flavor == "vcell_lowess":
         return _rank_lowess(stats, var_kg, top)
     return _rank_binned(stats, flavor, mean_kg, var_kg, top, notes)

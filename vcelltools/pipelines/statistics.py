@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -633,7 +634,7 @@ _ARRAYS = ("library_size", "genes_per_cell", "batch_n")
 _HIST = ("offsets", "counts", "over_batch", "over_gene", "over_value", "over_count", "n_cells_k")
 
 
-def save_statistics(stats: Statistics, dpath: str | Path, *, force: bool = False) -> Path:
+def save_statistics(stats: Statistics, dpath: str | os.PathLike, *, force: bool = False) -> Path:
     """Write the statistics to a folder, manifest last; a folder without a manifest does not count."""
     import hashlib
 
@@ -667,7 +668,7 @@ def save_statistics(stats: Statistics, dpath: str | Path, *, force: bool = False
     return write_json(d / "manifest.json", body, force=True)
 
 
-def load_statistics(dpath: str | Path) -> Statistics:
+def load_statistics(dpath: str | os.PathLike) -> Statistics:
     """Read statistics that :func:`save_statistics` wrote, hashes checked.
 
     Raises
