@@ -13,6 +13,7 @@ from vcelltools.kernels._jit import kernel
 
 OK, BAD_INDEX, NEGATIVE, NOT_FINITE, FRACTION, NOT_SORTED = range(6)
 TABLE = 64  # counts below it are looked up within a cell
+BLOCK = 512  # values checked and then looked up at once
 CELL_TABLE = 4  # counts 1 … 4 are kept for every cell where cells come in no order (CSC)
 _MAX_COUNT = float(1 << 53)
 
@@ -33,6 +34,31 @@ def _fault(v):
     if v != np.floor(v):
         return FRACTION
     return OK
+
+
+@kernel(inline=True)
+def _to_small(values, out):
+    """Write whole numbers below TABLE as int32, -1 for everything else. Without branches: it vectorises."""
+    for j in range(len(values)):
+        v = values[j]
+        ordinary = (v >= 0) & (v < TABLE)
+        c = np.int32(v if ordinary else values.dtype.type(0))
+        out[j] = c if ordinary & (c == v) else np.int32(-1)
+
+
+@kernel(inline=True)
+def _find_disorder(indices, a, b, n_genes):
+    """Return the first position in ``a:b`` that is out of range or does not increase, or -1."""
+    part = indices[a:b]
+    bad = np.int32(0)
+    for j in range(1, len(part)):
+        bad |= np.int32(part[j] <= part[j - 1])
+    if bad == 0 and (b == a or (part[0] >= 0 and part[len(part) - 1] < n_genes)):
+        return np.int64(-1)
+    for j in range(a, b):
+        if indices[j] < 0 or indices[j] >= n_genes or (j > a and indices[j] <= indices[j - 1]):
+            return np.int64(j)
+    return np.int64(-1)
 
 
 @kernel()
@@ -104,32 +130,33 @@ def csr_normalise(indptr, indices, data, scale_b, log, unit, n_genes, out):
         (nnz,) float32.
     """
     table = np.empty(TABLE, np.float32)
+    small = np.empty(BLOCK, np.int32)
     for i in range(len(indptr) - 1):
-        table[:] = -1.0
         scale = scale_b[i]
-        last = np.int64(-1)
-        for j in range(indptr[i], indptr[i + 1]):
-            g = np.int64(indices[j])
-            if g < 0 or g >= n_genes:
-                return BAD_INDEX, j
-            if g <= last:
-                return NOT_SORTED, j
-            last = g
-            v = data[j]
-            status = _fault(v)
-            if status != OK:
-                return status, j
-            if v < TABLE:
-                k = int(v)
-                x = table[k]
-                if x < 0.0:
-                    y = v * scale
-                    x = np.float32(np.log1p(y) * unit if log else y)
-                    table[k] = x
-                out[j] = x
-            else:
-                y = v * scale
-                out[j] = np.float32(np.log1p(y) * unit if log else y)
+        a, b = indptr[i], indptr[i + 1]
+        j = _find_disorder(indices, a, b, n_genes)
+        if j >= 0:
+            return (BAD_INDEX if indices[j] < 0 or indices[j] >= n_genes else NOT_SORTED), j
+        table[:] = -1.0
+        for start in range(a, b, BLOCK):
+            stop = min(start + BLOCK, b)
+            part, to = data[start:stop], out[start:stop]
+            _to_small(part, small)
+            for j in range(len(part)):
+                k = small[j]
+                if k >= 0:
+                    x = table[k]
+                    if x < 0.0:
+                        y = k * scale
+                        x = np.float32(np.log1p(y) * unit if log else y)
+                        table[k] = x
+                    to[j] = x
+                else:
+                    status = _fault(part[j])
+                    if status != OK:
+                        return status, start + j
+                    y = part[j] * scale
+                    to[j] = np.float32(np.log1p(y) * unit if log else y)
     return OK, 0
 
 
