@@ -22,6 +22,7 @@ app = typer.Typer(
     name="vcelltools",
     help=HELP,
     no_args_is_help=True,
+    rich_markup_mode=None,  # plain help: rich would double the start-up
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
 )
