@@ -9,7 +9,20 @@ from typing import Annotated
 import typer
 
 from vcelltools import __version__
-from vcelltools.cli import build_store, convert, hvg, inspect, lint, normalize, prep, score, simulate, train, verify
+from vcelltools.cli import (
+    build_store,
+    convert,
+    hvg,
+    init,
+    inspect,
+    lint,
+    normalize,
+    prep,
+    score,
+    simulate,
+    train,
+    verify,
+)
 from vcelltools.errors import VcellError
 
 HELP = """From raw single-cell perturbation atlases to a scored prediction.
@@ -44,6 +57,7 @@ def _root(
 
 
 # in the order of the road
+app.command("init")(init.init)
 app.command("inspect")(inspect.inspect)
 app.command("hvg")(hvg.hvg)
 app.command("normalize")(normalize.normalize)
