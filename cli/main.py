@@ -12,6 +12,7 @@ from vcelltools import __version__
 from vcelltools.cli import (
     build_store,
     convert,
+    de,
     hvg,
     init,
     inspect,
@@ -67,6 +68,7 @@ app.command("simulate")(simulate.simulate)
 app.command("build-store")(build_store.build_store)
 app.command("verify")(verify.verify)
 app.command("train")(train.train)
+app.command("de")(de.de)
 app.command("score")(score.score)
 app.command("prep")(prep.prep)
 app.command("lint")(lint.lint)

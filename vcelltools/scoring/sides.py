@@ -222,7 +222,9 @@ def _plan(matrix: Matrix) -> list[Span]:
 Transform = Callable[[object], np.ndarray]
 
 
-def make_transform(matrix: Matrix, scale: Scale, *, raw: bool = False, cp10k: bool = False) -> Transform:
+def make_transform(
+    matrix: Matrix, scale: Scale, *, raw: bool = False, cp10k: bool = False, wide: bool = False
+) -> Transform:
     """Return the function that turns a chunk's values into what is scored.
 
     Parameters
@@ -230,7 +232,10 @@ def make_transform(matrix: Matrix, scale: Scale, *, raw: bool = False, cp10k: bo
     raw
         Leave counts as they are.
     cp10k
-        Bring counts and log1p alike to log1p of counts per ten thousand.
+        Bring counts and log1p alike to log1p of counts per ten thousand. Counts are divided by the cell's total
+        before anything else: equal shares are equal numbers then, in any precision.
+    wide
+        Compute in float64.
 
     Notes
     -----
@@ -238,7 +243,7 @@ def make_transform(matrix: Matrix, scale: Scale, *, raw: bool = False, cp10k: bo
     in float32): equal values must stay equal, because ties decide ranks. scanpy's median leaves out empty
     cells of a dense matrix, and counts them in a sparse one.
     """
-    kind = np.dtype(np.float64 if matrix.chunk_dtype == np.float64 else np.float32)
+    kind = np.dtype(np.float64 if wide or matrix.chunk_dtype == np.float64 else np.float32)
     if raw or (scale.kind == "log1p" and not cp10k):
         if matrix.chunk_dtype.kind == "f":
             return _flat
@@ -246,7 +251,7 @@ def make_transform(matrix: Matrix, scale: Scale, *, raw: bool = False, cp10k: bo
     assert scale.library_n is not None
     library_n = scale.library_n.astype(kind)
     if cp10k:
-        factor_n = library_n / kind.type(1e4)
+        factor_n = library_n
     else:
         used = library_n[library_n > 0] if isinstance(matrix, DenseMatrix) else library_n
         median = np.median(used) if len(used) else kind.type(1)
@@ -274,6 +279,8 @@ def make_transform(matrix: Matrix, scale: Scale, *, raw: bool = False, cp10k: bo
             values = values.reshape(b, w)
             values /= factor_n[chunk.row_start : chunk.row_start + b, None]
             values = values.reshape(-1)
+        if cp10k:
+            values *= kind.type(1e4)
         return np.log1p(values, out=values)
 
     return transform
@@ -403,7 +410,15 @@ class Side:
 
 @dataclass(frozen=True, kw_only=True)
 class ReadOptions:
-    """How a side is reduced; see :meth:`GeneBuckets.rank_sum` for the kernel's part."""
+    """How a side is reduced; see :meth:`GeneBuckets.rank_sum` for the kernel's part.
+
+    Attributes
+    ----------
+    raw, cp10k
+        See :func:`make_transform`.
+    wide
+        Work in float64 whatever the file holds.
+    """
 
     test: bool = True
     continuity: bool = True
@@ -412,6 +427,7 @@ class ReadOptions:
     single: bool = False
     raw: bool = False
     cp10k: bool = False
+    wide: bool = False
     threads: int | None = None
 
 
@@ -445,7 +461,7 @@ def reduce_side(
     sources = [(dataset, cells.codes if codes is None else codes, scale)]
     if borrowed is not None:
         sources.append(borrowed)
-    wide = any(_value_dtype(d.matrix, s, raw, options) == np.float64 for d, _, s in sources)
+    wide = options.wide or any(_value_dtype(d.matrix, s, raw, options) == np.float64 for d, _, s in sources)
     needs = [get_capacity(d.matrix) for d, _, _ in sources]
     buckets = GeneBuckets(
         n_genes=matrix.shape[1],
@@ -457,7 +473,7 @@ def reduce_side(
     notes: list[str] = []
     first = 0
     for (source, part, how), (_, blocks) in zip(sources, needs, strict=True):
-        transform = make_transform(source.matrix, how, raw=raw, cp10k=options.cp10k)
+        transform = make_transform(source.matrix, how, raw=raw, cp10k=options.cp10k, wide=options.wide)
         if wide:
             narrow = transform
             transform = lambda chunk, narrow=narrow: narrow(chunk).astype(np.float64, copy=False)  # noqa: E731
@@ -468,7 +484,7 @@ def reduce_side(
         if n:
             notes.append(f"{source.label}: {n:,} duplicate entries were summed")
     position = cells.labels.index(control)
-    dtype = _value_dtype(matrix, scale, raw, options)
+    dtype = np.dtype(np.float64) if options.wide else _value_dtype(matrix, scale, raw, options)
     single = None
     sparse = not isinstance(matrix, DenseMatrix)
     if options.single and dtype == np.float32:
