@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+
 from vcelltools.cli.options import Force, InFile, Json, Layer, Modality, Quiet, Threads, Verbose
 from vcelltools.cli.output import Output
 
