@@ -10,6 +10,7 @@ import typer
 
 from vcelltools import __version__
 from vcelltools.cli import (
+    basis,
     build_store,
     convert,
     de,
@@ -65,6 +66,7 @@ app.command("normalize")(normalize.normalize)
 app.command("convert")(convert.convert)
 app.command("sample")(convert.sample)
 app.command("simulate")(simulate.simulate)
+app.command("basis")(basis.basis)
 app.command("build-store")(build_store.build_store)
 app.command("verify")(verify.verify)
 app.command("train")(train.train)

@@ -49,3 +49,26 @@ def show_verified(o: Output, found: list[Any]) -> int:
     else:
         o.note("error: a store is damaged; build it again with vcelltools build-store --force")
     return 0 if ok else DataError.exit_code
+
+
+def show_basis(o: Output, result: Any, paths: tuple[Any, Any]) -> None:
+    """Show the reconciliation and the head of the basis."""
+    body = {
+        "out": str(paths[0]),
+        "json": str(paths[1]),
+        "n_genes": len(result.genes),
+        "report": list(result.report),
+        "excluded": list(result.excluded),
+        "settings": dict(result.settings),
+        "warnings": list(result.warnings),
+    }
+    o.result(body)
+    o.table(
+        ["gene", "id", "mean rank", "HVG in", "forced"],
+        [[g.label, g.id, g.mean_rank, g.n_hvg, g.forced] for g in result.genes[:10]],
+        title="the first ten",
+    )
+    for line in result.report:
+        o.note(line)
+    o.warn(list(result.warnings))
+    o.done(f"wrote {paths[0]} ({len(result.genes):,} genes) and {paths[1]}; next: vcelltools build-store")

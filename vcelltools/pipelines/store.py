@@ -31,6 +31,7 @@ from vcelltools.pipelines.store_format import (
     read_manifest,
 )
 from vcelltools.pipelines.store_plan import StorePlan, make_plan
+from vcelltools.presets import resolve_preset
 from vcelltools.progress import SILENT, Progress
 
 if TYPE_CHECKING:
@@ -184,7 +185,7 @@ def build_store(
 
     began = time.monotonic()
     genes = _as_basis(basis)
-    spec = spec or make_spec(source, name, options)
+    spec = resolve_preset(spec or make_spec(source, name, options))
     target = check_output(Path(out) / spec.name, force=force)
     with (
         translate_os_errors(target),

@@ -134,12 +134,8 @@ def read_labels(obs: Table, spec: DatasetConfig, *, where: str) -> Labels:
     if not keep.all():
         dropped["several guides"] = int((~keep).sum())
     for name in spec.keep:
-        col = obs.column(name)
-        if col.kind != "bool":
-            raise DataError(f"{where}: obs/{name} is not a column of booleans ({col.kind})")
-        assert col.values is not None
-        flags = col.values if col.missing is None else col.values & ~col.missing
-        drop(~flags.astype(bool), f"not {name}")
+        flags = _read_flags(obs, name, where)
+        drop(~flags, f"not {name}")
     missing = np.array([x is None for x in labels], bool)
     if not spec.control_is_missing:
         drop(missing, "no perturbation label")
@@ -173,6 +169,16 @@ def read_labels(obs: Table, spec: DatasetConfig, *, where: str) -> Labels:
         dropped=dropped,
         small=small,
     )
+
+
+def _read_flags(obs: Table, name: str, where: str) -> np.ndarray:
+    """Return (n,) bool of a column of booleans, or of 0 and 1; missing counts as False."""
+    col = obs.column(name)
+    values = col.values
+    if values is None or values.dtype.kind not in "biuf" or not np.isin(values, (0, 1)).all():
+        raise DataError(f"{where}: obs/{name} is not a column of booleans (or of 0 and 1)")
+    flags = values.astype(bool)
+    return flags if col.missing is None else flags & ~col.missing
 
 
 def _columns(obs: Table) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,8 +11,10 @@ import msgspec
 
 from vcelltools.config import Config, DatasetConfig, load_config
 from vcelltools.errors import UsageError
-from vcelltools.genes import Basis, read_basis
+from vcelltools.genes import Basis, read_aliases, read_basis
+from vcelltools.pipelines.basis import BasisResult
 from vcelltools.pipelines.store import BuildResult, build_store, make_spec
+from vcelltools.presets import resolve_preset
 from vcelltools.progress import SILENT, Progress
 
 
@@ -76,6 +78,7 @@ def choose_datasets(
             raise UsageError("what is to be built?", hint="give a FILE, or [[datasets]] in vcelltools.toml")
         specs = [conf.get_dataset(name)] if name is not None else list(conf.datasets)
         specs = [_with_options(s, options) for s in specs]
+    specs = [resolve_preset(s) for s in specs]
     basis_fpath = basis if basis is not None else base / conf.basis.path
     if basis is None and not basis_fpath.exists():
         raise UsageError("which genes?", hint="--basis hvgs_2k.txt (vcelltools hvg or vcelltools basis writes one)")
@@ -113,7 +116,6 @@ def build_stores(
 
 def plan_stores(job: Job, *, threads: int | None = None) -> list[dict[str, Any]]:
     """Return what each store would be, from obs and var alone."""
-    from vcelltools.genes import read_aliases
     from vcelltools.io import open_dataset
     from vcelltools.pipelines.store_build import Builder
     from vcelltools.pipelines.store_plan import make_plan
@@ -132,3 +134,31 @@ def plan_stores(job: Job, *, threads: int | None = None) -> list[dict[str, Any]]
             builder = Builder(plan, ds, job.out / f".{spec.name}.building", source={}, threads=threads)
             out.append(builder.describe())
     return out
+
+
+def choose_basis_job(
+    files: list[Path] | None, options: Mapping[str, Any], *, force_targets: bool
+) -> tuple[Callable[..., BasisResult], Path]:
+    """Return a function that computes the basis of the files (or of the configured data sets), and its default path.
+
+    Raises
+    ------
+    UsageError
+        Where neither files nor configured data sets are given.
+    """
+    from vcelltools.pipelines.basis import basis
+
+    conf, base = load_config()
+    if not files and not conf.datasets:
+        raise UsageError("a basis of what?", hint="give FILEs, or [[datasets]] in vcelltools.toml")
+    values = {k: v for k, v in options.items() if v not in (None, []) and k != "aliases"}
+    if options.get("aliases"):
+        values["aliases"] = read_aliases(options["aliases"])
+    if force_targets:
+        values["force_targets"] = True
+    datasets = list(files) if files else [resolve_preset(d) for d in conf.datasets]
+
+    def run(**more: Any) -> BasisResult:
+        return basis(datasets, base=base, config=conf.basis, **values, **more)
+
+    return run, base / conf.basis.path
