@@ -29,7 +29,8 @@ def run(work: Path, name: str, stores: list, split: str, **options: Any) -> dict
     split_fpath.write_text(split, encoding="utf-8")
     settings = make_settings({}, {"out": str(work / name), "split": str(split_fpath), **options})
     summary = train(settings, stores=stores).summary
-    return {**summary["baselines"], "transformer": summary["final"]}
+    final = summary["final"]
+    return {**summary["baselines"], "transformer, untrained": final["untrained"], "transformer": final}
 
 
 def pool(rounds: list[dict[str, Any]]) -> dict[str, Any]:

@@ -276,6 +276,21 @@ class _KernelRidge:
         return self._all_pg[pert_q]
 
 
+def restore_spread(
+    effect_qg: np.ndarray, prior_qg: np.ndarray, shared_qg: np.ndarray, limit: float = 3.0
+) -> np.ndarray:
+    """Return the effects with the size of what is the perturbation's own brought back to that of the prior.
+
+    Whatever minimises an error predicts the mean of what an effect may be, which is smaller than any of them:
+    predictions of weak effects come to lie near each other, and discrimination suffers. Here the part beyond the
+    shared effect is stretched (never shrunk, at most ``limit``-fold) to the length it has in the prior.
+    """
+    own, was = effect_qg - shared_qg, prior_qg - shared_qg
+    length = np.linalg.norm(own, axis=1)
+    ratio = np.linalg.norm(was, axis=1) / np.where(length > 0, length, 1.0)
+    return shared_qg + own * np.clip(ratio, 1.0, limit)[:, None]
+
+
 BASELINES = {"control-mean": ControlMean, "perturbation-mean": PerturbationMean, "ridge": Ridge}
 PRIORS = {"additive": Additive, "ridge": Ridge, "perturbation-mean": PerturbationMean, "none": ControlMean}
 

@@ -425,11 +425,14 @@ class Trainer:
         rows = self.setup.screen.rows(part)
         predicted = predict_effects(self.setup, self._effect, params, *self.setup.screen.ids(rows))
         final = describe(evaluate(lambda *_: predicted, self.setup.screen, part))
+        prior = evaluate(
+            lambda p, c: self.setup.prior_model.predict(self.setup.relabel_p[p], c), self.setup.screen, part
+        )
         summary = make_summary(
             self.setup,
             steps=steps,
             params_sha256=hash_params(_to_host(state.params)),
-            final={**final, "best_step": self.best.step},
+            final={**final, "best_step": self.best.step, "untrained": prior.to_json()},
             baselines=evaluate_baselines(self.setup.effects, self.setup.screen, part),
             feed=self.feed,
             devices=int(self.mesh.devices.size),
@@ -514,4 +517,4 @@ def predict_effects(setup: Setup, effect: Any, params: Any, pert_k: np.ndarray, 
             total += np.asarray(effect(params, data, batch), np.float64)
         n = min(_EVAL_BATCH, len(pert_k) - a)
         out[a : a + n] = total[:n] / s.eval_sets * visible
-    return out
+    return setup.finish_effects(out, prior_kg, pert_k, line_k) * visible

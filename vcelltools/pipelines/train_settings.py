@@ -42,6 +42,9 @@ class TrainSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     prior
         What the transformer starts from: ``additive`` (the mean elsewhere plus what perturbations share here),
         ``ridge``, ``perturbation-mean`` or ``none``.
+    restore_spread
+        Stretch what is a perturbation's own in a predicted effect to the size it has in the prior: better
+        discrimination for a somewhat larger error.
     identity, batch_embedding, nonnegative
         An embedding for each perturbation (default: without features); for each line; outputs cut at zero.
     set_size, sets
@@ -72,6 +75,7 @@ class TrainSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     model: Literal["control-mean", "perturbation-mean", "ridge", "transformer"] = "transformer"
     size: Literal["tiny", "rn", "base", "large"] = "rn"
     prior: Literal["additive", "ridge", "perturbation-mean", "none"] = "additive"
+    restore_spread: bool = True
     identity: bool | None = None
     batch_embedding: bool = False
     nonnegative: bool = False

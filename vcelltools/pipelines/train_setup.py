@@ -71,6 +71,17 @@ class Setup:
 
         return fit_prior(self.settings.prior, self.effects)
 
+    def finish_effects(
+        self, effect_kg: np.ndarray, prior_kg: np.ndarray, pert_k: np.ndarray, line_k: np.ndarray
+    ) -> np.ndarray:
+        """Return the network's effects as they are reported and predicted: with their spread restored, if set so."""
+        from vcelltools.model.baselines import PerturbationMean, restore_spread
+
+        if not self.settings.restore_spread:
+            return effect_kg
+        shared = PerturbationMean(self.effects).common(self.relabel_p[pert_k], line_k)
+        return restore_spread(effect_kg, prior_kg, shared)
+
     @property
     def genes(self) -> list[str]:
         """The basis."""

@@ -1,0 +1,58 @@
+"""``vcelltools predict``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from vcelltools.cli.options import Force, Json, Quiet, Verbose
+from vcelltools.cli.output import Output
+
+Opt = typer.Option
+
+
+def predict(
+    run: Annotated[Path, Opt("--run", help="The folder that train wrote.", show_default=False)],
+    out: Annotated[Path, Opt("--out", "-o", help="pred.h5ad.", show_default=False)],
+    perturbations: Annotated[
+        Path | None, Opt(help="CSV: target_gene, n_cells, context [default: what was held out].", show_default=False)
+    ] = None,
+    line: Annotated[list[str] | None, Opt("--line", help="Cell lines to predict in.", show_default=False)] = None,
+    cells: Annotated[int | None, Opt(min=1, help="Cells a perturbation.", show_default=False)] = None,
+    rules: Annotated[
+        int | None, Opt(help="2025: log1p with controls. 2026: counts, no controls. Checked.", show_default=False)
+    ] = None,
+    genes: Annotated[Path | None, Opt(help="The genes wanted, in order (CSV).", show_default=False)] = None,
+    source: Annotated[Path | None, Opt(help="The file behind the store, where it moved.", show_default=False)] = None,
+    basis_only: Annotated[bool, Opt("--basis-only", help="The basis genes alone.")] = False,
+    pert_col: Annotated[str, Opt(help="obs column of the labels.")] = "target_gene",
+    control: Annotated[str | None, Opt(help="Label of the controls.", show_default=False)] = None,
+    seed: Annotated[int, Opt(min=0)] = 0,
+    force: Force = False,
+    json: Json = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Predict cells with a trained run, streamed to an h5ad in bounded memory.
+
+    Cells are control cells of the line, moved by the predicted effect. Genes outside the basis move by what the
+    perturbation did to them in training, else they stay the control cells' own.
+
+    Example: vcelltools predict --run runs/rn --out pred.h5ad --rules 2025 --perturbations pert_counts.csv
+    """
+    options = {k: v for k, v in locals().items() if k not in ("line", "json", "quiet", "verbose")}
+    from vcelltools.model.mesh import choose_platform
+    from vcelltools.pipelines.predict import predict as predict_run
+
+    output = Output(json=json, quiet=quiet, verbose=verbose)
+    choose_platform(tpu=False)
+    r = predict_run(**options, lines=tuple(line or ()), progress=output.progress)
+    output.warn(r.warnings)
+    output.result(
+        r.to_json(),
+        f"{r.n_cells:,} cells × {r.n_genes:,} genes, {r.n_perturbations:,} perturbations by {r.model}; "
+        f"{r.n_basis:,} genes predicted, {r.n_filled:,} filled from training, {r.n_control_genes:,} as in the controls",
+    )
+    output.done(f"wrote {r.out} (peak memory {r.peak_memory_bytes / 1e9:.2f} GB); next: vcelltools score {r.out}")

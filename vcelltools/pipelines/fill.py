@@ -1,0 +1,160 @@
+"""Genes outside the basis: what a perturbation did to them where it was measured in training, and the control cells.
+
+The per-group sums of the stores cover all measured genes. Only the sums of training groups and of controls are looked
+at, so that nothing of a held-out group leaks into its own prediction.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from vcelltools.chunks import CscChunk, CsrChunk
+from vcelltools.errors import DataError
+from vcelltools.io import CscMatrix, Dataset, DenseMatrix, open_dataset
+
+if TYPE_CHECKING:
+    from scipy import sparse
+
+    from vcelltools.pipelines.splits import Split
+    from vcelltools.pipelines.store import Store
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Panel:
+    """The genes of a prediction and how they relate to the basis and to the sums.
+
+    Attributes
+    ----------
+    names
+        Gene names, as the source's var index has them.
+    basis_m
+        (m,) int64: position in the basis, -1 outside.
+    sums_m
+        (m,) int64: column of the store's sums, -1 without one.
+    keys
+        A name for each column of the sums that other stores know too: the Ensembl id, else the symbol.
+    """
+
+    names: list[str]
+    basis_m: np.ndarray
+    sums_m: np.ndarray
+    keys: list[str]
+
+
+def make_panel(store: Store, source: Dataset) -> Panel:
+    """Return the panel of a store's source file."""
+    names = [str(g) for g in source.var.index]
+    first = {g: j for j, g in reversed(list(enumerate(names)))}
+    basis = np.full(len(names), -1, np.int64)
+    for i, columns in enumerate(store.gene_table["columns"]):
+        for column in filter(None, str(columns).split("|")):
+            if column in first:
+                basis[first[column]] = i
+    measured = store.measured
+    if len(measured) == len(names):
+        sums = np.arange(len(names))
+    else:  # some columns were merged, or only the basis has sums
+        sums = np.full(len(names), -1, np.int64)
+        for k, (gene_id, symbol, i) in enumerate(measured[["id", "symbol", "basis"]].itertuples(index=False)):
+            hits = np.flatnonzero(basis == i) if i >= 0 else [first[n] for n in (gene_id, symbol) if n in first][:1]
+            sums[hits] = k
+    return Panel(names=names, basis_m=basis, sums_m=sums, keys=_get_keys(store))
+
+
+def _get_keys(store: Store) -> list[str]:
+    pairs = zip(store.measured["id"], store.measured["symbol"], strict=True)
+    return [i if isinstance(i, str) and i else str(s) for i, s in pairs]
+
+
+class Fill:
+    """Mean training effects of perturbations on all genes of a panel."""
+
+    def __init__(self, stores: tuple[Store, ...], split: Split, panel: Panel) -> None:
+        self._panel = panel
+        self._groups: dict[str, list[tuple[Store, int, int, np.ndarray]]] = {}
+        position = {k: i for i, k in enumerate(panel.keys)}
+        for store in stores:
+            there = np.array([position.get(k, -1) for k in _get_keys(store)], np.int64)
+            trains, runs = split.get_train_groups(store), store.runs
+            control = runs[runs["is_control"]].drop_duplicates("cell_line").set_index("cell_line")["sums_row"]
+            perturbed = runs[~runs["is_control"]].drop_duplicates("sums_row")
+            for r in perturbed.itertuples():
+                if trains[r.sums_row] and r.cell_line in control.index:
+                    entry = (store, int(r.sums_row), int(control[r.cell_line]), there)
+                    self._groups.setdefault(r.perturbation, []).append(entry)
+
+    def effect(self, perturbation: str) -> np.ndarray:
+        """Return the mean effect (m,) over the training groups, by cells; 0 where none measured the gene."""
+        n = len(self._panel.keys)
+        total, weight = np.zeros(n), np.zeros(n)
+        for store, row, control, there in self._groups.get(perturbation, []):
+            sizes = store.group_sizes
+            change = store.sums[row] / sizes[row] - store.sums[control] / sizes[control]
+            known = there >= 0
+            np.add.at(total, there[known], change[known] * sizes[row])
+            np.add.at(weight, there[known], sizes[row])
+        mean = np.where(weight > 0, total / np.maximum(weight, 1), 0.0)
+        return np.where(self._panel.sums_m >= 0, mean[np.maximum(self._panel.sums_m, 0)], 0.0)
+
+
+def open_source(store: Store, path: Path | None) -> Dataset:
+    """Open the file that a store was built from.
+
+    Raises
+    ------
+    DataError
+        When it is not there, or is another file.
+    """
+    facts = store.manifest["source"]
+    fpath = path or Path(facts["path"] or "")
+    if not fpath.exists():
+        raise DataError(
+            f"{fpath}: the file that the store {store.name} was built from is not there",
+            hint="--source FILE, or --basis-only",
+        )
+    source = open_dataset(fpath, modality=facts["modality"], layer=facts["layer"])
+    shape = (source.n_cells, source.n_genes)
+    if shape != (facts["n_cells"], facts["n_genes"]):
+        source.close()
+        raise DataError(f"{fpath}: {shape} cells and genes; the store {store.name} was built from another file")
+    return source
+
+
+def read_rows(source: Dataset, rows: np.ndarray) -> sparse.csr_matrix:
+    """Return some cells of a file, in the order asked for, as CSR float64 counts; all else is only passed over."""
+    from scipy import sparse
+
+    matrix, wanted = source.matrix, np.unique(rows)
+    shape = (len(wanted), source.n_genes)
+    by_column = isinstance(matrix, CscMatrix) or (isinstance(matrix, DenseMatrix) and matrix.axis == 1)
+    parts = []
+    spans = matrix.plan() if by_column else [s for r in wanted for s in matrix.plan(start=int(r), stop=int(r) + 1)]
+    for span in spans:
+        chunk = matrix.read(span)
+        if isinstance(chunk, CsrChunk):
+            check_indices(source, chunk.indices, shape[1])
+            parts.append(
+                sparse.csr_matrix((chunk.data.astype(np.float64), chunk.indices.copy(), chunk.indptr), (1, shape[1]))
+            )
+        elif isinstance(chunk, CscChunk):
+            check_indices(source, chunk.indices, source.n_cells)
+            block = sparse.csc_matrix(
+                (chunk.data.astype(np.float64), chunk.indices.copy(), chunk.indptr), (source.n_cells, chunk.n_cols)
+            )
+            parts.append(block[wanted])
+        else:
+            block = chunk.block[wanted - chunk.row_start] if by_column else chunk.block
+            parts.append(sparse.csr_matrix(block.astype(np.float64)))
+    out = (sparse.hstack if by_column else sparse.vstack)(parts, format="csr")
+    out.sum_duplicates()
+    return out[np.searchsorted(wanted, rows)]
+
+
+def check_indices(source: Dataset, indices: np.ndarray, bound: int) -> None:
+    """Raise a DataError where a stored index lies outside the matrix."""
+    if len(indices) and (int(indices.min()) < 0 or int(indices.max()) >= bound):
+        raise DataError(f"{source.label}: an index is out of range", hint="the file is damaged")

@@ -1,0 +1,432 @@
+"""``predict``: a run's prediction as an h5ad, streamed in blocks of cells.
+
+Predicted cells are control cells of the same line, moved so that their mean changes by the predicted effect:
+values are scaled, not shifted (:func:`vcelltools.model.baselines.shift_cells`), so that a gene that most cells do not
+express stays unexpressed in them. Genes outside the basis move by what the perturbation did to them in training
+(:mod:`vcelltools.pipelines.fill`), else they are the control cells' own.
+
+Counts (the 2026 rules) are the predicted CP10K times the control cell's library size over 10,000, rounded at random
+so that the expectation is kept (down or up with the probability of the fraction): where nothing changes, a cell keeps
+its very counts, and no noise is added to noise.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from vcelltools.errors import DataError, UsageError
+from vcelltools.io import open_dataset
+from vcelltools.io.atomic import check_output
+from vcelltools.pipelines.fill import Fill, Panel, make_panel, open_source, read_rows
+from vcelltools.pipelines.train import final_part, load_best, peak_memory, predict_effects
+from vcelltools.pipelines.train_run import RunFolder
+from vcelltools.pipelines.train_setup import Setup, make_setup
+from vcelltools.progress import SILENT, Progress
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from scipy import sparse
+
+    from vcelltools.pipelines.store import Store
+
+_BLOCK_CELLS = 256
+_POOL = 2000  # control cells of a line that predictions are made from
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictResult:
+    """What was written.
+
+    Attributes
+    ----------
+    n_filled, n_control_genes
+        Genes outside the basis that move by a training effect for some perturbation, and that never move.
+    rules
+        The challenge whose rules were checked, if any.
+    """
+
+    out: Path
+    model: str
+    n_cells: int
+    n_genes: int
+    n_perturbations: int
+    n_basis: int
+    n_filled: int
+    n_control_genes: int
+    lines: tuple[str, ...]
+    rules: int | None
+    warnings: tuple[str, ...]
+    peak_memory_bytes: int
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain values."""
+        return {**self.__dict__, "out": str(self.out), "lines": list(self.lines), "warnings": list(self.warnings)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """One perturbation in one line, and how many cells of it."""
+
+    perturbation: str
+    line: str
+    n_cells: int
+
+
+def predict(
+    run: str | os.PathLike,
+    out: str | os.PathLike,
+    *,
+    perturbations: str | os.PathLike | None = None,
+    lines: Sequence[str] = (),
+    cells: int | None = None,
+    rules: int | None = None,
+    genes: str | os.PathLike | None = None,
+    source: str | os.PathLike | None = None,
+    basis_only: bool = False,
+    pert_col: str = "target_gene",
+    control: str | None = None,
+    context_col: str = "context",
+    stores: Sequence[Store] | None = None,
+    force: bool = False,
+    seed: int = 0,
+    progress: Progress = SILENT,
+) -> PredictResult:
+    """Write a run's prediction.
+
+    Parameters
+    ----------
+    perturbations
+        A ``pert_counts.csv`` (``target_gene``, ``n_cells``, ``context``); by default the held-out groups, as large
+        as they are in the stores.
+    lines
+        Cell lines to predict in; by default those with held-out groups.
+    cells
+        Cells a perturbation where the file states none.
+    rules
+        2025: log1p CP10K with controls. 2026: integer counts without controls. None: as 2025, no rules but for the
+        values.
+    genes
+        The genes wanted, in order; by default the source's.
+    source
+        The file behind the store, where it has moved.
+    basis_only
+        Write the basis genes alone; needs no source.
+
+    Raises
+    ------
+    DataError
+        Where run and stores disagree, a perturbation cannot be predicted, or the result breaks the rules.
+    """
+    if rules not in (None, 2025, 2026):
+        raise UsageError(f"there are no rules for {rules}", hint="2025 or 2026")
+    target = check_output(out, force=force)
+    folder = RunFolder(Path(run))
+    setup = make_setup(folder.read_settings(), stores, progress=progress)
+    folder.compare_vocabulary(setup)
+    requests = _make_requests(setup, perturbations, tuple(lines), cells, control)
+    store_id = {
+        name: k for k, s in enumerate(setup.stores) for name in setup.screen.lines if name.startswith(f"{s.name} / ")
+    }
+    used = {store_id[r.line] for r in requests}
+    if len(used) > 1:
+        raise UsageError(
+            "the lines belong to several stores: their genes differ", hint="--line; one store a prediction"
+        )
+    store = setup.stores[used.pop()]
+    writer = _Writer(
+        setup, store, requests, rules=rules, source=Path(source) if source else None, basis_only=basis_only, seed=seed,
+        labels={"pert_col": pert_col, "context_col": context_col, "control": control or _control_label(store, rules)},
+    )  # fmt: skip
+    writer.choose_genes(genes)
+    effects = get_effects(folder, setup, requests)
+    n_cells = writer.write(target, effects, force=force, progress=progress)
+    warnings = check_rules(target, rules, writer, n_cells, genes, perturbations, progress)
+    moved = writer.moved_m
+    outside = writer.panel.basis_m < 0
+    return PredictResult(
+        out=target,
+        model=setup.settings.model,
+        n_cells=n_cells,
+        n_genes=len(writer.names),
+        n_perturbations=len({r.perturbation for r in requests}),
+        n_basis=int((~outside).sum()),
+        n_filled=int((moved & outside).sum()),
+        n_control_genes=int((~moved & outside).sum()),
+        lines=tuple(sorted({r.line for r in requests})),
+        rules=rules,
+        warnings=(*writer.warnings, *warnings),
+        peak_memory_bytes=peak_memory(),
+    )
+
+
+def _control_label(store: Store, rules: int | None) -> str:
+    return "non-targeting" if rules else str(store.manifest["labels"]["control"])
+
+
+def _make_requests(
+    setup: Setup, path: str | os.PathLike | None, lines: tuple[str, ...], cells: int | None, control: str | None
+) -> list[Request]:
+    """Return what is to be predicted, in order.
+
+    Raises
+    ------
+    DataError
+        For a perturbation or line that is not known, with the nearest one.
+    """
+    groups = setup.screen.groups
+    wanted = [_find_line(setup.screen.lines, name) for name in lines]
+    held = groups[groups["part"] == final_part(setup)]
+    if path is None:
+        picked = held[held["line"].isin(wanted)] if wanted else held
+        if not len(picked):
+            raise DataError(f"nothing is held out in {', '.join(lines)}", hint="--perturbations")
+        return [
+            Request(perturbation=r.perturbation, line=r.line, n_cells=cells or int(r.cells))
+            for r in picked.itertuples()
+        ]
+    from vcelltools.scoring.checks import read_perturbations
+
+    wanted = wanted or sorted(held["line"].unique())
+    label = control or str(setup.stores[0].manifest["labels"]["control"])
+    table = read_perturbations(path, label)
+    out = []
+    for context, perts in table.items():
+        places = wanted if context is None else [_find_line(setup.screen.lines, context)]
+        out += [
+            Request(perturbation=p, line=line, n_cells=n or cells or 400) for line in places for p, n in perts.items()
+        ]
+    return out
+
+
+def _find_line(lines: list[str], name: str) -> str:
+    hits = [x for x in lines if name in (x, x.split(" / ", 1)[1])]
+    if len(hits) != 1:
+        raise DataError(f"{len(hits)} lines are named {name!r}", hint=f"lines: {', '.join(lines[:12])}")
+    return hits[0]
+
+
+def get_effects(folder: RunFolder, setup: Setup, requests: list[Request]) -> np.ndarray:
+    """Return the predicted effects (requests, g) on the basis.
+
+    Raises
+    ------
+    DataError
+        For perturbations that the model has neither seen nor has features for.
+    """
+    position = {p: i for i, p in enumerate(setup.screen.perturbations)}
+    line_id = {name: i for i, name in enumerate(setup.screen.lines)}
+    unknown = sorted({r.perturbation for r in requests} - position.keys())
+    if unknown:
+        raise DataError(
+            f"{len(unknown)} perturbations are not in the stores' vocabulary ({', '.join(unknown[:5])})",
+            hint="only perturbations of some store, with or without cells to train on, can be predicted",
+        )
+    pert = np.array([position[r.perturbation] for r in requests], np.int64)
+    line = np.array([line_id[r.line] for r in requests], np.int64)
+    kind = setup.settings.model
+    if kind != "transformer":
+        from vcelltools.model.baselines import fit_baseline
+
+        return fit_baseline(kind, setup.effects).predict(pert, line)
+    import jax
+
+    from vcelltools.model.step import make_effect
+
+    model = setup.model_config()
+    effect = make_effect(model, setup.step_config(jax.default_backend()))
+    return predict_effects(setup, effect, load_best(folder, model), pert, line)
+
+
+class _Writer:
+    """Makes the cells block by block and writes them."""
+
+    def __init__(
+        self,
+        setup: Setup,
+        store: Store,
+        requests: list[Request],
+        *,
+        rules: int | None,
+        source: Path | None,
+        basis_only: bool,
+        seed: int,
+        labels: dict[str, str],
+    ) -> None:
+        self.setup, self.store, self.requests, self.rules = setup, store, requests, rules
+        self.seed, self.labels = seed, labels
+        self.counts = rules == 2026
+        self.warnings: list[str] = []
+        self.pools: dict[str, tuple[sparse.csr_matrix, np.ndarray]] = {}
+        if basis_only:
+            genes = setup.genes
+            everything = np.arange(len(genes))
+            self.panel = Panel(names=genes, basis_m=everything, sums_m=np.full(len(genes), -1), keys=[])
+            self._read_pools(None)
+            self.fill = None
+        else:
+            with open_source(store, source) as file:
+                self.panel = make_panel(store, file)
+                self._read_pools(file)
+            self.fill = Fill(setup.stores, setup.sampler.split, self.panel)
+        self.names = self.panel.names
+        self.order: np.ndarray | None = None
+        self.moved_m = np.zeros(len(self.panel.names), bool)
+
+    def _read_pools(self, file: Any) -> None:
+        """Read up to 2,000 control cells of each line: counts over all genes, and library sizes."""
+        for line in sorted({r.line for r in self.requests}):
+            _, pool = self.setup._pools[line]
+            rng = np.random.default_rng([self.seed, self.setup.screen.lines.index(line)])
+            rows = np.sort(rng.choice(pool, min(_POOL, len(pool)), replace=False))
+            if file is None:
+                counts = self.store.counts(rows).astype(np.float64)
+            else:
+                counts = read_rows(file, self.store.obs["source_row"].to_numpy(np.int64)[rows])
+            self.pools[line] = counts.tocsr(), np.asarray(self.store.library_size[rows], np.float64)
+
+    def choose_genes(self, path: str | os.PathLike | None) -> None:
+        """Keep to a list of genes, in its order; genes that the source lacks are zero, and said."""
+        if path is None:
+            return
+        from vcelltools.scoring.checks import read_genes
+
+        self.names = read_genes(path)
+        at = {g: j for j, g in reversed(list(enumerate(self.panel.names)))}
+        self.order = np.array([at.get(g, -1) for g in self.names], np.int64)
+        lacking = int((self.order < 0).sum())
+        if lacking == len(self.names):
+            raise DataError(f"{path}: none of its {lacking:,} genes is in the source", hint="compare the gene names")
+        if lacking:
+            self.warnings.append(f"{lacking:,} genes of {path} are not in the source; they are zero")
+
+    def write(self, target: Path, effects: np.ndarray, *, force: bool, progress: Progress) -> int:
+        """Stream all cells; return how many."""
+        import pandas as pd
+
+        from vcelltools.io.write import H5adWriter
+
+        parts: list[tuple[str, str, int]] = []
+        total = sum(r.n_cells for r in self.requests)
+        progress.start("predict", total, "cells")
+        var = pd.DataFrame(index=pd.Index(self.names, name=None))
+        uns = {"vcelltools": {"model": self.setup.settings.model, "values": "counts" if self.counts else "log1p CP10K"}}
+        dtype = "int32" if self.counts else "float32"
+        with H5adWriter(
+            target, n_genes=len(self.names), var=var, force=force, layout="csr", dtype=dtype, uns=uns
+        ) as file:
+            if not self.counts:
+                for line in sorted(self.pools):
+                    for block in self._control_cells(line):
+                        file.append_csr(*block)
+                    parts.append((self.labels["control"], line, self.pools[line][0].shape[0]))
+            for i, request in enumerate(self.requests):
+                for block in self._cells(i, request, effects[i]):
+                    file.append_csr(*block)
+                    progress.advance(len(block[0]) - 1)
+                parts.append((request.perturbation, request.line, request.n_cells))
+            sizes = [n for _, _, n in parts]
+            contexts = np.repeat([line.split(" / ", 1)[1] for _, line, _ in parts], sizes)
+            obs = pd.DataFrame(
+                {
+                    self.labels["pert_col"]: pd.Categorical(np.repeat([p for p, _, _ in parts], sizes)),
+                    self.labels["context_col"]: pd.Categorical(contexts),
+                },
+                index=[f"cell_{i}" for i in range(sum(sizes))],
+            )
+            file.finish(obs=obs)
+        progress.finish()
+        return sum(sizes)
+
+    def _control_cells(self, line: str) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+        counts, library = self.pools[line]
+        for a in range(0, counts.shape[0], _BLOCK_CELLS):
+            rows = slice(a, min(a + _BLOCK_CELLS, counts.shape[0]))
+            yield self._pack(self._log1p(counts[rows], library[rows]).toarray())
+
+    def _log1p(self, counts: sparse.csr_matrix, library: np.ndarray) -> sparse.csr_matrix:
+        out = counts.copy()
+        scale = self.store.manifest["target_sum"] / np.maximum(library, 1.0)
+        out.data = np.log1p(out.data * np.repeat(scale, np.diff(out.indptr)))
+        return out
+
+    def _cells(self, i: int, request: Request, effect_g: np.ndarray) -> Iterator[tuple[np.ndarray, ...]]:
+        """Yield blocks of predicted cells: control cells drawn by the seed, moved by the effect."""
+        from vcelltools.model.baselines import shift_cells
+
+        counts, library = self.pools[request.line]
+        rng = np.random.default_rng([self.seed, 1, i])
+        n_pool = counts.shape[0]
+        rounds = [rng.permutation(n_pool) for _ in range(-(-request.n_cells // n_pool))]
+        picked = np.concatenate(rounds)[: request.n_cells]
+        basis = self.panel.basis_m
+        effect = self.fill.effect(request.perturbation) if self.fill else np.zeros(len(basis))
+        effect[basis >= 0] = effect_g[basis[basis >= 0]]
+        self.moved_m |= effect != 0
+        mean = np.asarray(self._log1p(counts, library).mean(axis=0)).ravel()
+        for a in range(0, len(picked), _BLOCK_CELLS):
+            rows = picked[a : a + _BLOCK_CELLS]
+            cells = shift_cells(self._log1p(counts[rows], library[rows]).toarray(), effect, mean)
+            if self.counts:
+                rate = np.expm1(cells.astype(np.float64)) * (library[rows] / self.store.manifest["target_sum"])[:, None]
+                whole = np.rint(rate)  # a log1p and its inverse miss the integers by their rounding
+                rate = np.where(np.abs(rate - whole) < 1e-4 * np.maximum(whole, 1.0), whole, rate)
+                cells = np.floor(rate + rng.random(rate.shape)).astype(np.int32)
+            yield self._pack(cells)
+
+    def _pack(self, cells: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return a block as CSR, in the wanted order of genes."""
+        if self.order is not None:
+            cells = np.where(self.order >= 0, cells[:, np.maximum(self.order, 0)], 0)
+        rows, columns = np.nonzero(cells)
+        indptr = np.zeros(len(cells) + 1, np.int64)
+        np.cumsum(np.bincount(rows, minlength=len(cells)), out=indptr[1:])
+        dtype = np.int32 if self.counts else np.float32
+        return indptr, columns.astype(np.int32), cells[rows, columns].astype(dtype)
+
+
+def check_rules(
+    target: Path,
+    rules: int | None,
+    writer: _Writer,
+    n_cells: int,
+    genes: str | os.PathLike | None,
+    perturbations: str | os.PathLike | None,
+    progress: Progress,
+) -> tuple[str, ...]:
+    """Check the written file by the table of rules; return the warnings.
+
+    Raises
+    ------
+    DataError
+        With every broken rule; the file is taken away.
+    """
+    from vcelltools.scoring.checks import check_2025, check_2026, read_genes, read_perturbations
+    from vcelltools.scoring.rules import RULES_2026, get_rules_2025
+
+    names = read_genes(genes) if genes is not None else None
+    pert_col, control = writer.labels["pert_col"], writer.labels["control"]
+    with open_dataset(target, layer="X") as data:
+        if rules == 2026:
+            contexts = tuple(sorted({r.line.split(" / ", 1)[1] for r in writer.requests}))
+            report = check_2026(
+                data, RULES_2026, genes=names, pert_col=pert_col, control=control,
+                context_col=writer.labels["context_col"], contexts=contexts,
+                perturbations=read_perturbations(perturbations, control) if perturbations else None,
+                cells_per_perturbation=None, max_cells=None, progress=progress,
+            )  # fmt: skip
+        else:
+            report = check_2025(
+                data, get_rules_2025(), genes=names, pert_col=pert_col, control=control,
+                max_cells=None if rules else n_cells, allow_discrete=False, progress=progress,
+            )  # fmt: skip
+    if report.problems:
+        target.unlink()
+    report.raise_problems(f"{target} was not kept: it breaks the rules")
+    return tuple(report.warnings) if rules else ()
