@@ -19,6 +19,7 @@ from vcelltools.cli import (
     inspect,
     lint,
     normalize,
+    predict,
     prep,
     score,
     simulate,
@@ -70,6 +71,7 @@ app.command("basis")(basis.basis)
 app.command("build-store")(build_store.build_store)
 app.command("verify")(verify.verify)
 app.command("train")(train.train)
+app.command("predict")(predict.predict)
 app.command("de")(de.de)
 app.command("score")(score.score)
 app.command("prep")(prep.prep)

@@ -293,20 +293,3 @@ def restore_spread(
 
 BASELINES = {"control-mean": ControlMean, "perturbation-mean": PerturbationMean, "ridge": Ridge}
 PRIORS = {"additive": Additive, "ridge": Ridge, "perturbation-mean": PerturbationMean, "none": ControlMean}
-
-
-def shift_cells(
-    control_sg: np.ndarray, effect_g: np.ndarray, control_mean_g: np.ndarray, *, cap: float = 8.0
-) -> np.ndarray:
-    """Return control cells moved so that their mean changes by ``effect_g``; float32 (s, g), never negative.
-
-    Values are scaled rather than shifted: ``x * (m + effect) / m``, where ``m`` is the controls' mean. A gene that most
-    cells do not express stays unexpressed in them, and the mean of all control cells becomes ``m + effect`` exactly,
-    or zero where that is negative. Beyond ``cap``-fold, and where ``m`` is 0, the rest is added to every cell.
-    """
-    mean = control_mean_g.astype(np.float32)
-    wanted = np.maximum(mean + effect_g.astype(np.float32), 0.0)
-    factor = np.where(mean > 0, np.minimum(wanted / np.where(mean > 0, mean, 1.0), cap), 1.0).astype(np.float32)
-    rest = np.maximum(wanted - factor * mean, 0.0)
-    rest[rest < 1e-6] = 0.0
-    return control_sg.astype(np.float32) * factor + rest

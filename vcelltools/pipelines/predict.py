@@ -1,9 +1,8 @@
 """``predict``: a run's prediction as an h5ad, streamed in blocks of cells.
 
-Predicted cells are control cells of the same line, moved so that their mean changes by the predicted effect:
-values are scaled, not shifted (:func:`vcelltools.model.baselines.shift_cells`), so that a gene that most cells do not
-express stays unexpressed in them. Genes outside the basis move by what the perturbation did to them in training
-(:mod:`vcelltools.pipelines.fill`), else they are the control cells' own.
+Predicted cells are control cells of the same line, moved so that their mean changes by the predicted effect and
+their sparsity stays that of cells (:mod:`vcelltools.pipelines.move_cells`). Genes outside the basis move by what the
+perturbation did to them in training (:mod:`vcelltools.pipelines.fill`), else they are the control cells' own.
 
 Counts (the 2026 rules) are the predicted CP10K times the control cell's library size over 10,000, rounded at random
 so that the expectation is kept (down or up with the probability of the fraction): where nothing changes, a cell keeps
@@ -24,6 +23,7 @@ from vcelltools.errors import DataError, UsageError
 from vcelltools.io import open_dataset
 from vcelltools.io.atomic import check_output
 from vcelltools.pipelines.fill import Fill, Panel, make_panel, open_source, read_rows
+from vcelltools.pipelines.move_cells import ControlStats, make_stats, move_cells
 from vcelltools.pipelines.train import final_part, load_best, peak_memory, predict_effects
 from vcelltools.pipelines.train_run import RunFolder
 from vcelltools.pipelines.train_setup import Setup, make_setup
@@ -263,6 +263,7 @@ class _Writer:
         self.seed, self.labels = seed, labels
         self.counts = rules == 2026
         self.warnings: list[str] = []
+        self._known_stats: dict[str, ControlStats] = {}
         self.pools: dict[str, tuple[sparse.csr_matrix, np.ndarray]] = {}
         if basis_only:
             genes = setup.genes
@@ -358,8 +359,6 @@ class _Writer:
 
     def _cells(self, i: int, request: Request, effect_g: np.ndarray) -> Iterator[tuple[np.ndarray, ...]]:
         """Yield blocks of predicted cells: control cells drawn by the seed, moved by the effect."""
-        from vcelltools.model.baselines import shift_cells
-
         counts, library = self.pools[request.line]
         rng = np.random.default_rng([self.seed, 1, i])
         n_pool = counts.shape[0]
@@ -369,16 +368,25 @@ class _Writer:
         effect = self.fill.effect(request.perturbation) if self.fill else np.zeros(len(basis))
         effect[basis >= 0] = effect_g[basis[basis >= 0]]
         self.moved_m |= effect != 0
-        mean = np.asarray(self._log1p(counts, library).mean(axis=0)).ravel()
+        stats = self._stats(request.line)
         for a in range(0, len(picked), _BLOCK_CELLS):
             rows = picked[a : a + _BLOCK_CELLS]
-            cells = shift_cells(self._log1p(counts[rows], library[rows]).toarray(), effect, mean)
+            cells = move_cells(self._log1p(counts[rows], library[rows]).toarray(), effect, stats, rng)
             if self.counts:
                 rate = np.expm1(cells.astype(np.float64)) * (library[rows] / self.store.manifest["target_sum"])[:, None]
                 whole = np.rint(rate)  # a log1p and its inverse miss the integers by their rounding
                 rate = np.where(np.abs(rate - whole) < 1e-4 * np.maximum(whole, 1.0), whole, rate)
                 cells = np.floor(rate + rng.random(rate.shape)).astype(np.int32)
             yield self._pack(cells)
+
+    def _stats(self, line: str) -> ControlStats:
+        if line not in self._known_stats:
+            counts, library = self.pools[line]
+            values = self._log1p(counts, library)
+            one = float(np.log1p(self.store.manifest["target_sum"] / max(float(np.median(library)), 1.0)))
+            total, expressing = np.asarray(values.sum(axis=0)).ravel(), values.getnnz(axis=0)
+            self._known_stats[line] = make_stats(total, expressing, counts.shape[0], one)
+        return self._known_stats[line]
 
     def _pack(self, cells: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Return a block as CSR, in the wanted order of genes."""
