@@ -151,6 +151,8 @@ def test_mudata_reads_back(tmp_path):
     assert list(m["rna"].obs.columns) == list(make_obs().columns)
     with open_dataset(tmp_path / "x.h5mu") as ds:
         assert (ds.modality, ds.n_genes, ds.matrix.dtype) == ("rna", G, np.uint16)
+        assert ds.matrix._data._raw is not None  # the user block does not send the reader through h5py
+        np.testing.assert_array_equal(ds.matrix.read(ds.matrix.plan()[0]).data, X.data)
 
 
 def test_layers_and_late_obs(tmp_path):

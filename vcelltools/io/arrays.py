@@ -7,6 +7,8 @@ run in whichever thread asks. What this path does not know (other filters, odd f
 
 from __future__ import annotations
 
+import functools
+import io
 import math
 import os
 import sys
@@ -333,8 +335,22 @@ def pread_into(fd: int, out: np.ndarray, offset: int, path: str) -> None:
         done += n
 
 
+@functools.cache
+def _offsets_include_user_block() -> bool:
+    """Return whether this HDF5 counts a user block (every h5mu has one) in the offsets it tells; versions differ."""
+    values = np.arange(1, 65, dtype=np.int32)
+    raw = io.BytesIO()
+    with h5py.File(raw, "w", userblock_size=512) as file:
+        parts = [file.create_dataset("chunked", data=values, chunks=(64,)), file.create_dataset("plain", data=values)]
+        file.flush()
+        offsets = [parts[0].id.get_chunk_info(0).byte_offset, parts[1].id.get_offset()]
+    return all(raw.getvalue()[at : at + values.nbytes] == values.tobytes() for at in offsets)
+
+
 def _can_read_raw(file: h5py.File, dset: h5py.Dataset) -> bool:
-    plain = dset.dtype.kind in "iuf" and file.userblock_size == 0 and file.driver == "sec2"
+    plain = dset.dtype.kind in "iuf" and file.driver == "sec2"
+    if file.userblock_size and not _offsets_include_user_block():
+        return False
     return plain and set(get_filters(dset)) <= RAW_FILTERS
 
 

@@ -74,7 +74,7 @@ class Codec:
         import zstandard
 
         self.options = dict(hdf5plugin.Zstd(clevel=level))
-        return lambda a: zstandard.ZstdCompressor(level=level).compress(a.view(np.uint8))
+        return lambda a: zstandard.ZstdCompressor(level=level).compress(memoryview(a.view(np.uint8)))  # type: ignore[arg-type]
 
     def submit(self, chunk: np.ndarray) -> Future:
         """Pack a chunk in a worker."""
@@ -200,7 +200,7 @@ class Sink:
     def _emit(self, band: np.ndarray, m: int | None = None) -> None:
         m = len(band) if m is None else m
         start, self._stored = self._stored, self._stored + m
-        self.hashes.append(xxhash.xxh3_64_intdigest(band[:m].reshape(-1).view(np.uint8)))
+        self.hashes.append(_hash(band[:m]))
         if self.contiguous:
             self.space.spend(band[:m].nbytes)
             self.dset[start : start + m] = band[:m]
@@ -253,8 +253,12 @@ class Sink:
         for k in picks:
             a, b = k * self.band, min((k + 1) * self.band, self.n)
             back = np.ascontiguousarray(dset[a:b])
-            if xxhash.xxh3_64_intdigest(back.reshape(-1).view(np.uint8)) != self.hashes[k]:
+            if _hash(back) != self.hashes[k]:
                 raise DataError(f"{file.filename}: {self.path} rows {a:,} to {b:,} are not what was written")
+
+
+def _hash(values: np.ndarray) -> int:
+    return xxhash.xxh3_64_intdigest(values.reshape(-1).view(np.uint8))  # type: ignore[arg-type]
 
 
 def cast_exact(values: np.ndarray, dtype: np.dtype, what: str) -> np.ndarray:

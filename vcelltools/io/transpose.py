@@ -106,7 +106,7 @@ class ColumnSpill:
 
 
 def _pwrite(fd: int, values: np.ndarray, at: int) -> int:
-    view = memoryview(np.ascontiguousarray(values)).cast("B")
+    view = memoryview(np.ascontiguousarray(values).view(np.uint8))  # type: ignore[arg-type]
     done = 0
     while done < len(view):
         done += os.pwrite(fd, view[done:], at + done)

@@ -332,6 +332,7 @@ class H5adWriter:
         self._stack = ExitStack()
         self._file: h5py.File | None = None
         self.parts: dict[str, AnnDataPart] = {}
+        self.main: AnnDataPart
         try:
             self._open(force)
             assert self._file is not None

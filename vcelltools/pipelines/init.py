@@ -76,7 +76,9 @@ def init(
     if not root.is_dir():
         raise UsageError(f"{root}: no such folder")
     path = check_output(out if out is not None else root / CONFIG_NAME, force=force)
-    blocks, skipped, names = [], [], []
+    blocks: list[str] = []
+    skipped: list[tuple[str, str]] = []
+    names: list[str] = []
     truth: str | None = None
     pert: tuple[str, list[str]] | None = None
     files = _find_files(root)
