@@ -199,7 +199,9 @@ def _flatten(table: Mapping[str, Any], *, leaf: type, prefix: str = "") -> list[
     out = []
     for key, value in table.items():
         name = f"{prefix}{key}"
-        is_leaf = not isinstance(value, Mapping) or (leaf is dict and any(isinstance(v, list) for v in value.values()))
+        is_leaf = not isinstance(value, Mapping) or (
+            leaf is dict and any(not isinstance(v, Mapping) for v in value.values())
+        )
         out += [(name, value)] if is_leaf or not value else _flatten(value, leaf=leaf, prefix=f"{name}.")
     return out
 

@@ -1,0 +1,133 @@
+"""basis, build-store and verify from the command line, on the real screens."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import scanpy as sc
+
+import vcelltools as vc
+
+
+@pytest.fixture(scope="module")
+def built(thp1, tmp_path_factory):
+    from tests.conftest import run_cli
+
+    d = tmp_path_factory.mktemp("cli")
+    assert run_cli("hvg", thp1, "--top", 100, "--out", "h.txt", cwd=d).code == 0
+    args = ("--pert-col", "perturbation", "--control", "non-targeting", "--group-by", "bio_rep")
+    ran = run_cli("build-store", thp1, "--basis", "h.txt", "--out", "s", "--name", "thp1", *args, "--json", cwd=d)
+    assert ran.code == 0, ran.stderr
+    return d, ran.json
+
+
+def test_build_says_what_it_wrote(built):
+    (said,) = built[1]["stores"]
+    assert (said["n_cells"], said["n_genes"], said["n_runs"], said["n_perturbations"]) == (20729, 100, 78, 25)
+
+
+def test_values_are_scanpys_rounded_to_float16(built, thp1):
+    d, _ = built
+    store = vc.open_store(d / "s/thp1")
+    adata = sc.read_h5ad(thp1)[store.obs.index]
+    counts = adata[:, list(store.genes)].X.toarray()
+    assert np.array_equal(store.counts().toarray(), counts)
+    adata = adata.copy()
+    sc.pp.normalize_total(adata, target_sum=1e4)
+    sc.pp.log1p(adata)
+    assert np.array_equal(store.X, adata[:, list(store.genes)].X.toarray().astype(np.float16))
+    runs = store.runs.groupby("perturbation")["length"].sum()
+    assert runs.to_dict() == adata.obs["perturbation"].value_counts().to_dict()
+
+
+def test_verify(built, cli, tmp_path):
+    d, _ = built
+    ran = cli("verify", "s/thp1", "--json", cwd=d)
+    assert ran.code == 0 and ran.json["ok"] and ran.json["stores"][0]["problems"] == []
+    import shutil
+
+    shutil.copytree(d / "s/thp1", tmp_path / "bad")
+    (tmp_path / "bad/runs.parquet").unlink()
+    ran = cli("verify", d / "s/thp1", tmp_path / "bad", "--json")
+    assert ran.code == 3 and not ran.json["ok"] and [s["ok"] for s in ran.json["stores"]] == [True, False]
+    assert "runs.parquet" in ran.json["stores"][1]["problems"][0]
+
+
+def test_a_label_that_matches_no_cell(built, cli, thp1):
+    d, _ = built
+    args = ("--basis", "h.txt", "--out", "x", "--pert-col", "perturbation", "--control")
+    ran = cli("build-store", thp1, *args, "NT", cwd=d)
+    assert (ran.code == 3 and "non-targeting 2,386" in ran.stderr and not (d / "x").is_dir()) or not list(
+        (d / "x").iterdir()
+    )
+    ran = cli("build-store", thp1, *args[:4], "--pert-col", "nonsense", "--control", "x", cwd=d)
+    assert ran.code == 3 and "perturbation" in ran.stderr
+    assert cli("build-store", thp1, "--basis", "h.txt", "--out", "x", cwd=d).code == 2
+    assert cli("build-store", cwd=d).code == 2
+    again = ("build-store", thp1, "--basis", "h.txt", "--out", "s", "--name", "thp1", *args[4:], "non-targeting")
+    assert cli(*again, cwd=d).code == 2
+    plan = cli(*again[:6], "--name", "p", *again[8:], "--plan", "--json", cwd=d)
+    assert plan.code == 0 and plan.json["plans"][0]["cells"] == 20729 and not (d / "s/p").exists()
+
+
+def test_a_project_folder_needs_no_options(tmp_path, cli, thp1, papalexi):
+    (tmp_path / "vcelltools.toml").write_text(
+        f"""
+[basis]
+top = 60
+exclude = ["^MT-"]
+[[datasets]]
+name = "thp1"
+path = "{thp1}"
+pert_col = "perturbation"
+control = "non-targeting"
+group_by = ["bio_rep"]
+cell_line = "THP-1"
+keep = ["confident_guide"]
+"""
+    )
+    assert cli("basis", cwd=tmp_path).code == 0
+    ran = cli("build-store", "--json", cwd=tmp_path)
+    assert ran.code == 0, ran.stderr
+    assert ran.json["stores"][0]["dropped"] == {"not confident_guide": 20729 - ran.json["stores"][0]["n_cells"]}
+    store = vc.open_store(tmp_path / "stores/thp1")
+    assert store.n_genes == 60 and set(store.runs["cell_line"]) == {"THP-1"}
+    controls = store.runs[store.runs["is_control"]]["length"].sum()
+    assert controls == 1923  # known of this screen
+    assert cli("verify", cwd=tmp_path).code == 0
+    (tmp_path / "vcelltools.toml").write_text("[basis]\ntopp = 5\n")
+    ran = cli("basis", cwd=tmp_path)
+    assert ran.code == 3 and "did you mean 'top'" in ran.stderr
+
+
+def test_a_modality_of_an_h5mu(tmp_path, cli, papalexi):
+    import h5py
+
+    with h5py.File(papalexi) as f:
+        columns = sorted(f["obs"])
+    assert "replicate" in columns
+    assert cli("hvg", papalexi, "--modality", "gene", "--top", 50, "--out", "h.txt", cwd=tmp_path).code == 0
+    ran = cli(
+        "build-store", papalexi, "--modality", "gene", "--basis", "h.txt", "--out", "s", "--name", "m",
+        "--pert-col", "replicate", "--control", "rep_1", "--json", cwd=tmp_path,
+    )  # fmt: skip
+    if ran.code:  # the replicate's labels are the file's
+        assert ran.code == 3 and "labels found" in ran.stderr
+        label = ran.stderr.split("labels found: ")[1].split(" ")[0]
+        ran = cli(
+            "build-store", papalexi, "--modality", "gene", "--basis", "h.txt", "--out", "s", "--name", "m",
+            "--pert-col", "replicate", "--control", label, "--json", cwd=tmp_path,
+        )  # fmt: skip
+    assert ran.code == 0, ran.stderr
+    store = vc.open_store(tmp_path / "s/m")
+    import anndata as ad
+    import mudata as md
+
+    md.set_options(pull_on_update=False)
+    gene = md.read_h5mu(papalexi).mod["gene"]
+    adata = ad.AnnData(X=gene.X.copy(), obs=gene.obs, var=gene.var)[store.obs.index].copy()
+    sc.pp.normalize_total(adata, target_sum=1e4)
+    sc.pp.log1p(adata)
+    X = adata[:, list(store.genes)].X
+    X = X.toarray() if hasattr(X, "toarray") else X
+    assert np.array_equal(store.X, X.astype(np.float16))
