@@ -11,6 +11,7 @@ import typer
 from vcelltools import __version__
 from vcelltools.cli import (
     basis,
+    baseline,
     build_store,
     convert,
     de,
@@ -73,6 +74,7 @@ app.command("verify")(verify.verify)
 app.command("train")(train.train)
 app.command("predict")(predict.predict)
 app.command("de")(de.de)
+app.command("baseline")(baseline.baseline)
 app.command("score")(score.score)
 app.command("prep")(prep.prep)
 app.command("lint")(lint.lint)

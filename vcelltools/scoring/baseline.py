@@ -2,18 +2,30 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from vcelltools.chunks import CsrChunk, DenseChunk
+from vcelltools.errors import UsageError
+from vcelltools.io import Buffers, CscMatrix
+from vcelltools.progress import SILENT, Progress
 from vcelltools.scoring.compat import METRICS, Rules
 from vcelltools.scoring.effects import make_effects
 from vcelltools.scoring.frames import ScoreTable
-from vcelltools.scoring.sides import Side
+from vcelltools.scoring.sides import Side, make_transform, reduce_side
 
 if TYPE_CHECKING:
-    from vcelltools.scoring.evaluate import Options, Truth
+    from anndata import AnnData
+
+    from vcelltools.scoring.evaluate import Opened, Options, Truth
+
+KINDS = ("perturbation-mean", "control-mean")
+_ROWS = 1024
 
 
 def get_mean_profile(side: Side, kind: str = "perturbation-mean") -> np.ndarray:
@@ -65,3 +77,91 @@ def baseline_table(truth: Truth, rules: Rules, names: list[str], options: Option
         )
     pair = make_pair(side, real, effects, truth.effects, rules, get_threads(options.threads))
     return compute_all(pair, names)
+
+
+def write_baseline(
+    source: str | os.PathLike | AnnData,
+    out: str | os.PathLike,
+    *,
+    kind: str = "perturbation-mean",
+    options: Options,
+    force: bool = False,
+    progress: Progress = SILENT,
+) -> tuple[Path, int]:
+    """Write the mean baseline of a truth as an h5ad that any scorer takes; return its path and number of cells.
+
+    Every perturbation has as many cells as in the truth, all of them the same log1p profile (see
+    :func:`get_mean_profile`); the truth's controls follow, as they are scored.
+    """
+    import pandas as pd
+
+    from vcelltools.io.write import H5adWriter
+    from vcelltools.scoring.compat import get_rules
+    from vcelltools.scoring.evaluate import open_side
+
+    if kind not in KINDS:
+        raise UsageError(f"no baseline {kind!r}", hint=f"--kind, one of: {', '.join(KINDS)}")
+    opened = open_side(source, options)
+    try:
+        read = options.read_options(get_rules(options.compat), test=False)
+        side = reduce_side(opened.dataset, opened.cells, options.control, opened.scale, read, progress=progress)
+        value = get_mean_profile(side, kind)
+        genes = np.flatnonzero(value)
+        sizes = [(v, int(side.sums.size_k[side.labels.index(v)])) for v in side.order if v != options.control]
+        n_controls = int(side.sums.size_k[side.control])
+        labels = [v for v, n in sizes for _ in range(n)] + [options.control] * n_controls
+        obs = pd.DataFrame(
+            {options.pert_col: pd.Categorical(labels, categories=[*[v for v, _ in sizes], options.control])},
+            index=[f"p.{i}" for i in range(len(labels) - n_controls)] + [f"c.{i}" for i in range(n_controls)],
+        )
+        var = pd.DataFrame(index=pd.Index([str(g) for g in side.genes]))
+        with H5adWriter(
+            out, n_genes=len(side.genes), var=var, obs=obs, dtype=side.dtype, force=force, threads=options.threads
+        ) as w:
+            row = value[genes].astype(side.dtype)
+            left = len(labels) - n_controls
+            while left:
+                n = min(left, _ROWS)
+                w.append_csr(np.arange(n + 1) * len(genes), np.tile(genes, n).astype(np.int32), np.tile(row, n))
+                left -= n
+            for block in _control_rows(opened, options):
+                w.append_csr(*block)
+    finally:
+        opened.dataset.close()
+    return Path(out), len(labels)
+
+
+def _control_rows(opened: Opened, options: Options) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Yield the controls as CSR blocks, in the file's order and as they are scored."""
+    from vcelltools.scoring.edistance import Rows
+
+    matrix = opened.dataset.matrix
+    wanted = opened.cells.codes == opened.cells.labels.index(options.control)
+    raw = options.allow_discrete and opened.scale.kind == "counts"
+    if isinstance(matrix, CscMatrix) or getattr(matrix, "axis", 0) == 1:
+        rows = Rows(opened.dataset, opened.scale, raw=raw, cp10k=options.to_cp10k, threads=options.threads)
+        positions = np.flatnonzero(wanted)
+        for i in range(0, len(positions), _ROWS):
+            yield _to_csr(rows.take(positions[i : i + _ROWS]))
+        return
+    transform = make_transform(matrix, opened.scale, raw=raw, cp10k=options.to_cp10k)
+    buffers = Buffers()
+    for span in matrix.plan():
+        if not wanted[span.start : span.stop].any():
+            continue
+        chunk = matrix.read(span, buffers)
+        data = transform(chunk)
+        keep = wanted[span.start : span.stop]
+        if isinstance(chunk, DenseChunk):
+            yield _to_csr(data.reshape(chunk.block.shape)[keep])
+        else:
+            assert isinstance(chunk, CsrChunk)
+            lengths = np.diff(chunk.indptr)
+            mask = np.repeat(keep, lengths)
+            yield np.concatenate([[0], np.cumsum(lengths[keep])]), chunk.indices[mask], data[mask]
+
+
+def _to_csr(block: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    rows, cols = np.nonzero(block)
+    indptr = np.concatenate([[0], np.cumsum(np.bincount(rows, minlength=len(block)))])
+    return indptr, cols.astype(np.int32), block[rows, cols]
