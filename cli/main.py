@@ -10,8 +10,8 @@ import typer
 
 from vcelltools import __version__
 from vcelltools.cli import (
-    basis,
     baseline,
+    basis,
     build_store,
     convert,
     de,
