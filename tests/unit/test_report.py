@@ -22,7 +22,17 @@ HOSTILE = [
     "{{ 7*7 }}",
     "'&<b>",
 ]
-FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-component-update", "--disable-background-networking", "--disable-sync", "--virtual-time-budget=4000"]
+FLAGS = [
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-component-update",
+    "--disable-background-networking",
+    "--disable-sync",
+    "--virtual-time-budget=4000",
+]
 
 
 def make_data(n: int = 6, n_genes: int = 200, score: float = 0.42) -> ReportData:

@@ -83,6 +83,8 @@ class Truth:
         The counts of the control cells.
     library
         Median counts of a perturbed cell.
+    sum_kg
+        (k, g) counts summed over the cells of each group.
     baseline
         The metrics of the mean response (the 0 end), or None where it was not asked for.
     ceiling
@@ -101,6 +103,7 @@ class Truth:
     side: Side
     controls: GeneMajor
     library: float
+    sum_kg: np.ndarray
     baseline: dict[str, float]
     ceiling: dict[str, float]
     problem: str = ""
@@ -346,8 +349,7 @@ def _make_context(
     counts, code, labels, control, genes, target_p, context, warnings, *, continuity, anchors, threads, progress
 ) -> Truth:
     n_groups = len(labels) + 1
-    name_rank_g = np.empty(len(genes), np.int64)
-    name_rank_g[np.argsort(genes.astype(str), kind="stable")] = np.arange(len(genes))
+    name_rank_g = get_name_ranks(genes)
     sizes = np.bincount(code, minlength=n_groups)
     thin = [str(label) for label, n in zip(labels, sizes[1:], strict=True) if n < 2]
     splits = []
@@ -400,11 +402,19 @@ def _make_context(
         side=side,
         controls=controls,
         library=float(np.median(counts.library[code > 0])),
+        sum_kg=full.sum_kg,
         baseline=baseline,
         ceiling=ceiling,
         problem=problem,
         warnings=tuple(warnings),
     )
+
+
+def get_name_ranks(genes: np.ndarray) -> np.ndarray:
+    """Return (g,) the rank of each gene's name, which decides ties."""
+    out = np.empty(len(genes), np.int64)
+    out[np.argsort(genes.astype(str), kind="stable")] = np.arange(len(genes))
+    return out
 
 
 def _get_seeds() -> list[int]:
