@@ -263,6 +263,15 @@ def test_existing_output_is_refused(tmp_path):
     assert os.listdir(tmp_path) == ["x.h5ad"]
 
 
+def test_a_killed_writers_rest_goes_and_anothers_stays(tmp_path):
+    """Only temporary files of this very target are removed: x.h5ad.txt may be in the making."""
+    (tmp_path / ".x.h5ad.123.0123abcd.tmp").write_bytes(b"rest")
+    (tmp_path / ".x.h5ad.txt.123.0123abcd.tmp").write_bytes(b"busy")
+    (tmp_path / ".x.123.0123abcd.tmp").write_bytes(b"busy")
+    write(tmp_path / "x.h5ad", make_counts())
+    assert sorted(os.listdir(tmp_path)) == [".x.123.0123abcd.tmp", ".x.h5ad.txt.123.0123abcd.tmp", "x.h5ad"]
+
+
 def test_error_in_the_block_leaves_the_old_file(tmp_path):
     path = tmp_path / "x.h5ad"
     path.write_bytes(b"mine")

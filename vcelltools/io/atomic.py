@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import errno
 import fcntl
-import glob
 import json
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Callable, Iterator
@@ -109,6 +109,14 @@ def translate_os_errors(path: str | os.PathLike) -> Iterator[None]:
         raise
 
 
+def _drop_stale(target: Path) -> None:
+    """Remove temporary files of writers of ``target`` that were killed; the caller holds the lock."""
+    pattern = re.compile(rf"\.{re.escape(target.name)}\.\d+\.[0-9a-f]{{8}}\.tmp")
+    for name in os.listdir(target.parent):
+        if pattern.fullmatch(name):
+            target.with_name(name).unlink(missing_ok=True)
+
+
 @contextmanager
 def atomic_file(
     path: str | os.PathLike, *, force: bool = False, verify: Callable[[Path], None] | None = None
@@ -119,8 +127,7 @@ def atomic_file(
     """
     p = check_output(path, force=force)
     with translate_os_errors(p), locked(p):
-        for stale in p.parent.glob(f".{glob.escape(p.name)}.*.tmp"):  # of a writer that was killed: we hold the lock
-            stale.unlink(missing_ok=True)
+        _drop_stale(p)
         tmp = p.with_name(f".{p.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
         try:
             yield tmp

@@ -206,7 +206,8 @@ class AnnDataPart:
         varm: dict[str, Any] | None = None,
     ) -> None:
         self.owner, self.group = owner, group
-        self.obs, self.var, self.obs_rows = obs, var, None
+        self.obs, self.var = obs, var
+        self.obs_rows: np.ndarray | None = None
         self.n_genes = n_genes
         self.n_cells = _get_length(obs) if n_cells is None and obs is not None else n_cells
         self.uns, self.obsm, self.varm = uns or {}, obsm or {}, varm or {}
