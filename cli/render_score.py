@@ -77,23 +77,54 @@ def run_2026(
     o: Output,
     pred: Path,
     *,
-    truth: Path,
+    truth: Path | None,
+    truth_pack: Path | None,
     out: Path,
     report: Path | None,
     force: bool,
     profile: str,
     compat: str,
+    target_gene_map: Path | None,
     **options: Any,
 ) -> None:
-    """Score by the 2026 rules; write; print."""
-    from vcelltools.io.atomic import check_output, write_json
-    from vcelltools.scoring.vcc2026 import score_vcc2026
+    """Score by the 2026 rules; write; print. Values without a scale are written too, before the error says why."""
+    from vcelltools.io.atomic import check_output
+    from vcelltools.scoring.run26 import read_gene_map, run_vcc2026
 
-    check_output(out / "score.json", force=force)
-    result = score_vcc2026(pred, truth, progress=o.progress, **options)
-    write_json(out / "score.json", result.to_json(), force=force)
-    o.result(result.to_json())
-    o.done(f"{out}: score.json")
+    if profile != "vcc":
+        from vcelltools.errors import UsageError
+
+        raise UsageError(f"the 2026 rules have no profile {profile!r}", hint="leave --profile out")
+    for path in (report, out / "score.json"):
+        if path is not None:
+            check_output(path, force=force)
+    result = run_vcc2026(
+        pred, truth, truth_pack=truth_pack, out=out, force=force, target_gene_map=read_gene_map(target_gene_map),
+        progress=o.progress, **options,
+    )  # fmt: skip
+    o.warn(result.warnings)
+    if report is not None:
+        from vcelltools.scoring.report import write_report
+
+        name = (truth or truth_pack or Path()).name
+        write_report(result, report, force=force, prediction=pred.name, truth=name)
+    body = result.to_json()
+    o.table(
+        ["metric", "value", "95 % interval", "baseline", "ceiling", "score", "unclipped", "n"],
+        [
+            [m, c.value, _interval(list(c.ci95)), c.baseline, c.ceiling, c.score, c.score_unclipped, c.n]
+            for m, c in result.components.items()
+        ],
+    )
+    for check in result.contexts[0].checks:
+        if check.flagged:
+            o.note(f"flag: {check.text}")
+    if options["anchors"]:
+        result.require()
+    o.result({**body, "out": str(out)})
+    average = f"score {result.avg_score:.4f}" if result.avg_score == result.avg_score else "no score was asked for"
+    also = f", {report}" if report is not None else ""
+    o.done(f"{out}{also}: {average} by the 2026 rules (0 is the mean response, 1 a replicate of the experiment)")
 
 
 def show_score(o: Output, result: Result, folder: Path, report: Path | None) -> None:

@@ -50,6 +50,13 @@ Discrete = Annotated[bool, typer.Option("--allow-discrete", help="Leave counts a
 Cp10k = Annotated[bool, typer.Option("--to-cp10k", help="Bring both files to log1p of counts per ten thousand.")]
 Skip = Annotated[str, typer.Option("--skip-metrics", metavar="A,B", help="Metrics to leave out.")]
 Continuity = Annotated[bool, typer.Option("--continuity/--no-continuity", help="vcc2026: continuity correction.")]
+Anchors = Annotated[
+    bool, typer.Option("--anchors/--no-anchors", help="vcc2026: compute the baseline and the replicate that scale it.")
+]
+GeneMap = Annotated[
+    Path | None,
+    typer.Option("--target-gene-map", metavar="CSV", help="vcc2026: perturbation,gene where names differ."),
+]
 ContextCol = Annotated[str, typer.Option("--context-col", metavar="C", help="vcc2026: obs column of the context.")]
 
 
@@ -73,6 +80,8 @@ def score(
     skip_metrics: Skip = "",
     continuity: Continuity = True,
     context_col: ContextCol = "context",
+    anchors: Anchors = True,
+    target_gene_map: GeneMap = None,
     layer: Layer = None,
     threads: Threads = None,
     force: Force = False,
@@ -95,7 +104,10 @@ def score(
              "out": out, "report": report}  # fmt: skip
     common = {**get_defaults(given, pred, truth_pack), "force": force, "layer": layer, "threads": threads}
     if common["compat"] == "vcc2026":
-        return run_2026(o, pred, continuity=continuity, context_col=context_col, **common)
+        return run_2026(
+            o, pred, truth_pack=truth_pack, continuity=continuity, context_col=context_col, anchors=anchors,
+            target_gene_map=target_gene_map, **common,
+        )  # fmt: skip
     return run_2025(
         o, pred, truth_pack=truth_pack, baseline=baseline, epsilon=epsilon, cpm_filter=cpm_filter, ceiling=ceiling,
         ceiling_seed=ceiling_seed, allow_discrete=allow_discrete, to_cp10k=to_cp10k,

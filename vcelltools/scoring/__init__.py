@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
     from vcelltools.scoring.result import Result
+    from vcelltools.scoring.vcc2026 import Score2026
 
 __all__ = ["score"]
 
@@ -25,7 +26,7 @@ def score(
     force: bool = False,
     progress: Progress = SILENT,
     **options: Any,
-) -> Result:
+) -> Result | Score2026:
     """Score a predicted Perturb-seq data set against the true one.
 
     Parameters
@@ -42,7 +43,8 @@ def score(
         ``profile`` (``vcc``, ``full``, ``minimal``, ``de``, ``anndata``, ``pds``, ``extended``), ``compat``
         (``ours``, ``cell-eval``, ``vcc2025``), ``pert_col``, ``control``, ``epsilon``, ``cpm_filter``,
         ``allow_discrete``, ``to_cp10k``, ``skip``, ``ceiling``, ``ceiling_seed``, ``baseline``, ``bootstrap``,
-        ``layer``, ``threads``; see :class:`vcelltools.scoring.evaluate.Options`.
+        ``layer``, ``threads``; see :class:`vcelltools.scoring.evaluate.Options`. With ``compat="vcc2026"`` those of
+        :func:`vcelltools.scoring.run26.run_vcc2026`.
 
     Returns
     -------
@@ -56,6 +58,11 @@ def score(
     UsageError
         Options that do not go together.
     """
+    if options.get("compat") == "vcc2026":
+        from vcelltools.scoring.run26 import run_vcc2026
+
+        del options["compat"]
+        return run_vcc2026(pred, truth, truth_pack=truth_pack, out=out, force=force, progress=progress, **options)
     from vcelltools.scoring.evaluate import Options, evaluate
 
     settings = Options(**options)

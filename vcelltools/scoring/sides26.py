@@ -85,7 +85,7 @@ def make_de(tables: Tables, *, continuity: bool) -> DeTable:
     genes = np.flatnonzero(control > MIN_CPM)
     n1, n2 = tables.size_k[1:, None], tables.size_k[0]
     p_ph = rank_p(tables.twice_u_kg[1:, genes], tables.tie_kg[1:, genes], n1, n2, continuity=continuity)
-    lfc_ph = np.log2((tables.cpm_kg[1:, genes] + EPSILON) / (control[genes] + EPSILON))
+    lfc_ph = np.log2((np.ascontiguousarray(tables.cpm_kg[1:, genes]) + EPSILON) / (control[genes] + EPSILON))
     padj_ph = adjust(p_ph)
     padj_ph[np.isnan(lfc_ph)] = 1.0
     return DeTable(genes=genes, lfc_ph=lfc_ph, p_ph=p_ph, padj_ph=padj_ph)

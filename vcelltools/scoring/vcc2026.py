@@ -45,6 +45,7 @@ from vcelltools.scoring.sides26 import TARGET_SUM, Side, make_side
 if TYPE_CHECKING:
     import os
 
+    import pandas as pd
     from anndata import AnnData
 
 N_SPLITS = 5
@@ -182,6 +183,19 @@ class Score2026:
             "problem": self.problem or None,
             "warnings": list(self.warnings),
         }
+
+    def to_frame(self) -> pd.DataFrame:
+        """Return ``results.csv`` as a DataFrame indexed by perturbation."""
+        import pandas as pd
+
+        head, rows = self.to_rows()
+        return pd.DataFrame(rows, columns=head).set_index("perturbation")
+
+    def write(self, folder: str | os.PathLike, *, force: bool = False) -> dict[str, Any]:
+        """Write the tables and ``score.json``; return their paths by name."""
+        from vcelltools.scoring.run26 import write_result
+
+        return write_result(self, folder, force=force)
 
     def to_rows(self) -> tuple[list[str], list[list[Any]]]:
         """Return the header and rows of ``results.csv``: a row a perturbation, a column a metric."""

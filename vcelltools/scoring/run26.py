@@ -1,0 +1,176 @@
+"""The 2026 rules from files to files: truth packs, tables, ``score.json``."""
+
+from __future__ import annotations
+
+import csv
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from vcelltools.errors import DataError, UsageError
+from vcelltools.io.atomic import atomic_file, check_output, write_json, write_text
+from vcelltools.progress import SILENT, Progress
+from vcelltools.scoring.pack26 import get_settings, read_pack, write_pack
+from vcelltools.scoring.vcc2026 import Score2026, make_truth, score_vcc2026
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+    from vcelltools.scoring.sides26 import DeTable
+
+_STATISTICS = ("count", "null_count", "mean", "std", "min", "25%", "50%", "75%", "max")
+
+
+def run_vcc2026(
+    pred: str | os.PathLike | AnnData,
+    truth: str | os.PathLike | AnnData | None = None,
+    *,
+    truth_pack: str | os.PathLike | None = None,
+    out: str | os.PathLike | None = None,
+    force: bool = False,
+    pert_col: str = "target_gene",
+    control: str = "non-targeting",
+    context_col: str = "context",
+    layer: str | None = None,
+    target_gene_map: Mapping[str, str | None] | None = None,
+    continuity: bool = True,
+    anchors: bool = True,
+    threads: int | None = None,
+    progress: Progress = SILENT,
+) -> Score2026:
+    """Score by the 2026 rules, with a truth pack and output files where they are asked for.
+
+    Parameters
+    ----------
+    truth_pack
+        Read in place of ``truth`` where it exists; written where it does not.
+    out
+        A folder for ``results.csv``, ``agg_results.csv``, ``pred_de.csv``, ``real_de.csv`` and ``score.json``.
+
+    Raises
+    ------
+    DataError, UsageError
+        As :func:`vcelltools.scoring.vcc2026.score_vcc2026` does. Where there are values but no score (no ends to scale
+        by), the result says so in ``problem``; nothing is raised.
+    """
+    shared = {"pert_col": pert_col, "control": control, "context_col": context_col, "continuity": continuity,
+              "target_gene_map": target_gene_map}  # fmt: skip
+    if out is not None:
+        check_output(Path(out) / "score.json", force=force)
+    pack = None if truth_pack is None else Path(truth_pack)
+    settings = get_settings(**shared)
+    if pack is not None and pack.exists():
+        truths = read_pack(pack, settings)
+    else:
+        if truth is None:
+            raise UsageError("which cells are the truth?", hint="give the truth, or a truth pack that exists")
+        if pack is not None:
+            check_output(pack, force=force)
+        truths = make_truth(truth, **shared, layer=layer, anchors=anchors, threads=threads, progress=progress)
+        if pack is not None:
+            write_pack(pack, truths, settings, force=force)
+    result = score_vcc2026(
+        pred, truths, pert_col=pert_col, control=control, context_col=context_col, layer=layer, continuity=continuity,
+        threads=threads, progress=progress,
+    )  # fmt: skip
+    if out is not None:
+        write_result(result, out, with_real=pack is None or truth is not None, force=force)
+    return result
+
+
+def write_result(
+    result: Score2026, folder: str | os.PathLike, *, with_real: bool = True, force: bool = False
+) -> dict[str, Path]:
+    """Write the tables and ``score.json``; return their paths by name.
+
+    ``with_real`` adds ``real_de.csv`` (a pack does not hold every p of the truth).
+    """
+    names = ["results.csv", "agg_results.csv", "pred_de.csv", *(["real_de.csv"] if with_real else []), "score.json"]
+    files = {n: Path(folder) / n for n in names}
+    for path in files.values():
+        check_output(path, force=force)
+    head, rows = result.to_rows()
+    write_text(files["results.csv"], _to_csv(head, rows), force=force)
+    first = 2 if "context" in head else 1
+    values = np.array([r[first:] for r in rows], float)
+    write_text(files["agg_results.csv"], _to_csv(*_aggregate(head[first:], values, result)), force=force)
+    for name, side in (("pred_de.csv", "pred"), ("real_de.csv", "real")):
+        if name in files:
+            _write_de(files[name], result, side, force=force)
+    write_json(files["score.json"], result.to_json(), force=force)
+    return files
+
+
+def _to_csv(head: list[str], rows: list[list[Any]]) -> str:
+    import io
+
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(head)
+    for row in rows:
+        writer.writerow(["" if isinstance(v, float) and math.isnan(v) else v for v in row])
+    return out.getvalue()
+
+
+def _aggregate(columns: list[str], values: np.ndarray, result: Score2026) -> tuple[list[str], list[list[Any]]]:
+    """Return the statistics of every column over the finite perturbations, and the ratio that is no mean of any."""
+    table: dict[str, list[Any]] = {s: [s] for s in _STATISTICS}
+    for j in range(len(columns)):
+        some = values[:, j][np.isfinite(values[:, j])]
+        table["count"].append(len(some))
+        table["null_count"].append(int(len(values) - len(some)))
+        table["mean"].append(float(some.mean()) if len(some) else math.nan)
+        table["std"].append(float(some.std(ddof=1)) if len(some) > 1 else math.nan)
+        points = np.percentile(some, [0, 25, 50, 75, 100]) if len(some) else [math.nan] * 5
+        for s, v in zip(("min", "25%", "50%", "75%", "max"), points, strict=True):
+            table[s].append(float(v))
+    ratio = "expr_mse_unbiased_capped_norm"
+    for s, row in table.items():
+        row.append(result.components[ratio].value if s == "mean" else math.nan)
+    return ["statistic", *columns, ratio], list(table.values())
+
+
+def _write_de(path: Path, result: Score2026, side: str, *, force: bool) -> None:
+    import pyarrow as pa
+    from pyarrow import csv as arrow
+
+    tables = []
+    for c in result.contexts:
+        de: DeTable = getattr(c, side).de
+        p, h = de.lfc_ph.shape
+        target = pa.array([str(v) for v in c.labels]).take(pa.array(np.repeat(np.arange(p, dtype=np.int32), h)))
+        feature = pa.array([str(c.genes[g]) for g in de.genes]).take(pa.array(np.tile(np.arange(h, dtype=np.int32), p)))
+        columns = {"context": pa.array([c.context] * (p * h))} if c.context else {}
+        columns |= {
+            "target": target,
+            "feature": feature,
+            "log2_fold_change": pa.array(de.lfc_ph.ravel()),
+            "p_value": pa.array(de.p_ph.ravel()),
+            "fdr": pa.array(de.padj_ph.ravel()),
+        }
+        tables.append(pa.table(columns))
+    with atomic_file(path, force=force) as tmp:
+        arrow.write_csv(pa.concat_tables(tables), tmp, arrow.WriteOptions(quoting_style="needed"))
+
+
+def read_gene_map(path: str | os.PathLike | None) -> dict[str, str | None] | None:
+    """Return {perturbation: its gene, or None} of a CSV with these two columns; an empty gene means that it has none.
+
+    A perturbation ``*`` stands for all that are not listed.
+    """
+    if path is None:
+        return None
+    try:
+        with open(path, newline="", encoding="utf-8-sig") as f:
+            rows = [r for r in csv.reader(f) if r and r[0].strip()]
+    except (OSError, UnicodeDecodeError, csv.Error) as e:
+        raise DataError(f"{path}: cannot be read as a table of perturbations and genes: {e}") from e
+    if rows and rows[0][0].strip().lower() in ("perturbation", "target", "target_gene", "label"):
+        rows = rows[1:]
+    if any(len(r) < 2 for r in rows) or not rows:
+        raise DataError(f"{path}: two columns expected, the perturbation and its gene")
+    return {r[0].strip(): r[1].strip() or None for r in rows}
