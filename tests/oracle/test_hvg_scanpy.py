@@ -138,6 +138,20 @@ def test_scanpy_counts_in_every_layout_and_dtype():
             assert set(ours.index[ours["highly_variable"]]) == set(ref.index[ref["highly_variable"]])
 
 
+@pytest.mark.parametrize("layout", ["csr", "csc", "dense"])
+def test_counts_above_4096_in_float32_agree_with_scanpy_to_the_digit(layout):
+    X = make_counts(300, 200, seed=12)
+    X[:9, 3] = [5_194, 4_097, 9_001, 7_777, 5_195, 4_099, 12_345, 6_001, 8_191]
+    adata = make_adata(as_layout(X, layout, "float32"))
+    ref = get_reference(adata, "seurat_v3", 50)
+    ours = vc.hvg(adata, top=50)
+    np.testing.assert_array_equal(ours["variances"], ref["variances"])
+    np.testing.assert_allclose(ours["variances_norm"], ref["variances_norm"], rtol=1e-12)
+    exact = vc.hvg(make_adata(as_layout(X, layout, "int64")), top=50)
+    assert (exact["variances"].iloc[3] == ref["variances"].iloc[3]) == (layout == "csc")
+    assert exact.attrs["genes"] == ours.attrs["genes"]
+
+
 def test_dense_uint8_does_not_overflow():
     X = np.minimum(make_counts(200, 100, seed=3) * 6, 255)
     ours = vc.hvg(make_adata(X.astype(np.uint8)), top=30)

@@ -441,8 +441,9 @@ def _one_pass(
             counts += w.hist
         counts = counts.reshape(n_batches, -1)
     counts[:, offsets[:-1]] = 0  # explicit zeros say nothing that the number of cells does not
+    single = not columns and matrix.dtype.newbyteorder("=") == np.float32  # scanpy squares CSC in float64
     return _Pass(
-        histograms=make_histograms(offsets, counts, n_cells_k, overflow),
+        histograms=make_histograms(offsets, counts, n_cells_k, overflow, single=single),
         library_size=library_size,
         genes_per_cell=genes_per_cell,
         n_duplicates=sum(w.n_duplicates for w in workers),
@@ -657,6 +658,7 @@ def save_statistics(stats: Statistics, dpath: str | os.PathLike, *, force: bool 
         "version": __version__,
         "source": stats.source,
         "batches": stats.batches,
+        "single": stats.histograms.single,
         "n_duplicates": stats.n_duplicates,
         "n_unsorted": stats.n_unsorted,
         "bytes_read": stats.bytes_read,
@@ -704,7 +706,7 @@ def load_statistics(dpath: str | os.PathLike) -> Statistics:
     return Statistics(
         genes=arrays["genes"].astype(object),
         batches=list(body["batches"]),
-        histograms=Histograms(**{k: arrays[k] for k in _HIST}),
+        histograms=Histograms(**{k: arrays[k] for k in _HIST}, single=body["single"]),
         **{k: arrays[k] for k in _ARRAYS},
         n_duplicates=body["n_duplicates"],
         n_unsorted=body["n_unsorted"],
