@@ -24,9 +24,9 @@ class Histograms:
     n_cells_k
         (k,) int64: cells of each batch.
     single
-        The counts are stored as float32, in rows. Squares of values above 4,096 are then rounded to float32, because that
-        is what scanpy's own variance does (but for CSC), and its loess turns the last digit of one variance into differences
-        of 1e-5 in many others.
+        The counts are stored as float32, in rows. Squares of values above 4,096 are then rounded to float32,
+        because that is what scanpy's own variance does (but for CSC), and its loess turns the last digit of one
+        variance into differences of 1e-5 in many others.
     """
 
     offsets: np.ndarray
