@@ -686,19 +686,24 @@ class GeneBuckets:
         n1 = size_k.astype(np.float64)[:, None]
         u_kg = n1 * (less_g + a_g / 2)
         tie_kg = controls_tie_g + 3 * a_g * n1 * (a_g + n1) + n1**3 - n1
-        return u_kg, tie_kg, get_asymptotic_p(u_kg, tie_kg, n1, n2, 0.5 if continuity else 0.0)
+        p_kg = np.empty_like(u_kg)
+        asymptotic_p(u_kg, tie_kg, n1[:, 0].copy(), n2, 0.5 if continuity else 0.0, p_kg)
+        return u_kg, tie_kg, p_kg
 
 
-def get_asymptotic_p(u_kg: np.ndarray, tie_kg: np.ndarray, n1: np.ndarray, n2: float, continuity: float) -> np.ndarray:
-    """Return the two-sided asymptotic p of U; 1 where nothing varies."""
-    from scipy.special import erfc
-
-    n = n1 + n2
-    with np.errstate(divide="ignore", invalid="ignore"):
-        variance = n1 * n2 / 12 * ((n + 1) - tie_kg / (n * (n - 1)))
-        z = (np.maximum(u_kg, n1 * n2 - u_kg) - n1 * n2 / 2 - continuity) / np.sqrt(variance)
-    # ties of n³ leave rounding of about n · 1e-16 where the variance is zero
-    return np.where(variance > 0, np.minimum(1.0, erfc(z / math.sqrt(2.0))), 1.0)
+@kernel()
+def asymptotic_p(u_kg, tie_kg, n1_k, n2, continuity, p_kg):  # pragma: no cover  compiled
+    """Write the two-sided asymptotic p of U; 1 where nothing varies."""
+    root2 = math.sqrt(2.0)
+    for k in range(u_kg.shape[0]):
+        n1 = n1_k[k]
+        n12, total = n1 * n2, n1 + n2
+        for g in range(u_kg.shape[1]):
+            p_kg[k, g] = 1.0
+            variance = n12 / 12.0 * ((total + 1.0) - tie_kg[k, g] / (total * (total - 1.0)))
+            if variance > 0.0:
+                z = (max(u_kg[k, g], n12 - u_kg[k, g]) - n12 / 2.0 - continuity) / math.sqrt(variance)
+                p_kg[k, g] = min(1.0, math.erfc(z / root2))
 
 
 @dataclass(frozen=True)

@@ -5,12 +5,16 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from vcelltools.errors import DataError
 from vcelltools.io.atomic import atomic_file, write_text
 from vcelltools.scoring.effects import Effects
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 STATISTICS = ("count", "null_count", "mean", "std", "min", "25%", "50%", "75%", "max")
 
@@ -105,6 +109,28 @@ def _number(v: float | None) -> str:
     return repr(float(v))
 
 
+def _numbers(values: np.ndarray, nan_is_null: bool = False) -> pa.Array:
+    """Return an Arrow array over the same memory; ``pa.array`` would import pandas to look at its argument."""
+    import pyarrow as pa
+
+    values = np.ascontiguousarray(values)
+    kind = getattr(pa, {"f": "float", "i": "int"}[values.dtype.kind] + str(8 * values.dtype.itemsize))()
+    valid = None
+    if nan_is_null:
+        valid = pa.py_buffer(np.packbits(~np.isnan(values), bitorder="little"))
+    return pa.Array.from_buffers(kind, len(values), [valid, pa.py_buffer(values)])
+
+
+def _texts(values: list[str]) -> pa.Array:
+    """Return an Arrow array of text, without ``pa.array``."""
+    import pyarrow as pa
+
+    raw = [v.encode() for v in values]
+    offsets = np.zeros(len(raw) + 1, np.int32)
+    np.cumsum([len(r) for r in raw], out=offsets[1:])
+    return pa.Array.from_buffers(pa.string(), len(raw), [None, pa.py_buffer(offsets), pa.py_buffer(b"".join(raw))])
+
+
 def write_de_csv(
     path: Path,
     table: Effects,
@@ -131,41 +157,41 @@ def write_de_csv(
     features = [str(g) for g in genes]
     kind = np.float32 if dtype == np.float32 else np.float64
 
-    def flat(x: np.ndarray) -> np.ndarray:
+    def flat(x: np.ndarray, nan_is_null: bool = False) -> pa.Array:
         values = np.ascontiguousarray(x[rows]).ravel()
-        return values if keep is None else values[keep]
+        return _numbers(values if keep is None else values[keep], nan_is_null)
 
-    def repeated(values: list, times: int) -> pa.Array:
-        index = np.repeat(np.arange(len(values), dtype=np.int32), times)
-        return pa.array(values).take(pa.array(index if keep is None else index[keep]))
+    def repeated(values: pa.Array) -> pa.Array:
+        index = np.repeat(np.arange(len(values), dtype=np.int32), n_g)
+        return values.take(_numbers(index if keep is None else index[keep]))
 
-    def tiled(values: list | np.ndarray) -> pa.Array:
+    def tiled(values: pa.Array) -> pa.Array:
         index = np.tile(np.arange(len(values), dtype=np.int32), len(rows))
-        return pa.array(values).take(pa.array(index if keep is None else index[keep]))
+        return values.take(_numbers(index if keep is None else index[keep]))
 
-    columns: dict[str, object] = {"target": repeated(names, n_g)}
+    columns: dict[str, pa.Array] = {"target": repeated(_texts(names))}
     means = {
         "target_mean": flat(table.mean_pg.astype(kind)),
-        ("reference_mean" if table.ratio_pg is not None else "ref_mean"): tiled(table.control_mean_g.astype(kind)),
+        ("reference_mean" if table.ratio_pg is not None else "ref_mean"): tiled(
+            _numbers(table.control_mean_g.astype(kind))
+        ),
     }
     if table.ratio_pg is not None:
-        columns |= {"reference": repeated([control] * len(rows), n_g), "feature": tiled(features), **means}
-        columns |= {
-            "percent_change": pa.array(flat(table.percent_pg), from_pandas=True),
-            "fold_change": flat(table.ratio_pg),
-        }
+        columns |= {"reference": repeated(_texts([control] * len(rows))), "feature": tiled(_texts(features)), **means}
+        columns |= {"percent_change": flat(table.percent_pg, True), "fold_change": flat(table.ratio_pg)}
         columns |= {"p_value": flat(table.p_pg), "statistic": flat(table.u_pg), "fdr": flat(table.fdr_pg)}
     else:
-        columns |= {"feature": tiled(features), **means}
-        columns["target_membership"] = repeated([sizes[table.names[i]] for i in rows], n_g)
-        columns["ref_membership"] = repeated([sizes[control]] * len(rows), n_g)
+        columns |= {"feature": tiled(_texts(features)), **means}
+        columns["target_membership"] = repeated(_numbers(np.array([sizes[n] for n in names], np.int64)))
+        columns["ref_membership"] = repeated(_numbers(np.full(len(rows), sizes[control], np.int64)))
         columns |= {"log2_fold_change": flat(table.log2fc_pg), "percent_change": flat(table.percent_pg)}
         columns |= {"p_value": flat(table.p_pg), "statistic": flat(table.u_pg), "fdr": flat(table.fdr_pg)}
     with atomic_file(path, force=force) as tmp, tmp.open("wb") as f:
         f.write((",".join(columns) + "\n").encode())
         plain = not any(_quote(t) != t for t in (*names, *features, control))
         style = "none" if plain else "needed"
-        csv.write_csv(pa.table(columns), f, csv.WriteOptions(include_header=False, quoting_style=style))
+        whole = pa.Table.from_arrays(list(columns.values()), names=list(columns))
+        csv.write_csv(whole, f, csv.WriteOptions(include_header=False, quoting_style=style))
 
 
 def write_table(path: Path, text: str, *, force: bool) -> None:
