@@ -17,6 +17,8 @@ __version__ = "0.1.0"
 _PUBLIC = {
     "hvg": "vcelltools.pipelines.hvg",
     "normalize": "vcelltools.pipelines.normalize",
+    "convert": "vcelltools.pipelines.convert",
+    "sample": "vcelltools.pipelines.convert",
     "inspect": "vcelltools.pipelines.inspect",
     "basis": "vcelltools.pipelines.basis",
     "build_store": "vcelltools.pipelines.store",

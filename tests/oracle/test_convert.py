@@ -41,6 +41,9 @@ def make_adata(seed: int = 0) -> anndata.AnnData:
     a.obsm["pca"] = rng.normal(size=(N, 3))
     a.obsm["sparse"] = sparse.random(N, 7, 0.3, format="csr", random_state=1)
     a.obsm["frame"] = pd.DataFrame({"x": rng.normal(size=N), "y": obs["batch"]}, index=obs.index)
+    a.obsp["graph"] = sparse.random(N, N, 0.02, format="csr", random_state=2)
+    a.obsp["dense"] = rng.normal(size=(N, N))
+    a.varp["pairs"] = rng.normal(size=(G, G))
     a.varm["load"] = rng.normal(size=(G, 2))
     a.uns["nested"] = {"text": "täxt", "number": 3, "flag": True, "list": np.array(["p", "q"]), "none": None}
     a.uns["colors"] = np.array(["#fff", "#000"], dtype=object)
@@ -60,6 +63,9 @@ def check_same(got: anndata.AnnData, want: anndata.AnnData) -> None:
             pd.testing.assert_frame_equal(got.obsm[k], want.obsm[k])
         else:
             np.testing.assert_array_equal(as_dense(got.obsm[k]), as_dense(want.obsm[k]))
+    for k in want.obsp:
+        np.testing.assert_array_equal(as_dense(got.obsp[k]), as_dense(want.obsp[k]))
+    np.testing.assert_array_equal(got.varp["pairs"], want.varp["pairs"])
     np.testing.assert_array_equal(got.varm["load"], want.varm["load"])
     assert got.uns["nested"].keys() == want.uns["nested"].keys()
     assert got.uns["nested"]["text"] == "täxt"
@@ -85,14 +91,22 @@ def test_every_layout_to_every_layout(tmp_path, source, target):
         assert b.X.format == target
         assert b.X.has_sorted_indices
         assert r.nnz == want.X.nnz if sparse.issparse(want.X) else np.count_nonzero(want.X)
-    assert r.warnings == ()
+    assert r.warnings == (() if source == "X" else (f"X left behind: {source} takes its place",))
 
 
 def test_from_memory(tmp_path):
     a = make_adata()
+    a.raw = a[:, :30].copy()
     r = convert(a, tmp_path / "b.h5ad", layout="csc", layers=["half"])
     check_same(anndata.read_h5ad(tmp_path / "b.h5ad"), a)
-    assert r.warnings == ()
+    assert r.warnings == (
+        "layers left behind: dense (--layers all copies them)",
+        "raw left behind (--layer raw makes it X)",
+    )
+    convert(a, tmp_path / "c.h5ad", layer="raw")
+    c = anndata.read_h5ad(tmp_path / "c.h5ad")
+    assert c.shape == (N, 30)
+    np.testing.assert_array_equal(c.X.toarray(), a.X[:, :30].toarray())
 
 
 def test_zarr(tmp_path):
@@ -161,7 +175,7 @@ def test_what_cannot_be_carried_is_told(tmp_path):
     (tmp_path / "secret.h5").write_bytes(b"")
     with h5py.File(tmp_path / "a.h5ad", "r+") as f:
         f["uns/link"] = h5py.ExternalLink("secret.h5", "/")
-    r = convert(tmp_path / "a.h5ad", tmp_path / "b.h5ad")
+    r = convert(tmp_path / "a.h5ad", tmp_path / "b.h5ad", layers=["all"])
     assert len(r.warnings) == 1
     assert "uns/link" in r.warnings[0]
     assert "external" in r.warnings[0]

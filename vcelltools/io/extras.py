@@ -1,5 +1,4 @@
-"""obsm, varm and uns carried from one file to another as they are; what cannot be carried is told, never dropped
-in silence."""
+"""obsm, obsp, varm, varp and uns carried from one file to another as they are; what cannot be is told."""
 
 from __future__ import annotations
 
@@ -17,11 +16,11 @@ from vcelltools.io.write import AnnDataPart
 
 _STR = h5py.string_dtype("utf-8")
 _MAX_DEPTH = 24
-_CARRIED = ("obsm", "varm", "uns")
+_CARRIED = ("obsm", "varm", "uns", "obsp", "varp")
 
 
 def carry_extras(ds: Dataset, part: AnnDataPart, notes: list[str], *, rows: np.ndarray | None = None) -> None:
-    """Have ``part`` carry obsm, varm and uns of ``ds`` when it is finished; ``rows`` picks cells.
+    """Have ``part`` carry obsm, obsp, varm, varp and uns of ``ds`` when it is finished; ``rows`` picks cells.
 
     What a file of another kind has no place for, or what has an unknown encoding, is added to ``notes``.
     """
@@ -32,8 +31,8 @@ def carry_extras(ds: Dataset, part: AnnDataPart, notes: list[str], *, rows: np.n
 
 
 def _get_carried(ds: Dataset) -> tuple[str, ...]:
-    """Return what can be carried: ``raw`` has genes of its own, to which varm does not belong."""
-    return tuple(k for k in _CARRIED if not (k == "varm" and ds.layer == "raw"))
+    """Return what can be carried: ``raw`` has genes of its own, to which varm and varp do not belong."""
+    return tuple(k for k in _CARRIED if not (k in ("varm", "varp") and ds.layer == "raw"))
 
 
 def _carry_memory(ds: Dataset, group: h5py.Group, rows: np.ndarray | None, notes: list[str]) -> None:
@@ -42,8 +41,9 @@ def _carry_memory(ds: Dataset, group: h5py.Group, rows: np.ndarray | None, notes
             if key in group[name]:
                 continue
             picked = value
-            if rows is not None and name == "obsm":
+            if rows is not None and name in ("obsm", "obsp"):
                 picked = value.iloc[rows] if hasattr(value, "iloc") else value[rows]
+                picked = picked[:, rows] if name == "obsp" else picked
             try:
                 write_value(group[name], key, picked)
             except (DataError, TypeError) as e:
@@ -68,7 +68,13 @@ def _carry_file(ds: Dataset, group: h5py.Group, rows: np.ndarray | None, notes: 
                     continue
                 try:
                     _copy(
-                        file, f"{root}{name}/{key}", group[name], key, rows if name == "obsm" else None, ds.n_cells, 0
+                        file,
+                        f"{root}{name}/{key}",
+                        group[name],
+                        key,
+                        rows if name in ("obsm", "obsp") else None,
+                        ds.n_cells,
+                        0,
                     )
                 except (DataError, TypeError, ValueError) as e:
                     if key in group[name]:
@@ -92,7 +98,8 @@ def _copy(file: File, key: str, parent: h5py.Group, name: str, rows: np.ndarray 
         write_table(parent, name, open_table(file, key, n), rows)
         return
     if rows is not None and kind in ("csr_matrix", "csc_matrix"):
-        write_value(parent, name, _read_sparse(file, key, kind, node)[rows])
+        part = _read_sparse(file, key, kind, node)[rows]
+        write_value(parent, name, part[:, rows] if _is_pairwise(key) else part)
         return
     if rows is not None:
         raise DataError(f"cells of a {kind or 'group'} cannot be picked")
@@ -100,6 +107,11 @@ def _copy(file: File, key: str, parent: h5py.Group, name: str, rows: np.ndarray 
     _copy_attrs(node, group)
     for child in sorted(node):
         _copy(file, f"{key}/{child}", group, child, None, n, depth + 1)
+
+
+def _is_pairwise(key: str) -> bool:
+    """Return whether an array lies in obsp: cells × cells."""
+    return key.strip("/").split("/")[-2] == "obsp"
 
 
 def _get_kind(node: Node) -> str:
@@ -113,7 +125,7 @@ def _copy_array(file: File, node: Node, parent: h5py.Group, name: str, rows: np.
     else:
         values = read_small(file, node)
         if rows is not None:
-            values = values[rows]
+            values = values[rows][:, rows] if _is_pairwise(node.name) else values[rows]
         text = values.dtype.kind in "OUT"
         data: Any = np.asarray(values, dtype=object) if text and values.ndim else values
         dset = parent.create_dataset(name, data=data if values.ndim else values[()], dtype=_STR if text else None)

@@ -217,7 +217,7 @@ def _copy(
     if path.suffix != ".h5ad":
         raise UsageError(f"{path}: the name does not end in .h5ad")
     notes = list(ds.notes)
-    names = _choose_layers(ds, layers)
+    names = _choose_layers(ds, layers, notes)
     settings = _get_storage(ds.matrix, storage, rows)
     n_cells = ds.n_cells if rows is None else len(rows)
     share = n_cells / ds.n_cells
@@ -262,15 +262,22 @@ def _copy(
     )
 
 
-def _choose_layers(ds: Dataset, layers: Sequence[str]) -> list[str]:
+def _choose_layers(ds: Dataset, layers: Sequence[str], notes: list[str]) -> list[str]:
+    """Return the layers to copy; what is left behind is added to ``notes``."""
     choices = [k for m, k in list_choices(ds.source) if m in (None, ds.modality)]
-    have = [k for k in choices if k not in ("X", "raw", ds.layer)]
-    if list(layers) == ["all"]:
-        return have
-    for name in layers:
+    have = [k for k in choices if k not in ("X", "raw", ds.layer)] if ds.layer != "raw" else []
+    for name in () if list(layers) == ["all"] else layers:
         if name not in have:
             raise DataError(f"{ds.label}: has no layer {name!r} to copy", hint=f"layers: {', '.join(have) or 'none'}")
-    return list(layers)
+    names = have if list(layers) == ["all"] else list(layers)
+    left = [k for k in have if k not in names]
+    if left:
+        notes.append(f"layers left behind: {', '.join(left)} (--layers all copies them)")
+    if "raw" in choices and ds.layer != "raw":
+        notes.append("raw left behind (--layer raw makes it X)")
+    if "X" in choices and ds.layer != "X":
+        notes.append(f"X left behind: {ds.layer} takes its place")
+    return names
 
 
 def _get_storage(m: Matrix, storage: dict[str, Any], rows: np.ndarray | None) -> dict[str, Any]:
