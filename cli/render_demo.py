@@ -1,0 +1,44 @@
+"""How the demo ends: what was learned, and what to type next."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from vcelltools.cli.output import Output
+
+NEXT = """\
+For your own files:
+  vcelltools inspect atlas.h5ad                what is in it, and which columns mean what
+  vcelltools init                              writes vcelltools.toml from the files in this folder
+  vcelltools basis && vcelltools build-store   one gene list, one store for each data set
+  vcelltools train --out runs/first            the model beside its baselines, on held-out groups
+  vcelltools predict --run runs/first --out pred.h5ad
+  vcelltools score pred.h5ad --truth real.h5ad --report report.html"""
+
+
+def show_demo(o: Output, result: Any) -> None:
+    """Print the held-out table, the components, the verdict and the next steps."""
+    o.result(result.to_json())
+    models = list(result.scores)
+    rows = []
+    for name, c in result.scores["transformer"]["components"].items():
+        values = [result.scores[m]["components"][name]["value"] for m in models]
+        rows.append([name, c["baseline"], *values, c["ceiling"]])
+    rows.append(["average score", 0.0, *(result.scores[m]["avg_score"] for m in models), None])
+    o.table(["metric", "mean baseline", *models, "split-half ceiling"], rows, title="\nWhat was learned")
+    o.note("\n" + _verdict(result))
+    o.note(f"\n{NEXT}\n")
+    steps = f"{result.ran} steps ran" + (f", {result.skipped} were done before" if result.skipped else "")
+    o.done(f"{result.report_fpath}: the report; {steps}, {result.seconds:.0f} s in all")
+
+
+def _verdict(result: Any) -> str:
+    score = {m: s["avg_score"] or 0.0 for m, s in result.scores.items()}
+    ours, bar = score["transformer"], score["perturbation-mean"]
+    first = "beats" if result.beats_mean else "does NOT beat"
+    second = "above" if ours > bar else "not above"
+    return (
+        f"On cells that it never saw, the transformer {first} the mean baseline (average score {ours:.3f}; 0 is the "
+        f"mean baseline, 1 the best possible)\nand is {second} the perturbation-mean, each perturbation's mean effect "
+        f"in the other laboratories ({bar:.3f})."
+    )
