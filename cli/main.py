@@ -15,6 +15,7 @@ from vcelltools.cli import (
     build_store,
     convert,
     de,
+    demo,
     hvg,
     init,
     inspect,
@@ -61,6 +62,7 @@ def _root(
 
 
 # in the order of the road
+app.command("demo")(demo.demo)
 app.command("init")(init.init)
 app.command("inspect")(inspect.inspect)
 app.command("hvg")(hvg.hvg)
