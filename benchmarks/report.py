@@ -115,7 +115,7 @@ def make_kolf_projection() -> str:
     return (
         f"From {small['cells']:,} to {large['cells']:,} cells the command gains "
         f"{rate / 1e6:,.0f} M non-zeros a second on two threads. KOLF_Pan_Genome_Aggregate.h5mu "
-        f"({KOLF_CELLS:,} cells × 38,606 genes) holds about {KOLF_NON_ZEROS / 1e9:.0f} billion non-zeros. Stored raw at "
+        f"({KOLF_CELLS:,} cells × 38,606 genes) holds about {KOLF_NON_ZEROS / 1e9:.0f} billion. Stored raw at "
         f"{per_value:.1f} bytes each it is {size / 1e9:,.0f} GB: {cached:,.0f} s if it came from the page cache, and "
         f"**{max(cached, disk):,.0f} s** at the {large['disk_gb_s']:.2f} GB/s that this disk gave, in about "
         f"{memory:,.0f} MB. Assumed: time linear in non-zeros, no compression, the same density of non-zeros as above; "
