@@ -30,6 +30,9 @@ NameCol = Annotated[str | None, typer.Option("--gene-name-col", metavar="C", hel
 MinCells = Annotated[int | None, typer.Option("--min-cells", min=1, metavar="K", help="Leave smaller groups out.")]
 Preset = Annotated[str | None, typer.Option("--preset", help="Column names of a public atlas (kolf, replogle, ...).")]
 Stats = Annotated[Path | None, typer.Option("--stats", metavar="DIR", help="What hvg --stats kept: library sizes.")]
+Dask = Annotated[
+    str | None, typer.Option("--dask", metavar="ADDR", help="Read on a Dask cluster: its address, or local.")
+]
 Plan = Annotated[bool, typer.Option("--plan", help="Say what would be built, from what, how large; then stop.")]
 
 
@@ -49,6 +52,7 @@ def build_store(
     min_cells: MinCells = None,
     preset: Preset = None,
     stats: Stats = None,
+    dask: Dask = None,
     plan: Plan = False,
     threads: Threads = None,
     force: Force = False,
@@ -76,4 +80,4 @@ def build_store(
     job = choose_datasets(file, basis=basis, out=out, name=name, options=options)
     if plan:
         return show_store_plans(o, plan_stores(job, threads=threads))
-    return show_built(o, build_stores(job, force=force, threads=threads, progress=o.progress))
+    return show_built(o, build_stores(job, force=force, threads=threads, dask=dask, progress=o.progress))

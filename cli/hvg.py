@@ -29,6 +29,9 @@ Stats = Annotated[
 Plot = Annotated[Path | None, typer.Option("--plot", metavar="P.png", help="Plot variance against mean.")]
 Plan = Annotated[bool, typer.Option("--plan", help="Say what would be read, how long and in what memory; then stop.")]
 Span = Annotated[float, typer.Option("--span", min=0.01, max=1.0, help="Loess span (seurat_v3, seurat_v3_paper).")]
+Dask = Annotated[
+    str | None, typer.Option("--dask", metavar="ADDR", help="Count on a Dask cluster: its address, or local.")
+]
 MinShare = Annotated[
     float, typer.Option("--min-share", min=0.0, max=1.0, help="dispersion: least share of expressing cells.")
 ]
@@ -49,6 +52,7 @@ def hvg(
     span: Span = 0.3,
     min_share: MinShare = 0.01,
     theta: Theta = 100.0,
+    dask: Dask = None,
     threads: Threads = None,
     force: Force = False,
     json: Json = False,
@@ -82,7 +86,8 @@ def hvg(
             check_output(target, force=force)
     result = compute_hvg(
         many, top=top, flavor=flavor, batch_key=batch_key, modality=modality, layer=layer, span=span,
-        min_share=min_share, theta=theta, stats_dpath=stats, threads=threads, progress=o.progress,
+        min_share=min_share, theta=theta, stats_dpath=stats, threads=threads, dask=dask,
+        progress=o.progress,
     )  # fmt: skip
     result.write(out, force=force)
     if plot is not None:

@@ -58,7 +58,7 @@ def build(path: Path, out: Path, *, kill_at: int, basis: list[str] = BASIS, forc
 def main() -> None:
     layout, work = sys.argv[1], Path(sys.argv[2])
     first, stride = (int(x) for x in (sys.argv[3:5] or ("0", "1")))
-    path = write(make_screen(n=200, deep=True), work / "s.h5ad", layout, "float64")
+    path = write(make_screen(n=120, perts=3, deep=True), work / "s.h5ad", layout, "float64")
     vc.build_store(path, basis=BASIS, out=work / "whole", name="s", **OPTIONS)
     vc.build_store(path, basis=BASIS[:5], out=work / "old", name="s", **OPTIONS)
     whole, old = hash_folder(work / "whole/s"), hash_folder(work / "old/s")
@@ -85,7 +85,7 @@ def main() -> None:
         if not kills:
             break
     # over an old store: what stands at the name is whole, the old or the new, after every kill
-    for at in range(first, 10_000, 4 * stride):
+    for at in range(first, 10_000, 3 * stride):
         dpath = work / "over"
         vc.build_store(path, basis=BASIS[:5], out=dpath, name="s", force=True, **OPTIONS)
         killed = build(path, dpath, kill_at=at, force=True)

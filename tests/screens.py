@@ -21,7 +21,7 @@ def make_screen(
     X = rng.poisson(rng.gamma(0.6, 2.0, g), (n, g))
     X[n // 2] = 0
     if deep:
-        for value in (254, 255, 256, 65_534, 65_535, 65_536, 3_000_000_000):
+        for value in (254, 255, 256, 65_534, 65_535, 65_536, 2_000_000_000):
             X[rng.integers(0, n, 3), rng.integers(0, g, 3)] = value
     names = np.array([CONTROL] * 2 + [f"P{i}" for i in range(perts)])
     obs = pd.DataFrame(

@@ -13,7 +13,7 @@ import numpy as np
 from vcelltools.kernels._jit import kernel
 
 OK, BAD_INDEX, NOT_FINITE, NEGATIVE, NOT_INTEGER, TOO_LARGE, LIST_FULL = range(7)
-MAX_COUNT = 4_294_967_295
+MAX_COUNT = 2_147_483_647
 WORK_ESCAPE = 65_535
 BYTE_ESCAPE = 255
 FIXED_ONE = 1 << 24  # one unit of the fixed-point sums

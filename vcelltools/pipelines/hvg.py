@@ -128,6 +128,7 @@ def compute_hvg(
     threads: int | None = None,
     progress: Progress = SILENT,
     max_values: int | None = None,
+    dask: str | None = None,
 ) -> HvgResult:
     """Rank the genes of one or more data sets by how much they vary.
 
@@ -152,6 +153,8 @@ def compute_hvg(
         Folder of the statistics: reused where they fit the file, written where there are none.
     threads, max_values
         Worker threads, and values read at once by each; the result depends on neither.
+    dask
+        ``local``, or the address of a Dask scheduler whose workers see the file: they count ranges of cells.
 
     Raises
     ------
@@ -177,7 +180,15 @@ def compute_hvg(
     parts = []
     for source in many:
         stats, said = _get_statistics(
-            source, batch_key, modality, layer, stats_dpath, threads=threads, progress=progress, max_values=max_values
+            source,
+            batch_key,
+            modality,
+            layer,
+            stats_dpath,
+            threads=threads,
+            progress=progress,
+            max_values=max_values,
+            dask=dask,
         )
         parts.append(stats)
         notes += said
@@ -276,6 +287,7 @@ def _get_statistics(
     threads: int | None,
     progress: Progress,
     max_values: int | None,
+    dask: str | None = None,
 ) -> tuple[Statistics, list[str]]:
     """Return the statistics of one source, saved ones where they fit, and notes."""
     if isinstance(source, str | os.PathLike) and (Path(source) / "manifest.json").is_file():
@@ -297,14 +309,22 @@ def _get_statistics(
                 hint="give another folder, or delete this one",
             )
         require_counts(ds)
-        stats = scan(
-            ds,
-            batch_key=batch_key,
-            threads=threads,
-            progress=progress,
-            phase=f"reading {_label(source)}",
-            max_values=max_values,
-        )
+        if dask is not None:
+            from vcelltools.pipelines.cluster import open_cluster, scan_on_cluster
+
+            with open_cluster(dask) as client:
+                stats = scan_on_cluster(
+                    source, client, batch_key=batch_key, modality=ds.modality, layer=layer, progress=progress
+                )
+        else:
+            stats = scan(
+                ds,
+                batch_key=batch_key,
+                threads=threads,
+                progress=progress,
+                phase=f"reading {_label(source)}",
+                max_values=max_values,
+            )
         stats.source["batch_key"] = batch_key
         if stats_dpath is not None:
             save_statistics(stats, stats_dpath)

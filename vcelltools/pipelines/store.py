@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -37,6 +38,7 @@ from vcelltools.progress import SILENT, Progress
 if TYPE_CHECKING:
     import pandas as pd
     from anndata import AnnData
+    from distributed import Client
     from scipy import sparse
 
 _HASH_WHOLE = 4 << 30
@@ -152,6 +154,8 @@ def build_store(
     bucket_bytes: int = BUCKET_BYTES,
     checkpoint_seconds: float = CHECKPOINT_SECONDS,
     hash_source: bool | None = None,
+    dask: str | Client | None = None,
+    part_cells: int = 1 << 16,
     progress: Progress = SILENT,
     **options: Any,
 ) -> BuildResult:
@@ -171,6 +175,9 @@ def build_store(
         Counts per cell after normalisation.
     threads, chunk_values, bucket_bytes, checkpoint_seconds
         How the work is cut; the bytes of the store do not depend on them.
+    dask, part_cells
+        ``local``, the address of a Dask scheduler, or a Client: its workers read ranges of ``part_cells`` cells.
+        Source and store must be on storage that they all see. The bytes do not depend on it.
 
     Raises
     ------
@@ -214,7 +221,8 @@ def build_store(
         if not builder.is_complete():
             if not builder.dpath.exists():
                 check_space(target.parent, builder.disk_bytes)
-            builder.run()
+            with connect(dask) as client:
+                builder.run(client, part_cells)
         builder.publish(target)
     manifest = read_manifest(target)
     return BuildResult(
@@ -231,6 +239,18 @@ def build_store(
         seconds=time.monotonic() - began,
         warnings=_get_warnings(plan, manifest),
     )
+
+
+@contextmanager
+def connect(dask: str | Client | None) -> Iterator[Client | None]:
+    """Yield a client of the cluster that was asked for, or None."""
+    if not isinstance(dask, str):
+        yield dask
+        return
+    from vcelltools.pipelines.cluster import open_cluster
+
+    with open_cluster(dask) as client:
+        yield client
 
 
 def _get_warnings(plan: StorePlan, manifest: dict[str, Any]) -> tuple[str, ...]:
@@ -460,10 +480,9 @@ class Store:
         finally:
             os.close(fd)
         values = np.concatenate(data) if data else np.empty(0, np.uint32)
-        wide = len(values) > 0 and int(values.max()) > np.iinfo(np.int32).max
         whole = sparse.csr_matrix(
             (
-                values.astype(np.int64 if wide else np.int32),
+                values.astype(np.int32),
                 np.concatenate(indices) if indices else np.empty(0, np.int32),
                 indptr,
             ),

@@ -19,7 +19,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -47,6 +47,9 @@ from vcelltools.pipelines.store_tables import write_manifest, write_tables
 from vcelltools.progress import SILENT, Progress
 from vcelltools.stream import get_threads
 
+if TYPE_CHECKING:
+    from distributed import Client
+
 BUCKET_BYTES = 16 << 20
 CHUNK_VALUES = 1 << 21
 CHECKPOINT_SECONDS = 10.0
@@ -72,7 +75,7 @@ class Builder:
         self.plan, self.ds, self.dpath = plan, ds, dpath
         self.source = source
         self.threads = get_threads(threads)
-        self.chunk_values = chunk_values
+        self.chunk_values, self.bucket_bytes = chunk_values, bucket_bytes
         self.checkpoint_seconds = checkpoint_seconds
         self.progress = progress
         self.n = plan.order.n
@@ -82,7 +85,6 @@ class Builder:
         lengths = plan.order.runs["length"].to_numpy()
         self.frame_starts = get_frame_starts(lengths)
         self.edges = self._get_edges(max(16, bucket_bytes // self.row_bytes))
-        self.slot_of_cell = self._get_slots()
         self.basis_of_column = plan.basis_of_column
         self.measured = self._get_measured()
         self.measured_of_column = self._get_measured_of_column()
@@ -90,7 +92,7 @@ class Builder:
         self.measured_is_plain = bool(plain)
         self.known_libsize = plan.libsize
         self.journal = Journal(dpath / "journal")
-        self.duplicates = 0
+        self.part_rows: list[tuple[np.ndarray, int]] = []  # of a cluster: work rows each part wrote, and its file
         self.lock = threading.Lock()
 
     def _get_edges(self, bucket_rows: int) -> np.ndarray:
@@ -200,27 +202,68 @@ class Builder:
         }
         return hashlib.sha256(dump_json(parts).encode()).hexdigest()
 
+    @property
+    def parts_dpath(self) -> Path:
+        """Where the workers of a cluster leave their parts; of this plan alone."""
+        return self.dpath.with_name(f".{self.plan.spec.name}.{self.fingerprint[:12]}.parts")
+
+    def _remove_parts(self) -> None:
+        for old in self.dpath.parent.glob(f".{self.plan.spec.name}.*.parts"):
+            shutil.rmtree(old, ignore_errors=True)
+
     # -- the road ------------------------------------------------------------------------------------------------
 
-    def run(self) -> None:
+    def run(self, cluster: Client | None = None, part_cells: int = 1 << 16) -> None:
         """Build up to the manifest, continuing where an earlier run of the same plan stopped."""
         lines = self._resume()
-        with self._open_files():
-            scattered = next((x for x in lines if x["kind"] == "scattered"), None)
-            if scattered is None:
-                self._scatter([x for x in lines if x["kind"] == "rows"])
+        scattered = next((x for x in lines if x["kind"] == "scattered"), None)
+        parts = scattered.get("parts") if scattered is not None else None
+        if scattered is None and cluster is not None:
+            from vcelltools.pipelines.cluster import scatter_on_cluster
+
+            done = [x for x in lines if x["kind"] == "part"]
+            parts = scatter_on_cluster(self, cluster, done, part_cells)
+        with self.opened():
+            if scattered is not None:
+                self._add_state(scattered)
+            elif parts is not None:
+                self._merge_parts(parts)
             else:
-                self._load_state(scattered)
-            self._finish([x for x in lines if x["kind"] == "bucket"])
+                self._scatter([x for x in lines if x["kind"] == "rows"])
+            with self._parts_opened(parts or []):
+                self._finish([x for x in lines if x["kind"] == "bucket"])
         write_tables(self)
         write_manifest(self)
+
+    def _merge_parts(self, parts: list[dict[str, Any]]) -> None:
+        """Add up what the parts of a cluster found."""
+        for line in parts:
+            self._add_state(line, self.parts_dpath)
+            a, z = line["part"]
+            self.libsize[a:z] = np.load(self.parts_dpath / line["libsize"], allow_pickle=False)
+        pwrite_all(self.lib_fd, self.libsize, 0)
+        self.checkpoint("scattered", parts=parts)
+
+    @contextmanager
+    def _parts_opened(self, parts: list[dict[str, Any]]) -> Iterator[None]:
+        """Open the rows that the parts of a cluster wrote."""
+        try:
+            for line in parts:
+                slots = self.slot_of_cell[slice(*line["part"])]
+                fd = os.open(self.parts_dpath / line["rows"], os.O_RDONLY)
+                self.part_rows.append((np.sort(slots[slots >= 0]), fd))
+            yield
+        finally:
+            for _, fd in self.part_rows:
+                os.close(fd)
+            self.part_rows.clear()
 
     def _scatter(self, done: list[dict[str, Any]]) -> None:
         """Pass one, from where the journal says it got."""
         first = 0
         if done:
             first = int(done[-1]["rows"])
-            self._load_state(done[-1])
+            self._add_state(done[-1])
         if self.by_column:
             scatter_columns(self, first)
         else:
@@ -236,6 +279,7 @@ class Builder:
                 self.progress.note(f"continuing {self.dpath.parent / self.plan.spec.name} where it stopped")
             return lines[1:]
         shutil.rmtree(self.dpath, ignore_errors=True)
+        self._remove_parts()
         self.dpath.mkdir(parents=True)
         step("folder")
         with open(self.dpath / "X.f16", "wb") as f:
@@ -245,30 +289,45 @@ class Builder:
         return []
 
     @contextmanager
-    def _open_files(self) -> Iterator[None]:
+    def opened(self, dpath: Path | None = None, rows: tuple[int, int] | None = None) -> Iterator[None]:
+        """Open the files that passes write to, with empty sums.
+
+        ``rows`` is for a worker of a cluster, which scatters just these cells into files of its own in ``dpath``.
+        """
+        d = dpath or self.dpath
+        flags = os.O_RDWR | os.O_CREAT
         n_cells = self.ds.n_cells
-        self.x_fd = os.open(self.dpath / "X.f16", os.O_RDWR)
-        self.lib_fd = os.open(self.dpath / "libsize.work", os.O_RDWR | os.O_CREAT, 0o644)
-        self.columns_fd = os.open(self.dpath / "columns.work", os.O_RDWR | os.O_CREAT, 0o644)
+        self.x_fd = os.open(d / "X.f16", flags, 0o644)
+        self.lib_fd = os.open(d / "libsize.work", flags, 0o644)
+        self.columns_fd = os.open(d / "columns.work", flags, 0o644)
         try:
             if self.by_column:
                 os.truncate(self.columns_fd, 2 * self.n * self.plan.n_basis)
             os.ftruncate(self.lib_fd, 8 * n_cells)
             self.libsize = np.zeros(n_cells, np.int64)
-            pread_into(self.lib_fd, self.libsize, 0, str(self.dpath / "libsize.work"))
-            self.sums = self._make_sums()
+            pread_into(self.lib_fd, self.libsize, 0, str(d / "libsize.work"))
+            self.sums = self._make_sums(d)
             self.over: list[np.ndarray] = []
+            self.duplicates = 0
+            self.slot_of_cell = self._get_slots() if rows is None else self._get_places(*rows)
             yield
         finally:
-            os.close(self.x_fd)
-            os.close(self.lib_fd)
-            os.close(self.columns_fd)
+            for fd in (self.x_fd, self.lib_fd, self.columns_fd):
+                os.close(fd)
 
-    def _make_sums(self) -> np.ndarray:
+    def _get_places(self, start: int, stop: int) -> np.ndarray:
+        """(cells,) int64: the rank of each cell's work row among those of the cells ``start:stop``."""
+        slots = self._get_slots()[start:stop]
+        kept = np.flatnonzero(slots >= 0)
+        out = np.full(self.ds.n_cells, -1, np.int64)
+        out[start + kept[np.argsort(slots[kept])]] = np.arange(len(kept))
+        return out
+
+    def _make_sums(self, dpath: Path) -> np.ndarray:
         shape = (self.plan.order.n_groups, len(self.measured))
         if 8 * shape[0] * shape[1] <= _IN_MEMORY_SUMS:
             return np.zeros(shape, np.int64)
-        path = self.dpath / "sums.work"
+        path = dpath / "sums.work"
         path.unlink(missing_ok=True)
         return np.lib.format.open_memmap(path, mode="w+", dtype=np.int64, shape=shape)
 
@@ -281,31 +340,57 @@ class Builder:
             base.madvise(mmap.MADV_DONTNEED)
 
     def checkpoint(self, kind: str, **more: Any) -> None:
-        """Flush pass one and note in the journal how far it got."""
-        os.fdatasync(self.x_fd)
-        os.fdatasync(self.lib_fd)
-        os.fdatasync(self.columns_fd)
-        number = len(self.journal.read())
-        name = f"state.{number}.work"
+        """Note in the journal how far pass one got."""
+        facts = self.save_state(f"state.{len(self.journal.read())}.work")
+        self.journal.append({"kind": kind, **facts, **more})
+        for old in self.dpath.glob("state.*.work"):
+            if old.name != facts["state"]:
+                old.unlink()
+
+    def save_state(self, name: str, dpath: Path | None = None) -> dict[str, Any]:
+        """Flush what was written, and keep sums and large counts in a file; return the journal's facts about it."""
+        for fd in (self.x_fd, self.lib_fd, self.columns_fd):
+            os.fdatasync(fd)
         over = np.concatenate(self.over) if self.over else np.empty((0, 3), np.int64)
-        with open(self.dpath / name, "wb") as f:
+        d = dpath or self.dpath
+        tmp = d / "state.tmp.work"
+        with open(tmp, "wb") as f:
             np.save(f, over)
             self.sums.tofile(f)
             f.flush()
             os.fsync(f.fileno())
         step("state")
-        self.journal.append({"kind": kind, "state": name, "duplicates": self.duplicates, **more})
-        for old in self.dpath.glob("state.*.work"):
-            if old.name != name:
-                old.unlink()
+        os.replace(tmp, d / name)
+        return {"state": name, "duplicates": self.duplicates}
 
-    def _load_state(self, line: dict[str, Any]) -> None:
-        self.duplicates = int(line["duplicates"])
-        with open(self.dpath / line["state"], "rb") as f:
+    def _add_state(self, line: dict[str, Any], dpath: Path | None = None) -> None:
+        """Add what a state file keeps."""
+        self.duplicates += int(line["duplicates"])
+        with open((dpath or self.dpath) / line["state"], "rb") as f:
             over = np.load(f, allow_pickle=False)
-            self.over = [over] if len(over) else []
+            if len(over):
+                self.over.append(over)
             for k in range(len(self.sums)):
-                self.sums[k] = np.fromfile(f, np.int64, self.sums.shape[1])
+                self.sums[k] += np.fromfile(f, np.int64, self.sums.shape[1])
+
+    def describe_task(self) -> dict[str, Any]:
+        """Return all that a worker needs to make this builder again."""
+        import msgspec
+
+        basis = self.plan.basis
+        return {
+            "path": str(self.ds.path.absolute()) if self.ds.path else None,
+            "spec": msgspec.to_builtins(self.plan.spec),
+            "basis": {"labels": basis.labels, "ids": basis.ids, "symbols": basis.symbols},
+            "target_sum": self.plan.target_sum,
+            "seed": self.plan.seed,
+            "aliases": dict(self.plan.aliases),
+            "dpath": str(self.dpath.absolute()),
+            "source": self.source,
+            "chunk_values": self.chunk_values,
+            "bucket_bytes": self.bucket_bytes,
+            "fingerprint": self.fingerprint,
+        }
 
     # -- pass two: buckets ---------------------------------------------------------------------------------------
 
@@ -382,7 +467,15 @@ class Builder:
                 pread_into(self.columns_fd, block[p], 2 * (p * self.n + a), str(self.dpath / "columns.work"))
             return np.ascontiguousarray(block.T), np.arange(b - a)
         work = np.empty((b - a, self.stride), np.uint16)
-        pread_into(self.x_fd, work, a * self.row_bytes, str(self.dpath / "X.f16"))
+        if self.part_rows:
+            for slots, fd in self.part_rows:
+                i, j = np.searchsorted(slots, [a, b])
+                if i < j:
+                    rows = np.empty((j - i, self.stride), np.uint16)
+                    pread_into(fd, rows, int(i) * self.row_bytes, str(self.parts_dpath))
+                    work[slots[i:j] - a] = rows
+        else:
+            pread_into(self.x_fd, work, a * self.row_bytes, str(self.dpath / "X.f16"))
         row_of = np.empty(b - a, np.int64)
         row_of[np.argsort(self.plan.order.source[a:b])] = np.arange(b - a)
         return work, row_of
@@ -455,6 +548,7 @@ class Builder:
             if path.name not in (*PARTS, "X.f16", MANIFEST):
                 path.unlink()
         step("publish")
+        self._remove_parts()
         replace_folder(self.dpath, target)
 
 

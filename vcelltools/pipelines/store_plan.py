@@ -7,6 +7,7 @@ context), and within a run by a seeded hash of the barcode. So the bytes depend 
 from __future__ import annotations
 
 import difflib
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -316,6 +317,7 @@ class StorePlan:
     order: Order
     target_sum: float
     seed: int
+    aliases: Mapping[str, str] = field(default_factory=dict)
     libsize: np.ndarray | None = None
     libsize_from: str = "the matrix"
     notes: tuple[str, ...] = field(default=())
@@ -377,7 +379,7 @@ def make_plan(
     *,
     target_sum: float,
     seed: int,
-    aliases: dict[str, str] | None = None,
+    aliases: Mapping[str, str] | None = None,
 ) -> StorePlan:
     """Read obs and var, check everything that can be checked, and work out the order."""
     genes = read_genes(ds.var, id_col=spec.gene_id_col, name_col=spec.gene_name_col)
@@ -403,6 +405,7 @@ def make_plan(
         order=order,
         target_sum=target_sum,
         seed=seed,
+        aliases=aliases or {},
         libsize=libsize,
         libsize_from=libsize_from,
         notes=tuple(notes),

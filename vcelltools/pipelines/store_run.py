@@ -13,7 +13,7 @@ from vcelltools.config import Config, DatasetConfig, load_config
 from vcelltools.errors import UsageError
 from vcelltools.genes import Basis, read_aliases, read_basis
 from vcelltools.pipelines.basis import BasisResult
-from vcelltools.pipelines.store import BuildResult, build_store, make_spec
+from vcelltools.pipelines.store import BuildResult, build_store, connect, make_spec
 from vcelltools.presets import resolve_preset
 from vcelltools.progress import SILENT, Progress
 
@@ -94,24 +94,31 @@ def choose_datasets(
 
 
 def build_stores(
-    job: Job, *, force: bool = False, threads: int | None = None, progress: Progress = SILENT
+    job: Job,
+    *,
+    force: bool = False,
+    threads: int | None = None,
+    dask: str | None = None,
+    progress: Progress = SILENT,
 ) -> list[BuildResult]:
-    """Build every store of a job, one after the other; each uses all threads."""
-    return [
-        build_store(
-            job.base / spec.path,
-            basis=job.basis,
-            out=job.out,
-            spec=spec,
-            aliases=job.aliases,
-            target_sum=job.target_sum,
-            seed=job.seed,
-            force=force,
-            threads=threads,
-            progress=progress,
-        )
-        for spec in job.specs
-    ]
+    """Build every store of a job: on this machine one after the other, each with all threads; or on a cluster."""
+    with connect(dask) as client:
+        return [
+            build_store(
+                job.base / spec.path,
+                basis=job.basis,
+                out=job.out,
+                spec=spec,
+                aliases=job.aliases,
+                target_sum=job.target_sum,
+                seed=job.seed,
+                force=force,
+                threads=threads,
+                dask=client,
+                progress=progress,
+            )
+            for spec in job.specs
+        ]
 
 
 def plan_stores(job: Job, *, threads: int | None = None) -> list[dict[str, Any]]:
