@@ -30,6 +30,8 @@ from vcelltools.cli import (
 )
 from vcelltools.errors import VcellError
 
+_TYPER_INTERRUPTED = 130  # what typer makes of Ctrl-C before it reaches us
+
 HELP = """From raw single-cell perturbation atlases to a scored prediction.
 
 The road: inspect → hvg → basis → build-store → train → predict → score.
@@ -106,6 +108,8 @@ def main() -> None:
     """Run the command line and exit with the codes of :mod:`vcelltools.errors`."""
     try:
         code = app(standalone_mode=False)
+        if code == _TYPER_INTERRUPTED:
+            code = _report_interrupt()
     except VcellError as e:
         code = _report(e)
     except KeyboardInterrupt:
