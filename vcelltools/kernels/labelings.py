@@ -173,6 +173,51 @@ def _log1p_small(u):
     return 2.0 * s * (1.0 + q * (1 / 3 + q * (1 / 5 + q * (1 / 7 + q * (1 / 9 + q * (1 / 11 + q * (1 / 13)))))))
 
 
+@kernel(inline=True)
+def _insert(keys, cells, lo, hi):
+    """Sort a short run by insertion."""
+    for j in range(lo + 1, hi):
+        key, cell = keys[j], cells[j]
+        k = j
+        while k > lo and keys[k - 1] > key:
+            keys[k] = keys[k - 1]
+            cells[k] = cells[k - 1]
+            k -= 1
+        keys[k] = key
+        cells[k] = cell
+
+
+@kernel()
+def _radix(keys, cells, lo, hi, keys_b, cells_b, hist, shift, top):
+    """Sort a run by the bits from ``shift`` up to ``top``, 11 at a time from below; the result lies in ``keys``."""
+    digit = np.uint64(2047)
+    moved = False
+    while shift < top:
+        by = np.uint64(shift)
+        hist[:] = 0
+        for j in range(lo, hi):
+            hist[np.int64((keys[j] >> by) & digit)] += 1
+        at = lo
+        for b in range(2048):
+            c = hist[b]
+            hist[b] = at
+            at += c
+        for j in range(lo, hi):
+            b = np.int64((keys[j] >> by) & digit)
+            k = hist[b]
+            hist[b] = k + 1
+            keys_b[k] = keys[j]
+            cells_b[k] = cells[j]
+        keys, keys_b = keys_b, keys
+        cells, cells_b = cells_b, cells
+        moved = not moved
+        shift += 11
+    if moved:
+        for j in range(lo, hi):
+            keys_b[j] = keys[j]
+            cells_b[j] = cells[j]
+
+
 @kernel()
 def sort_genes(indptr, cells, logv, out_cells, out_tied, keys_a, keys_b, cells_b):
     """Sort each gene's cells by value, ascending.
@@ -190,67 +235,49 @@ def sort_genes(indptr, cells, logv, out_cells, out_tied, keys_a, keys_b, cells_b
 
     Notes
     -----
-    Positive floats order as their bits: a radix sort on (bits − smallest), 11 bits a pass, as many passes as the
-    gene's range needs; short genes by insertion.
+    Positive floats order as their bits. The 22 highest bits of (bits − smallest) that differ within the gene are
+    sorted by radix; the runs that still share them (ties, and what lies closer than a millionth of the range) are
+    short, and finished by insertion, or by radix again where they are not.
     """
     bits = logv.view(np.uint64)
     hist = np.zeros(2048, np.int64)
     for g in range(len(indptr) - 1):
         lo, hi = indptr[g], indptr[g + 1]
-        n = hi - lo
-        if n == 0:
+        if lo == hi:
             continue
-        if n <= 48:
-            for j in range(lo, hi):
-                key, cell = bits[j], cells[j]
-                k = j
-                while k > lo and keys_a[k - 1] > key:
-                    keys_a[k] = keys_a[k - 1]
-                    out_cells[k] = out_cells[k - 1]
-                    k -= 1
-                keys_a[k] = key
-                out_cells[k] = cell
-            src = keys_a
-        else:
-            small = bits[lo]
-            big = bits[lo]
-            for j in range(lo, hi):
-                small = min(small, bits[j])
-                big = max(big, bits[j])
-            for j in range(lo, hi):
-                keys_a[j] = bits[j] - small
-                out_cells[j] = cells[j]
-            span = big - small
-            shift = np.uint64(0)
-            src, dst = keys_a, keys_b
-            csrc, cdst = out_cells, cells_b
-            flips = 0
-            while span > np.uint64(0):
-                hist[:] = 0
-                for j in range(lo, hi):
-                    hist[np.int64((src[j] >> shift) & np.uint64(2047))] += 1
-                at = lo
-                for b in range(2048):
-                    c = hist[b]
-                    hist[b] = at
-                    at += c
-                for j in range(lo, hi):
-                    b = np.int64((src[j] >> shift) & np.uint64(2047))
-                    k = hist[b]
-                    hist[b] = k + 1
-                    dst[k] = src[j]
-                    cdst[k] = csrc[j]
-                src, dst = dst, src
-                csrc, cdst = cdst, csrc
-                flips += 1
-                shift += np.uint64(11)
-                span = span >> np.uint64(11)
-            if flips % 2 == 1:
-                for j in range(lo, hi):
-                    out_cells[j] = cells_b[j]
+        small, big = bits[lo], bits[lo]
+        for j in range(lo, hi):
+            small = min(small, bits[j])
+            big = max(big, bits[j])
+        for j in range(lo, hi):
+            keys_a[j] = bits[j] - small
+            out_cells[j] = cells[j]
+        width = 0
+        while width < 64 and ((big - small) >> np.uint64(width)) != np.uint64(0):
+            width += 1
+        if hi - lo <= 48:
+            _insert(keys_a, out_cells, lo, hi)
+        elif width > 0:
+            low = max(width - 22, 0)
+            _radix(keys_a, out_cells, lo, hi, keys_b, cells_b, hist, low, width)
+            cut = np.uint64(low)
+            start = lo
+            while low > 0 and start < hi:
+                stop = start + 1
+                head = keys_a[start] >> cut
+                mixed = False
+                while stop < hi and keys_a[stop] >> cut == head:
+                    mixed = mixed or keys_a[stop] != keys_a[start]
+                    stop += 1
+                if mixed:
+                    if stop - start <= 48:
+                        _insert(keys_a, out_cells, start, stop)
+                    else:
+                        _radix(keys_a, out_cells, start, stop, keys_b, cells_b, hist, 0, low)
+                start = stop
         out_tied[lo] = 0
         for j in range(lo + 1, hi):
-            out_tied[j] = 1 if src[j] == src[j - 1] else 0
+            out_tied[j] = 1 if keys_a[j] == keys_a[j - 1] else 0
 
 
 @kernel()
