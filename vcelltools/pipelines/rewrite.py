@@ -209,7 +209,7 @@ def _pick_csr(chunk: CsrChunk, wanted: np.ndarray | None) -> Triple:
 def _to_csr(block: np.ndarray) -> Triple:
     row, indices = np.nonzero(block)
     indptr = np.concatenate([[0], np.cumsum(np.bincount(row, minlength=len(block)))])
-    return indptr, indices, block[row, indices]
+    return indptr, indices.astype(np.int32), block[row, indices]
 
 
 def _check_indices(indices: np.ndarray, n: int, where: str) -> None:
