@@ -352,7 +352,7 @@ def match_genes(basis: Basis, genes: Genes, *, policy: str = "sum", aliases: Map
         hits = by_name.get(symbol, []) if symbol is not None else []
         step = "symbol"
         if not hits:
-            other = {aliases[x] for x in (symbol, gene_id) if x in aliases}
+            other = {aliases[x] for x in (symbol, gene_id) if x is not None and x in aliases}
             other |= {a for x in (symbol, gene_id) if x for a in back.get(x, [])}
             hits = sorted({by_id[x] for x in other if x in by_id} | {k for x in other for k in by_name.get(x, [])})
             step = "alias"

@@ -119,7 +119,7 @@ def _drop_stale(target: Path) -> None:
 
 @contextmanager
 def atomic_file(
-    path: str | os.PathLike, *, force: bool = False, verify: Callable[[Path], None] | None = None
+    path: str | os.PathLike, *, force: bool = False, verify: Callable[[Path], Any] | None = None
 ) -> Iterator[Path]:
     """Yield a temporary path beside ``path``; on success fsync, ``verify(tmp)`` and rename it into place.
 

@@ -11,7 +11,7 @@ import tarfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from vcelltools.errors import DataError, EnvironmentFault
 from vcelltools.io.atomic import atomic_file, check_space
@@ -159,7 +159,10 @@ def unpack(path: str | os.PathLike, member: Member, out_fpath: Path, *, max_byte
     try:
         with open(path, "rb") as f, open(out_fpath, "wb") as out:
             window = _Window(f, member)
-            reader = zstandard.ZstdDecompressor(max_window_size=1 << 27).stream_reader(window, read_across_frames=True)
+            reader = zstandard.ZstdDecompressor(max_window_size=1 << 27).stream_reader(
+                window,  # type: ignore[arg-type]
+                read_across_frames=True,
+            )
             while piece := reader.read(_PIECE):
                 written += len(piece)
                 if written > max_bytes:
@@ -183,7 +186,7 @@ def write_vcc(
     level: int,
     gnu: bool,
     force: bool,
-    verify: Callable[[Path], None] | None = None,
+    verify: Callable[[Path], Any] | None = None,
     threads: int = 1,
 ) -> int:
     """Write a tar; a part given as a path is compressed with zstd on the way in. Return the tar's size.

@@ -8,6 +8,7 @@ and held-out runs have the same quality. That is what makes them fit to be a net
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -291,5 +292,14 @@ def restore_spread(
     return shared_qg + own * np.clip(ratio, 1.0, limit)[:, None]
 
 
-BASELINES = {"control-mean": ControlMean, "perturbation-mean": PerturbationMean, "ridge": Ridge}
-PRIORS = {"additive": Additive, "ridge": Ridge, "perturbation-mean": PerturbationMean, "none": ControlMean}
+BASELINES: dict[str, Callable[[Effects], EffectModel]] = {
+    "control-mean": ControlMean,
+    "perturbation-mean": PerturbationMean,
+    "ridge": Ridge,
+}
+PRIORS: dict[str, Callable[[Effects], EffectModel]] = {
+    "additive": Additive,
+    "ridge": Ridge,
+    "perturbation-mean": PerturbationMean,
+    "none": ControlMean,
+}

@@ -168,7 +168,7 @@ def place_rows(mesh: Mesh, rows: np.ndarray | list[np.ndarray], how: str) -> jax
     n_devices = mesh.devices.size
     padded = -(-n // n_devices) * n_devices if how == "sharded" else n
 
-    def read(index: tuple[slice, ...]) -> np.ndarray:
+    def read(index: Any) -> np.ndarray:
         begin, end, _ = index[0].indices(padded)
         out = np.zeros((end - begin, columns), np.float16)
         for block, start in zip(blocks, starts[:-1], strict=True):
@@ -180,7 +180,7 @@ def place_rows(mesh: Mesh, rows: np.ndarray | list[np.ndarray], how: str) -> jax
     return jax.make_array_from_callback((padded, columns), sharding(mesh, how == "sharded"), read)
 
 
-def row_reader(how: str, genes: int) -> Callable[[jax.Array | None, jax.Array], jax.Array]:
+def row_reader(how: str, genes: int) -> Callable[[Any, jax.Array], jax.Array]:
     """Return ``read(rows, wanted) -> cells``, to be called inside ``shard_map``.
 
     ``wanted`` is what the batch holds: row numbers (b, s) int32, or with ``host`` the cells (b, s, columns) themselves.

@@ -183,11 +183,12 @@ def plan_step(
     batch = {**ids, "control": cells, "target": cells}
 
     began = time.perf_counter()
-    compiled = make_step(model, config, mesh, feed).lower(state, data, batch).compile()
+    step: Any = make_step(model, config, mesh, feed)
+    compiled = step.lower(state, data, batch).compile()
     seconds = time.perf_counter() - began
     memory, text = compiled.memory_analysis(), compiled.as_text()
     # the compiler counts the body of a scan once: take the work from the unrolled program
-    unrolled = make_step(model, replace(config, scan=False), mesh, feed) if config.scan else None
+    unrolled: Any = make_step(model, replace(config, scan=False), mesh, feed) if config.scan else None
     cost = (unrolled.lower(state, data, batch).compile() if unrolled else compiled).cost_analysis()
     state_bytes = sum(int(np.prod(a.shape)) * a.dtype.itemsize for a in jax.tree.leaves(state))
     store_bytes = 0 if feed == "host" else 2 * held * columns // (n_devices if feed == "sharded" else 1)

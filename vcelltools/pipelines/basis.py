@@ -384,7 +384,7 @@ def _label(u: _Universe) -> list[str]:
 def _find_forced(u: _Universe, labels, rankings, force, force_targets, aliases) -> tuple[set[int], list[str]]:
     by_name: dict[str, list[int]] = {}
     for k, (i, s) in enumerate(zip(u.ids, u.symbols, strict=True)):
-        for x in {i, s} - {None}:
+        for x in {x for x in (i, s) if x is not None}:
             by_name.setdefault(x, []).append(k)
     out: set[int] = set()
     warnings = []

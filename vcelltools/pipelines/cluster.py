@@ -268,7 +268,8 @@ def _get_builder(text: str) -> Builder:
 
     task = json.loads(text)
     spec = msgspec.convert(task["spec"], DatasetConfig)
-    basis = Basis(**{k: tuple(v) for k, v in task["basis"].items()})
+    fields: dict[str, Any] = {k: tuple(v) for k, v in task["basis"].items()}
+    basis = Basis(**fields)
     ds = open_dataset(task["path"], modality=spec.modality, layer=spec.layer)
     plan = make_plan(ds, spec, basis, target_sum=task["target_sum"], seed=task["seed"], aliases=task["aliases"] or None)
     b = Builder(

@@ -323,7 +323,7 @@ def get_moments(
         progress=progress,
     )  # fmt: skip
     progress.finish()
-    total = [sum(s[i] for s in states) for i in range(3)]
+    total = [np.sum([s[i] for s in states], axis=0) for i in range(3)]
     used = codes >= 0
     n = shape[0]
     return CountMoments(

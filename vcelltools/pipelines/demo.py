@@ -363,7 +363,7 @@ class _Walk:
         known = self.done.get(step.line)
         was_made = known is not None and known["key"] == key
         head = f"[{number}/{len(self.road)}]"
-        if was_made and not self.force and known["makes"] == self._digest(step):
+        if known is not None and was_made and not self.force and known["makes"] == self._digest(step):
             self.skipped += 1
             self.say(f"{head} $ {step.line}\n      done before")
         else:
@@ -382,7 +382,9 @@ class _Walk:
         extra += ["-v"] if self.verbose else []
         command = [sys.executable, "-m", "vcelltools.cli.main", *step.argv, *extra]
         if self.quiet:
-            done = subprocess.run(command, cwd=self.folder, capture_output=True, text=True, check=False)
+            done: subprocess.CompletedProcess = subprocess.run(
+                command, cwd=self.folder, capture_output=True, text=True, check=False
+            )
             if done.returncode:
                 sys.stderr.write(done.stderr)
         else:

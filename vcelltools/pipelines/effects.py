@@ -173,7 +173,7 @@ def add_validation(split: Split, stores: Sequence[Store], *, seed: int, share: f
         return split
     merged = {key: dict(table) for key, table in split.fewshot.items()}
     for (name, line), table in _hold_pairs(stores, {"val": share}, seed + 1, split).fewshot.items():
-        merged[name, line] = table | merged.get((name, line), {})
+        merged[name, line] = {**table, **merged.get((name, line), {})}
     return replace(split, fewshot=merged)
 
 
@@ -184,7 +184,8 @@ def _hold_pairs(stores: Sequence[Store], shares: dict[str, float], seed: int, wi
     """
     from xxhash import xxh3_64_intdigest
 
-    pairs, lines_left = [], {}
+    pairs: list[tuple] = []
+    lines_left: dict = {}
     for s in stores:
         table = s.runs.loc[~s.runs["is_control"], ["cell_line", "perturbation"]].drop_duplicates()
         for line, pert in table.itertuples(index=False):

@@ -43,7 +43,7 @@ def plan(settings: TrainSettings, topology: str, *, stores: Sequence[Store] | No
     devices = tpu.get_devices(generation, shape)
     size = _measure(settings, stores)
     n_sets = -(-settings.sets // len(devices)) * len(devices)
-    feed = settings.feed
+    feed: str = settings.feed
     if feed == "auto":
         feed = mesh.choose_feed(size["n_rows"], size["columns"], len(devices), tpu.CHIPS[generation].hbm_bytes)
     shared = {k: getattr(settings, k) for k in StepConfig.__dataclass_fields__ if hasattr(settings, k)}

@@ -275,6 +275,7 @@ class _Writer:
             with open_source(store, source) as file:
                 self.panel = make_panel(store, file)
                 self._read_pools(file)
+            assert setup.sampler.split is not None
             self.fill = Fill(setup.stores, setup.sampler.split, self.panel)
         self.names = self.panel.names
         self.order: np.ndarray | None = None
@@ -357,7 +358,9 @@ class _Writer:
         out.data = np.log1p(out.data * np.repeat(scale, np.diff(out.indptr)))
         return out
 
-    def _cells(self, i: int, request: Request, effect_g: np.ndarray) -> Iterator[tuple[np.ndarray, ...]]:
+    def _cells(
+        self, i: int, request: Request, effect_g: np.ndarray
+    ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
         """Yield blocks of predicted cells: control cells drawn by the seed, moved by the effect."""
         counts, library = self.pools[request.line]
         rng = np.random.default_rng([self.seed, 1, i])

@@ -186,7 +186,9 @@ class Sampler:
         pert_id = {p: i for i, p in enumerate(self.perturbations)}
         ctx_id = {c: i for i, c in enumerate(self.contexts)}
         rows, skipped = [], []
-        self._control_start, self._control_length, self._run_start = [], [], []
+        self._control_start: list = []
+        self._control_length: list = []
+        self._run_start: list = []
         for k, store in enumerate(self.stores):
             runs = store.runs
             parts = None if self.split is None else self.split.get_run_parts(store)
@@ -256,7 +258,7 @@ class Sampler:
 
     def _get_weights(self) -> np.ndarray:
         cells = self._columns["length"].astype(np.float64)
-        power = {"uniform": 0.0, "cells": 1.0}.get(self.weights, self.weights)  # type: ignore[call-overload]
+        power = {"uniform": 0.0, "cells": 1.0}.get(self.weights, self.weights)  # type: ignore[arg-type]
         factor = np.array([self.store_weights.get(s.name, 1.0) for s in self.stores])
         out = cells ** float(power) * factor[self._columns["store_id"]]
         if not out.sum() > 0:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -150,7 +151,7 @@ def _random_genes(setup: Setup, progress: Progress) -> SanityResult:
         visible[genes] = 1
         shown = replace(setup, visible_g=visible, mask_dg=setup.mask_dg * visible, prior_kg=setup.prior_kg * visible)
         trainer, state, _ = _train(shown, progress)
-        scores = evaluate(lambda p, c, t=trainer, s=state: t.predict_effects(s, p, c), setup.screen, part)
+        scores = evaluate(partial(trainer.predict_effects, state), setup.screen, part)
         figures |= {f"pds_{name}": scores.pds, f"pearson_delta_{name}": scores.pearson_delta}
     return SanityResult(
         mode="random-genes",

@@ -59,7 +59,7 @@ def scatter_columns(b: Builder, first: int) -> None:
     for columns, parts in zip(shared, more, strict=True):
         column[:] = 0
         for span in parts:
-            for j, indices, data in _iterate(b.ds.matrix.read(span)):
+            for j, indices, data in _iterate(b.ds.matrix.read(span)):  # type: ignore[arg-type]
                 _fill(b, j, indices, data, column)
             b.progress.advance(span.n_bytes)
         _store(b, columns[0], column, scale, group)

@@ -89,7 +89,7 @@ def write_all(file: Any, data: bytes) -> None:
 
 def pwrite_all(fd: int, rows: np.ndarray, offset: int) -> None:
     """Write a contiguous array at ``offset``."""
-    view = memoryview(rows).cast("B")
+    view = memoryview(rows).cast("B")  # type: ignore[arg-type]
     while len(view):
         done = os.pwrite(fd, view, offset)
         view = view[done:]

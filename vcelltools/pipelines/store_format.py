@@ -121,7 +121,7 @@ def hash_units(rows: np.ndarray) -> np.ndarray:
     import xxhash
 
     return np.array(
-        [xxhash.xxh3_64_intdigest(rows[a : a + UNIT_ROWS]) for a in range(0, len(rows), UNIT_ROWS)], np.uint64
+        [xxhash.xxh3_64_intdigest(rows[a : a + UNIT_ROWS].data) for a in range(0, len(rows), UNIT_ROWS)], np.uint64
     )
 
 

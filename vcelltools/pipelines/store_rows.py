@@ -72,7 +72,7 @@ def scatter_rows(b: Builder, start: int, stop: int | None = None) -> None:
             matrix,
             some,
             dict,
-            lambda state, chunk, span: visit(b, state, to_rows(chunk)),
+            lambda state, chunk, span: visit(b, state, to_rows(chunk)),  # type: ignore[arg-type]
             threads=b.threads,
             progress=b.progress,
         )

@@ -205,7 +205,7 @@ class Trainer:
         if (s.sets // self.mesh.devices.size) % s.accumulate:
             raise DataError(f"{s.sets} sets do not divide into {s.accumulate} microbatches a device", hint="--sets")
         rows, stride = int(setup.offsets[-1]), setup.stores[0].stride
-        self.feed = s.feed
+        self.feed: str = s.feed
         if s.feed == "auto":
             self.feed = mesh.choose_feed(rows, stride, self.mesh.devices.size, mesh.device_memory())
         tables = step.make_data(setup.prior_kg, setup.mask_dg, setup.features_pf)

@@ -116,7 +116,7 @@ def _use_compilation_cache() -> None:
     """Keep compiled programs between runs, in the user's cache."""
     import jax
 
-    if jax.config.jax_compilation_cache_dir or jax.default_backend() == "cpu":
+    if getattr(jax.config, "jax_compilation_cache_dir", None) or jax.default_backend() == "cpu":
         return  # on a CPU compiled code is tied to the very machine
     base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vcelltools" / "jax"
     try:

@@ -148,7 +148,7 @@ def prep(
             wanted, panel = read_contexts(contexts, perturbations, genes)
             report = check_2026(
                 data, rules, genes=names, pert_col=pert_col, control=control, context_col=context_col,
-                contexts=wanted, perturbations=perturbations and read_perturbations(perturbations, control),
+                contexts=wanted, perturbations=read_perturbations(perturbations, control) if perturbations else None,
                 cells_per_perturbation=cells_per_perturbation, max_cells=max_cells, threads=threads, progress=progress,
             )  # fmt: skip
             meta = {"contexts": list(wanted), "panel_id": panel,

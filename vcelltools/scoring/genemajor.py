@@ -425,8 +425,8 @@ def _make_batch(
     progress.finish()
     for i, lab in enumerate(labelings):
         total = np.zeros(len(lab.size))
-        for s in spreads:  # in gene order, so that threads do not change the sum
-            total += s[i]
+        for spread in spreads:  # in gene order, so that threads do not change the sum
+            total += spread[i]
         size = np.maximum(lab.size, 1.0)
         spread_k = np.maximum(total * (size - 1.0) / size, 0.0)
         for s in range(lab.n_sets):

@@ -124,7 +124,7 @@ def _pearson_delta(pair: Pair) -> dict[str, Values]:
 def _discrimination(pair: Pair, metric: str) -> Values:
     distance = get_distances(pair, metric)
     n = len(pair.names)
-    ranks = []
+    ranks: list[float] = []
     for p in range(n):
         row = distance[p]
         if pair.rules.mid_ranks:

@@ -7,6 +7,7 @@ header, and read back with every length checked. Nothing in it is executable.
 from __future__ import annotations
 
 import json
+import os
 import struct
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,7 +32,7 @@ def _settings(options: Options) -> dict[str, Any]:
     return {k: getattr(options, k) for k in _KEYS}
 
 
-def write_pack(path: str | Path, truth: Truth, options: Options, *, force: bool = False) -> Path:
+def write_pack(path: str | os.PathLike, truth: Truth, options: Options, *, force: bool = False) -> Path:
     """Write a reduced truth.
 
     Pseudobulks keep their precision; log2 fold changes are kept exactly (float32) for significant genes and follow
@@ -83,7 +84,7 @@ def write_pack(path: str | Path, truth: Truth, options: Options, *, force: bool 
     return Path(path)
 
 
-def read_pack(path: str | Path, options: Options) -> Truth:
+def read_pack(path: str | os.PathLike, options: Options) -> Truth:
     """Read a truth pack made with the same settings.
 
     Raises

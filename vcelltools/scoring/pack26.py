@@ -49,7 +49,8 @@ def write_pack(path: str | os.PathLike, truths: list[Truth], settings: dict[str,
     """Write the truths of all contexts."""
     import zstandard
 
-    heads, arrays = [], []
+    heads: list[Any] = []
+    arrays: list[np.ndarray] = []
     for t in truths:
         named = _get_arrays(t)
         heads.append(

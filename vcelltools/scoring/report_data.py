@@ -99,8 +99,8 @@ def get_checks_2025(result: Result) -> list[Check]:
             pred_pg=np.asarray(pair.pred_pg, float),
             real_control_g=np.asarray(pair.real_control_g, float),
             pred_control_g=np.asarray(pair.pred_control_g, float),
-            real_significant_p=pair.real_de.significant_pg.sum(axis=1) if has_de else None,
-            pred_significant_p=pair.pred_de.significant_pg.sum(axis=1) if has_de else None,
+            real_significant_p=pair.real_de.significant_pg.sum(axis=1) if pair.real_de is not None and has_de else None,
+            pred_significant_p=pair.pred_de.significant_pg.sum(axis=1) if pair.pred_de is not None and has_de else None,
         )
     )
 

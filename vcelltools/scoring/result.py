@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -213,7 +214,7 @@ class Result:
             if k.startswith(("overlap_at_", "precision_at_"))
         }
 
-    def get_files(self, folder: str | Path) -> dict[str, Path]:
+    def get_files(self, folder: str | os.PathLike) -> dict[str, Path]:
         """Return name -> path of what :meth:`write` writes."""
         names = ["results.csv", "agg_results.csv", "score.json"]
         if self.pair.pred_de is not None:
@@ -224,7 +225,7 @@ class Result:
             names += ["ceiling_results.csv", "agg_ceiling_results.csv"]
         return {n: Path(folder) / n for n in names}
 
-    def write(self, folder: str | Path, *, force: bool = False, threads: int = 2) -> dict[str, Path]:
+    def write(self, folder: str | os.PathLike, *, force: bool = False, threads: int = 2) -> dict[str, Path]:
         """Write the tables, ``score.json`` and the differential expression of both sides."""
         from concurrent.futures import ThreadPoolExecutor
 

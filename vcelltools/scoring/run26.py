@@ -57,8 +57,13 @@ def run_vcc2026(
         As :func:`vcelltools.scoring.vcc2026.score_vcc2026` does. Where there are values but no score (no ends to scale
         by), the result says so in ``problem``; nothing is raised.
     """
-    shared = {"pert_col": pert_col, "control": control, "context_col": context_col, "continuity": continuity,
-              "target_gene_map": target_gene_map}  # fmt: skip
+    shared: dict[str, Any] = {
+        "pert_col": pert_col,
+        "control": control,
+        "context_col": context_col,
+        "continuity": continuity,
+        "target_gene_map": target_gene_map,
+    }
     if out is not None:
         check_output(Path(out) / "score.json", force=force)
     pack = None if truth_pack is None else Path(truth_pack)

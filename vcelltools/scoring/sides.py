@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -126,8 +127,12 @@ def _locate(chunk: object, position: int) -> tuple[int, int]:
     return (major, minor) if isinstance(chunk, CsrChunk) else (minor, major)
 
 
-def _flat(chunk: object) -> np.ndarray:
-    return chunk.block.reshape(-1) if isinstance(chunk, DenseChunk) else chunk.data  # type: ignore[union-attr]
+def _widen(transform: Callable[[Any], np.ndarray]) -> Callable[[Any], np.ndarray]:
+    return lambda chunk: transform(chunk).astype(np.float64, copy=False)
+
+
+def _flat(chunk: Any) -> np.ndarray:
+    return chunk.block.reshape(-1) if isinstance(chunk, DenseChunk) else chunk.data
 
 
 def _refuse(dataset: Dataset, chunk: object, position: int, what: str) -> DataError:
@@ -340,7 +345,7 @@ def fill(
             fault = buckets.add_dense(block, chunk.col_start, data.reshape(b, w), part)
         else:
             assert isinstance(chunk, CsrChunk | CscChunk)
-            arrays = chunk.indptr, chunk.indices, data
+            arrays: tuple[Any, Any, Any] = (chunk.indptr, chunk.indices, data)
             for attempt in range(2):
                 if isinstance(chunk, CsrChunk):
                     part = codes[chunk.start : chunk.start + chunk.n_rows]
@@ -349,7 +354,8 @@ def fill(
                     fault = buckets.add_csc(first_block, chunk.start, *arrays, codes)
                 if fault is None or fault.what != "duplicate" or attempt:
                     break
-                *arrays, n = _merge_duplicates(chunk, data)
+                indptr, indices, values, n = _merge_duplicates(chunk, data)
+                arrays = (indptr, indices, values)
                 merged.append(n)
         if fault is not None:
             raise _refuse(dataset, chunk, fault.position, fault.what)
@@ -475,8 +481,7 @@ def reduce_side(
     for (source, part, how), (_, blocks) in zip(sources, needs, strict=True):
         transform = make_transform(source.matrix, how, raw=raw, cp10k=options.cp10k, wide=options.wide)
         if wide:
-            narrow = transform
-            transform = lambda chunk, narrow=narrow: narrow(chunk).astype(np.float64, copy=False)  # noqa: E731
+            transform = _widen(transform)
         progress.start(f"reading {phase}", source.matrix.stored_bytes, "bytes")
         n = fill(buckets, source, part, transform, first_block=first, threads=threads, progress=progress)
         progress.finish()
