@@ -26,7 +26,7 @@ tpu: setup
 	$(BIN)/python -m pip install --quiet -e '.[dev,tpu]' || echo "the [tpu] extra does not install here"
 
 demo: setup
-	$(BIN)/vcelltools demo --dir demo --force
+	$(BIN)/vcelltools demo --dir demo
 
 lint: setup
 	$(BIN)/ruff check .
@@ -34,7 +34,7 @@ lint: setup
 	$(BIN)/mypy
 
 test: lint tpu
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile -p no:benchmark
 
 peers: setup
 	bash benchmarks/make_peers.sh
