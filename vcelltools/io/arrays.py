@@ -219,6 +219,8 @@ class RawChunks:
                 "are not there",
                 hint="the file was not finished; write it again",
             )
+        if n_chunks and int(self.sizes.min()) == 0:
+            raise DataError(f"{self.path}: {self.name} has chunks of no bytes; the file is damaged")
         if n_chunks and int((self.offsets + self.sizes).max()) > end:
             raise DataError(f"{self.path}: {self.name} has chunks beyond the end of the file (truncated)")
         if n_chunks and self.chunk_bytes > SMALL_BYTES and self.filters:
@@ -376,7 +378,10 @@ def _open_storage(file: h5py.File, dset: h5py.Dataset, fd: int) -> tuple[RawChun
                     f"{path}: {absent:,} of {n_chunks:,} chunks of {name} are not there",
                     hint="the file was not finished; write it again",
                 )
-            return (RawChunks(file, dset, fd), None) if _can_read_raw(file, dset) else (None, None)
+            if dset.dtype.kind not in "iuf" or file.userblock_size:
+                return None, None
+            chunks = RawChunks(file, dset, fd)  # checks the index of chunks, on which HDF5 crashes where it is damaged
+            return (chunks, None) if _can_read_raw(file, dset) else (None, None)
         if dset.id.get_create_plist().get_layout() == h5py.h5d.COMPACT:
             return None, None
         offset = dset.id.get_offset()

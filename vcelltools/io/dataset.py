@@ -15,7 +15,7 @@ from vcelltools.io.annfile import list_matrices, open_annotated
 from vcelltools.io.arrays import MemoryArray, MemoryDense
 from vcelltools.io.matrix import CscMatrix, CsrMatrix, DenseMatrix, Matrix
 from vcelltools.io.opened import Dataset, check_shape
-from vcelltools.io.safe import File, get_node, is_group, open_h5_file
+from vcelltools.io.safe import File, get_node, is_group, open_h5_file, reading
 from vcelltools.io.table import MemoryTable
 from vcelltools.io.tenx import find_mtx, is_tenx, list_parts, open_mtx, open_tenx
 from vcelltools.io.zarrstore import ZarrFile, is_zarr
@@ -67,12 +67,13 @@ def list_choices(source: str | os.PathLike | AnnData) -> list[tuple[str | None, 
         return [(None, "X")]
     file, close = open_container(path)
     try:
-        if is_tenx(file):
-            return [(m, "X") for m in list_parts(file)]
-        mod = get_node(file, "mod")
-        if is_group(mod):
-            return [(m, k) for m in mod for k in list_matrices(file, f"mod/{m}/")]
-        return [(None, k) for k in list_matrices(file)]
+        with reading(path, "its structure"):
+            if is_tenx(file):
+                return [(m, "X") for m in list_parts(file)]
+            mod = get_node(file, "mod")
+            if is_group(mod):
+                return [(m, k) for m in mod for k in list_matrices(file, f"mod/{m}/")]
+            return [(None, k) for k in list_matrices(file)]
     finally:
         close()
 
@@ -97,10 +98,11 @@ def _open_known(path: Path, modality: str | None, layer: str | None) -> Dataset:
     try:
         if isinstance(file, h5py.File):
             fd = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
-        if is_tenx(file):
-            ds = open_tenx(path, file, fd, modality, layer)
-        else:
-            ds = open_annotated(path, file, fd, modality, layer or "X")
+        with reading(path, "its structure"):
+            if is_tenx(file):
+                ds = open_tenx(path, file, fd, modality, layer)
+            else:
+                ds = open_annotated(path, file, fd, modality, layer or "X")
     except BaseException:
         close()
         if fd >= 0:

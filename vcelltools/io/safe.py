@@ -20,6 +20,7 @@ import h5py
 import numpy as np
 
 from vcelltools.errors import DataError, EnvironmentFault, VcellError
+from vcelltools.io.probe import probe_h5
 
 if TYPE_CHECKING:
     from vcelltools.io.zarrstore import ZarrFile
@@ -109,6 +110,7 @@ def open_h5_file(path: str | os.PathLike) -> h5py.File:
                 hint=f"gunzip {p.name}" if zipped else "h5ad, h5mu and 10x h5 files are HDF5",
             )
         _check_length(p, size)
+        probe_h5(p)
         return h5py.File(p, "r", locking="best-effort")
     except (OSError, RuntimeError, ValueError) as e:
         text = str(e)

@@ -127,7 +127,10 @@ def _choose_genome(path: Path, genomes: list[str], wanted: str | None) -> str:
 
 
 def _read_text(file: File, key: str, n: int | None) -> np.ndarray:
-    return to_text(read_small(file, need_dataset(file, key, what="it names the genes", hint=_HINT), length=n))
+    values = read_small(file, need_dataset(file, key, what="it names the genes", hint=_HINT), length=n)
+    if values.ndim != 1:
+        raise DataError(f"{file.filename}: {key} has {values.ndim} dimensions; 1 expected")
+    return to_text(values)
 
 
 def _read_features(file: File, root: str, n: int | None) -> tuple[np.ndarray, dict[str, np.ndarray]]:

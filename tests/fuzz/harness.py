@@ -1,0 +1,115 @@
+"""Watches the children: restarts them after a crash or a hang, and counts what happened."""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+BAD = ("bug", "different", "accepted invalid", "refused undamaged", "signal", "hang")
+BATCH = 2_000
+
+
+@dataclass
+class Report:
+    """What a run found."""
+
+    seed: int
+    n: int = 0
+    seconds: float = 0.0
+    outcomes: Counter = field(default_factory=Counter)
+    mutations: Counter = field(default_factory=Counter)
+    failures: list[dict] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        counts = ", ".join(f"{k} {v:,}" for k, v in self.outcomes.most_common())
+        lines = [f"{self.n:,} mutants of seed {self.seed} in {self.seconds:.0f} s: {counts}"]
+        for f in self.failures:
+            again = f"python -m tests.fuzz --seed {self.seed} --only {f['number']}"
+            lines.append(
+                f"{f['outcome']}: {f.get('kind', '?')} {f.get('mutations', '')} ({again})\n{f.get('said', '')}"
+            )
+        return "\n".join(lines)
+
+
+def run(*, seed: int, seconds: float, patience: float = 30.0, first: int = 0, limit: int | None = None) -> Report:
+    """Run mutants for ``seconds`` (or ``limit`` of them); a mutant that takes longer than ``patience`` hangs."""
+    report = Report(seed)
+    began = time.monotonic()
+    number = first
+    with tempfile.TemporaryDirectory() as folder:
+        while time.monotonic() - began < seconds and (limit is None or number < first + limit):
+            count = BATCH if limit is None else min(BATCH, first + limit - number)
+            number = _run_child(report, seed, number, count, Path(folder), began + seconds, patience)
+    report.seconds = time.monotonic() - began
+    return report
+
+
+def _run_child(
+    report: Report, seed: int, first: int, count: int, folder: Path, deadline: float, patience: float
+) -> int:
+    """Run one child until it ends, crashes, hangs, or the time is up; return the next number."""
+    command = [sys.executable, "-m", "tests.fuzz.child", str(seed), str(first), str(count), str(folder)]
+    env = {**os.environ, "PYTHONFAULTHANDLER": "1"}
+    errors = tempfile.TemporaryFile("w+")  # noqa: SIM115
+    child = subprocess.Popen(command, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=errors, text=True)
+    lines: queue.Queue[str | None] = queue.Queue()
+    threading.Thread(target=_pump, args=(child, lines), daemon=True).start()
+    current = first
+    try:
+        while time.monotonic() < deadline:
+            try:
+                line = lines.get(timeout=patience)
+            except queue.Empty:
+                _fail(report, current, "hang", f"no answer for {patience} s")
+                return current + 1
+            if line is None:
+                code = child.wait()
+                if code == 0:
+                    return first + count
+                errors.seek(0)
+                said = errors.read()
+                outcome = "hang" if "Timeout (" in said else "signal" if code < 0 else "bug"
+                _fail(report, current, outcome, f"exit status {code}\n{said[-4000:]}")
+                return current + 1
+            body = json.loads(line)
+            current = body.get("start", current)
+            if "done" in body:
+                _count(report, body)
+                current = body["done"] + 1
+        return current
+    finally:
+        child.kill()
+        child.wait()
+        errors.close()
+
+
+def _pump(child: subprocess.Popen, lines: queue.Queue) -> None:
+    assert child.stdout is not None
+    for line in child.stdout:
+        lines.put(line)
+    lines.put(None)
+
+
+def _count(report: Report, body: dict) -> None:
+    report.n += 1
+    report.outcomes[body["outcome"]] += 1
+    for m in body["mutations"]:
+        report.mutations[m] += 1
+    if body["outcome"] in BAD:
+        report.failures.append({**body, "number": body["done"]})
+
+
+def _fail(report: Report, number: int, outcome: str, said: str) -> None:
+    report.n += 1
+    report.outcomes[outcome] += 1
+    report.failures.append({"number": number, "outcome": outcome, "said": said})

@@ -1,0 +1,132 @@
+"""The naive reader: h5py whole-array reads, a Python-plain check of every rule, a dense matrix.
+
+It shares no code with the readers. What it calls invalid must be refused by them.
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from pathlib import Path
+
+import h5py
+import numpy as np
+
+MAX_COUNT = 2**31 - 1
+
+
+class InvalidFileError(Exception):
+    """The naive reader's reason."""
+
+
+def need(condition: object, reason: str) -> None:
+    """Raise unless ``condition`` holds."""
+    if not condition:
+        raise InvalidFileError(reason)
+
+
+def read_naively(path: Path, kind: str, matrix: str, var: str) -> tuple[np.ndarray, list[str]]:
+    """Return (dense (n, g) int64 counts, gene names).
+
+    Raises
+    ------
+    Exception
+        For whatever is wrong with the file.
+    """
+    with h5py.File(path, "r") as f:
+        need(f.id.get_filesize() > 0, "empty")
+        _refuse_links(f, matrix)
+        counts = _read_tenx(f, matrix) if kind.startswith("10x") else _read_matrix(f, matrix)
+        need(counts.shape[0] > 0 and counts.shape[1] > 0, "no cells or genes")
+        return counts, _read_names(f, kind, var, counts.shape[1])
+
+
+def _refuse_links(f: h5py.File, key: str) -> None:
+    at = "/"
+    for part in key.split("/"):
+        need(isinstance(f[at].get(part, getlink=True), h5py.HardLink), "a link")
+        at = f"{at}{part}/"
+
+
+def _read_array(d: object, ndim: int) -> np.ndarray:
+    need(isinstance(d, h5py.Dataset), "not an array")
+    need(d.shape is not None and d.ndim == ndim, "dimensions")
+    need(not d.is_virtual and not d.external, "elsewhere")
+    if d.chunks:
+        expected = np.prod([-(-s // c) for s, c in zip(d.shape, d.chunks, strict=True)])
+        need(d.id.get_num_chunks() >= expected, "chunks absent")
+    elif d.size and d.id.get_create_plist().get_layout() != h5py.h5d.COMPACT:
+        need(d.id.get_offset() is not None, "never written")
+    return np.asarray(d[()])
+
+
+def _check_values(values: np.ndarray) -> np.ndarray:
+    need(values.dtype.kind in "iuf", "not numbers")
+    if values.dtype.kind == "f":
+        need(np.isfinite(values).all(), "not finite")
+        need((values == np.rint(values)).all(), "fractions")
+    if values.size:
+        need(values.min() >= 0 and values.max() <= MAX_COUNT, "negative or too large")
+    return values.astype(np.int64)
+
+
+def _read_matrix(f: h5py.File, key: str) -> np.ndarray:
+    node = f[key]
+    if isinstance(node, h5py.Dataset):
+        return _check_values(_read_array(node, 2))
+    encoding = node.attrs.get("encoding-type", node.attrs.get("h5sparse_format"))
+    encoding = encoding.decode() if isinstance(encoding, bytes) else str(encoding)
+    shape = node.attrs.get("shape", node.attrs.get("h5sparse_shape"))
+    n, g = (int(s) for s in shape)
+    kind = encoding.removesuffix("_matrix")
+    need(kind in ("csr", "csc"), "encoding")
+    parts = [_read_array(node[k], 1) for k in ("indptr", "indices", "data")]
+    if kind == "csr":
+        return _expand(*parts, n, g)
+    return _expand(*parts, g, n).T
+
+
+def _read_tenx(f: h5py.File, key: str) -> np.ndarray:
+    node = f[key]
+    g, n = (int(s) for s in _read_array(node["shape"], 1))
+    need(len(_read_array(node["barcodes"], 1)) == n, "barcodes")
+    return _expand(*(_read_array(node[k], 1) for k in ("indptr", "indices", "data")), n, g)
+
+
+def _expand(indptr: np.ndarray, indices: np.ndarray, data: np.ndarray, n_major: int, n_minor: int) -> np.ndarray:
+    need(indptr.dtype.kind in "iu" and indices.dtype.kind in "iu", "positions are not integers")
+    need(n_major >= 0 and n_minor >= 0 and n_major * n_minor <= 10**7, "shape")
+    need(len(indptr) == n_major + 1 and len(indices) == len(data), "lengths")
+    bounds = [int(v) for v in indptr]
+    need(bounds[0] == 0 and bounds[-1] == len(data), "ends of indptr")
+    need(all(a <= b for a, b in pairwise(bounds)), "indptr falls")
+    values = _check_values(data)
+    out = np.zeros((n_major, n_minor), np.int64)
+    for i in range(n_major):
+        for j in range(bounds[i], bounds[i + 1]):
+            at = int(indices[j])
+            need(0 <= at < n_minor, "index out of range")
+            out[i, at] += int(values[j])
+    need(not out.size or out.max() <= MAX_COUNT, "sum of duplicates")
+    return out
+
+
+def _read_names(f: h5py.File, kind: str, var: str, g: int) -> list[str]:
+    node = f[var]
+    if kind == "10x3":
+        values = node["name"]
+    elif kind == "10x2":
+        values = node["gene_names"]
+    elif isinstance(node, h5py.Dataset):
+        records = node[()]
+        names = list(records.dtype.names)
+        key = next((k for k in ("index", "_index") if k in names), names[0])
+        values = records[key]
+    else:
+        key = node.attrs.get("_index", "")
+        key = key.decode() if isinstance(key, bytes) else str(key)
+        values = node[key or next(k for k in ("_index", "index") if k in node)]
+    if isinstance(values, h5py.Group):
+        values = values["values"]
+    values = np.asarray(values[()] if isinstance(values, h5py.Dataset) else values)
+    need(values.shape == (g,), "names")
+    return [v.decode("utf-8", "replace") if isinstance(v, bytes) else str(v) for v in values.tolist()]

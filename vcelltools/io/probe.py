@@ -1,0 +1,124 @@
+"""A look at a file's metadata in a child process, because HDF5 itself can crash or loop on a damaged one.
+
+h5py holds the interpreter lock while HDF5 works, so nothing in this process could answer. A forked child costs a
+few milliseconds; it may spend a bounded time of the processor, and whatever becomes of it, this process lives.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import warnings
+from pathlib import Path
+
+import h5py
+
+from vcelltools.errors import DataError
+
+CPU_SECONDS = 5
+MEMORY_BYTES = 16 << 30
+_SMALL_FILE = 16 << 20  # their text is read too; of larger files the structure alone
+_MAX_NODES = 20_000
+_MAX_CHUNKS = 10_000
+_verdicts: dict[tuple[str, int, int], str | None] = {}  # of files met already; None is good
+
+
+def probe_h5(path: Path) -> None:
+    """Walk the file's groups, attributes and (of small files) texts in a child; each file once.
+
+    Nothing is done where forking is unsafe (other threads run) or unknown (Windows).
+
+    Raises
+    ------
+    DataError
+        When the child died of a signal: a crash inside HDF5, or more than ``CPU_SECONDS`` of looping.
+    """
+    stat = path.stat()
+    key = (os.path.realpath(path), stat.st_size, stat.st_mtime_ns)
+    if key not in _verdicts:
+        if not hasattr(os, "fork") or threading.active_count() > 1:
+            return
+        _verdicts[key] = _get_verdict(path, deep=stat.st_size <= _SMALL_FILE)
+    if (verdict := _verdicts[key]) is not None:
+        raise DataError(
+            f"{path}: the file is damaged: the HDF5 library {verdict} on its metadata", hint="copy or download it again"
+        )
+
+
+def _get_verdict(path: Path, *, deep: bool) -> str | None:
+    """Return what became of the child that read the metadata, or None where all is well."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of forking with native threads: the child uses none
+        pid = os.fork()
+    if pid == 0:
+        try:
+            _limit()
+            with h5py.File(path, "r", locking="best-effort") as file:
+                _walk(file, deep=deep)
+        except BaseException:
+            pass  # this process meets the same error and tells of it
+        finally:
+            os._exit(0)
+    _, status = os.waitpid(pid, 0)
+    if not os.WIFSIGNALED(status):
+        return None
+    number = os.WTERMSIG(status)
+    return "does not come to an end" if number == signal.SIGXCPU else f"crashes ({signal.Signals(number).name})"
+
+
+def _limit() -> None:
+    import faulthandler
+    import resource
+
+    faulthandler.disable()
+    for s in (signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.SIGXCPU):
+        signal.signal(s, signal.SIG_DFL)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    used = int(sum(resource.getrusage(resource.RUSAGE_SELF)[:2]))
+    resource.setrlimit(resource.RLIMIT_CPU, (used + CPU_SECONDS, used + CPU_SECONDS + 1))
+    resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, 1)
+    os.dup2(null, 2)
+
+
+def _walk(file: h5py.File, *, deep: bool) -> None:
+    todo: list[h5py.Group | h5py.Dataset] = [file["/"]]
+    met: set[object] = set()
+    while todo and len(met) < _MAX_NODES:
+        node = todo.pop()
+        where = _try(lambda node=node: h5py.h5o.get_info(node.id).addr)
+        if where in met:
+            continue
+        met.add(where)
+        for name in _try(lambda node=node: list(node.attrs)) or []:
+            _try(lambda node=node, name=name: node.attrs[name])
+        if isinstance(node, h5py.Dataset):
+            _try(lambda node=node: _look(file, node, deep=deep))
+            continue
+        for name in _try(lambda node=node: list(node)) or []:
+            if isinstance(_try(lambda node=node, name=name: node.get(name, getlink=True)), h5py.HardLink):
+                child = _try(lambda node=node, name=name: node[name])
+                if isinstance(child, h5py.Group | h5py.Dataset):
+                    todo.append(child)
+
+
+def _try(read):
+    """Return what ``read`` returns, or None: an exception is no crash."""
+    try:
+        return read()
+    except Exception:
+        return None
+
+
+def _look(file: h5py.File, dset: h5py.Dataset, *, deep: bool) -> None:
+    if dset.is_virtual or dset.external or dset.shape is None:
+        return
+    if dset.chunks and dset.id.get_num_chunks() <= _MAX_CHUNKS:
+        dset.id.chunk_iter(lambda info: None)
+    if deep and dset.dtype == object and h5py.check_string_dtype(dset.dtype) is not None:
+        from vcelltools.io.text import check_text
+
+        check_text(file, dset)
+        dset[()]

@@ -1,0 +1,246 @@
+"""What this machine offers and lacks: versions, threads, caches, HDF5 filters, disk, accelerators."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from vcelltools.errors import VcellError
+
+_PACKAGES = (
+    "vcelltools", "numpy", "numba", "h5py", "deflate", "zstandard", "scikit-misc", "scipy", "statsmodels", "pandas",
+    "pyarrow", "anndata", "mudata", "jax", "jaxlib", "optax", "safetensors", "typer", "rich",
+)  # fmt: skip
+_OPTIONAL = {"zarr": "zarr", "hdf5plugin": "filters", "dask": "dask", "igraph": "leiden", "libtpu": "tpu"}
+_PROBE_BYTES = 64 << 20
+_LOW_DISK_BYTES = 5 << 30
+_ACCELERATOR_SECONDS = 60
+
+_ASK_JAX = """
+import json, jax
+devices = jax.devices()
+memory = [((d.memory_stats() or {}).get("bytes_limit") if d.platform != "cpu" else None) for d in devices]
+print(json.dumps({"backend": jax.default_backend(), "devices": [str(d.device_kind) for d in devices], "memory": memory}))
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DoctorReport:
+    """What :func:`check_machine` found.
+
+    Attributes
+    ----------
+    versions
+        Package to version; None where an optional one is absent.
+    system
+        Python, platform, cores, usable cores, threads that commands use, memory in bytes.
+    cache
+        numba's cache folder, and whether it can be written.
+    filters
+        HDF5 filter to whether it can be read.
+    disk
+        Folder, free bytes, and bytes a second written and read (through the disk where the system allows it).
+    accelerators
+        What JAX sees (``backend``, ``devices``, ``memory``), or ``error``; TPU hardware and library.
+    problems
+        (what is wrong, remedy).
+    """
+
+    versions: dict[str, str | None]
+    system: dict[str, Any]
+    cache: dict[str, Any]
+    filters: dict[str, bool]
+    disk: dict[str, Any]
+    accelerators: dict[str, Any]
+    problems: tuple[tuple[str, str], ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain values."""
+        problems = [{"problem": p, "remedy": r} for p, r in self.problems]
+        return {"ok": not self.problems, **asdict(self), "problems": problems}
+
+
+def check_machine(folder: str | os.PathLike = ".", *, accelerators: bool = True) -> DoctorReport:
+    """Look at this machine.
+
+    Parameters
+    ----------
+    folder
+        Whose disk to measure: 64 MB are written there and removed.
+    accelerators
+        Start JAX (in a process of its own, for a minute at most) and ask what it sees.
+    """
+    problems: list[tuple[str, str]] = []
+    versions = _get_versions(problems)
+    return DoctorReport(
+        versions=versions,
+        system=_get_system(problems),
+        cache=_get_cache(problems),
+        filters=_get_filters(problems),
+        disk=_get_disk(Path(folder), problems),
+        accelerators=_get_accelerators(problems, ask=accelerators),
+        problems=tuple(problems),
+    )
+
+
+def _find_version(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _get_versions(problems: list[tuple[str, str]]) -> dict[str, str | None]:
+    out = {name: _find_version(name) for name in (*_PACKAGES, *_OPTIONAL)}
+    for name in _PACKAGES:
+        if out[name] is None:
+            problems.append((f"the package {name} is missing", f"pip install {name}"))
+    import h5py
+
+    return {**out, "HDF5": h5py.version.hdf5_version}
+
+
+def _get_system(problems: list[tuple[str, str]]) -> dict[str, Any]:
+    from vcelltools.stream import get_threads
+
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    threads: int | None
+    try:
+        threads = get_threads()
+    except VcellError as e:
+        threads = None
+        problems.append((e.message, "unset VCELLTOOLS_THREADS, or set it to a whole number"))
+    quota = _get_cpu_quota()
+    if quota is not None and threads is not None and threads > max(1, round(quota)):
+        problems.append(
+            (
+                f"{threads} threads would run, but this container may use {quota:.1f} cores",
+                f"export VCELLTOOLS_THREADS={max(1, round(quota))}",
+            )
+        )
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else None
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "cores": os.cpu_count(),
+        "usable_cores": usable,
+        "cpu_quota": quota,
+        "threads": threads,
+        "memory_bytes": memory,
+    }
+
+
+def _get_cpu_quota() -> float | None:
+    """Return the cores that the container may use (cgroup 2), or None."""
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text(encoding="ascii").split()
+        return None if quota == "max" else int(quota) / int(period)
+    except (OSError, ValueError):
+        return None
+
+
+def _get_cache(problems: list[tuple[str, str]]) -> dict[str, Any]:
+    """Return where numba caches the kernels: its own setting, the package's folder, or the user's."""
+    import numba
+    from vcelltools.kernels import _jit
+
+    folder = Path(getattr(numba.config, "CACHE_DIR", "") or Path(_jit.__file__).parent / "__pycache__")
+    at = folder
+    while not at.exists():
+        at = at.parent
+    writable = os.access(at, os.W_OK)
+    if not writable:
+        problems.append(
+            (f"numba cannot write its cache in {folder}: every command compiles anew", "export NUMBA_CACHE_DIR=FOLDER")
+        )
+    return {"folder": str(folder), "writable": writable}
+
+
+def _get_filters(problems: list[tuple[str, str]]) -> dict[str, bool]:
+    import h5py
+
+    from vcelltools.io.safe import FILTER_NAMES
+
+    try:
+        import hdf5plugin  # noqa: F401  registers its filters
+    except ImportError:
+        problems.append(("blosc, lz4, bitshuffle and other HDF5 filters are missing", "pip install hdf5plugin"))
+    return {name: bool(h5py.h5z.filter_avail(number)) for number, name in FILTER_NAMES.items()}
+
+
+def _get_disk(folder: Path, problems: list[tuple[str, str]]) -> dict[str, Any]:
+    folder = folder.resolve()
+    free = shutil.disk_usage(folder).free
+    out: dict[str, Any] = {"folder": str(folder), "free_bytes": free, "write_per_s": None, "read_per_s": None}
+    if free < _LOW_DISK_BYTES:
+        problems.append((f"{folder} has {free / 1e9:.1f} GB free", "free some space, or work on another disk"))
+    if free < 4 * _PROBE_BYTES:
+        return out
+    block = os.urandom(1 << 20)
+    try:
+        with tempfile.NamedTemporaryFile(dir=folder, prefix=".vcelltools-doctor-") as f:
+            began = time.perf_counter()
+            for _ in range(_PROBE_BYTES >> 20):
+                f.write(block)
+            f.flush()
+            os.fsync(f.fileno())
+            out["write_per_s"] = _PROBE_BYTES / (time.perf_counter() - began)
+            if hasattr(os, "posix_fadvise"):  # forget what is cached, so that the disk is measured
+                os.posix_fadvise(f.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+            buffer = bytearray(1 << 20)
+            f.seek(0)
+            began = time.perf_counter()
+            while f.raw.readinto(buffer) if hasattr(f, "raw") else f.file.raw.readinto(buffer):
+                pass
+            out["read_per_s"] = _PROBE_BYTES / (time.perf_counter() - began)
+    except OSError as e:
+        problems.append((f"{folder}: cannot write here ({e.strerror})", "work in a folder of your own"))
+    return out
+
+
+def _get_accelerators(problems: list[tuple[str, str]], *, ask: bool) -> dict[str, Any]:
+    tpu_chips = sorted(str(p) for p in (*Path("/dev").glob("accel*"), *Path("/dev").glob("vfio/[0-9]*")))
+    out: dict[str, Any] = {
+        "tpu_chips": tpu_chips,
+        "libtpu": _find_version("libtpu"),
+        "tpu_environment": {k: v for k, v in sorted(os.environ.items()) if k.startswith("TPU_") and "TOKEN" not in k},
+        "nvidia_devices": sorted(str(p) for p in Path("/dev").glob("nvidia[0-9]*")),
+    }
+    if tpu_chips and out["libtpu"] is None:
+        problems.append(("TPU chips are attached but libtpu is missing", "pip install 'vcelltools[tpu]'"))
+    if not ask:
+        return out
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", _ASK_JAX],
+            capture_output=True,
+            text=True,
+            timeout=_ACCELERATOR_SECONDS,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        problems.append(
+            (f"JAX does not start within {_ACCELERATOR_SECONDS} s", "another process may hold the accelerator")
+        )
+        return {**out, "error": "timeout"}
+    if done.returncode != 0:
+        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        problems.append((f"JAX does not start: {last}", "pip install --upgrade jax, matching the accelerator"))
+        return {**out, "error": last}
+    seen = json.loads(done.stdout.strip().splitlines()[-1])
+    if seen["backend"] == "cpu" and out["nvidia_devices"]:
+        problems.append(("a GPU is here but JAX runs on the CPU", "pip install 'jax[cuda13]'"))
+    if seen["backend"] == "cpu" and tpu_chips and out["libtpu"] is not None:
+        problems.append(("TPU chips are here but JAX runs on the CPU", "unset JAX_PLATFORMS; is another process on them?"))
+    return {**out, **seen}
