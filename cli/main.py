@@ -16,6 +16,7 @@ from vcelltools.cli import (
     convert,
     de,
     demo,
+    doctor,
     hvg,
     init,
     inspect,
@@ -65,6 +66,7 @@ def _root(
 
 # in the order of the road
 app.command("demo")(demo.demo)
+app.command("doctor")(doctor.doctor)
 app.command("init")(init.init)
 app.command("inspect")(inspect.inspect)
 app.command("hvg")(hvg.hvg)

@@ -42,8 +42,8 @@ class Output:
             sys.stdout.write(text + "\n")
         sys.stdout.flush()
 
-    def table(self, columns: list[str], rows: list[list[Any]], *, title: str = "") -> None:
-        """Print a table to stdout, unless ``--json`` was asked for."""
+    def table(self, columns: list[str], rows: list[list[Any]], *, title: str = "", left: bool = False) -> None:
+        """Print a table to stdout (``left``: of text, not numbers), unless ``--json`` was asked for."""
         if self.json:
             return
         from rich.console import Console
@@ -51,7 +51,7 @@ class Output:
 
         table = Table(title=title or None, title_justify="left", box=None, pad_edge=False, header_style="bold")
         for i, c in enumerate(columns):
-            table.add_column(c, justify="left" if i == 0 else "right", overflow="fold")
+            table.add_column(c, justify="left" if left or i == 0 else "right", overflow="fold")
         for row in rows:
             table.add_row(*[_cell(v) for v in row])
         width = None if sys.stdout.isatty() else 160

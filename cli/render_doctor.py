@@ -13,9 +13,9 @@ if TYPE_CHECKING:
 def show_doctor(o: Output, r: DoctorReport) -> None:
     """Print the report: JSON, or one table of facts and one of problems."""
     o.result(r.to_json())
-    o.table(["", "this machine"], _facts(r))
+    o.table(["", "this machine"], _facts(r), left=True)
     if r.problems:
-        o.table(["\nproblem", "\nremedy"], [list(p) for p in r.problems])
+        o.table(["\nproblem", "\nremedy"], [list(p) for p in r.problems], left=True)
     n = len(r.problems)
     o.done("all is well; next: vcelltools demo" if n == 0 else f"{n} problem{'s' if n > 1 else ''} found")
 

@@ -10,6 +10,7 @@ from vcelltools.cli.output import Output
 if TYPE_CHECKING:
     from vcelltools.pipelines.inspect import ColumnReport, InspectReport, MatrixReport
 
+_MATRIX_COLUMNS = ["matrix", "layout", "cells × genes", "stored as", "non-zeros", "packed", "MB", "values"]
 _ROLES = {
     "perturbation": "perturbation",
     "batch": "batch",
@@ -25,13 +26,17 @@ def show_inspect(o: Output, r: InspectReport) -> None:
     size = "" if r.size_bytes is None else f", {r.size_bytes / 1e6:,.1f} MB"
     shape = "" if r.n_cells is None else f", {r.n_cells:,} cells × {r.n_genes:,} genes ({r.index_kind})"
     o.result(r.to_json(), f"{r.path}: {r.kind or 'unreadable'}{size}{shape}\n")
-    o.table(["matrix", "layout", "cells × genes", "stored as", "non-zeros", "packed", "MB", "values"], _matrices(r))
+    o.table(
+        ["matrix", "layout", "cells × genes", "stored as", "non-zeros", "packed", "MB", "values"],
+        _matrices(r),
+        left=True,
+    )
     rows = _roles(r)
     if rows:
-        o.table(["\nrole", "\ncolumn", "\nlabels", "\nmissing", "\nmost frequent"], rows)
+        o.table(["\nrole", "\ncolumn", "\nlabels", "\nmissing", "\nmost frequent"], rows, left=True)
     if o.verbose:
         every = [[c.name, c.kind, c.n_labels, c.n_missing, _examples(c)] for c in (*r.obs, *r.var)]
-        o.table(["\ncolumn", "\nkind", "\nlabels", "\nmissing", "\nmost frequent"], every)
+        o.table(["\ncolumn", "\nkind", "\nlabels", "\nmissing", "\nmost frequent"], every, left=True)
     if not o.json and r.problems:
         o.table([f"\n{len(r.problems)} problem{'s' if len(r.problems) > 1 else ''}"], [[p] for p in r.problems])
     for note in r.notes:

@@ -57,6 +57,9 @@ FILTER_NAMES = {
 }
 
 
+HDF5_VERSION: str = h5py.version.hdf5_version
+
+
 @contextmanager
 def reading(path: str | os.PathLike, key: str = "/") -> Iterator[None]:
     """Turn whatever HDF5 raises inside the block into a :class:`DataError` that names file and key."""
@@ -275,14 +278,24 @@ def get_filters(dset: h5py.Dataset) -> list[int]:
     return [plist.get_filter(i)[0] for i in range(plist.get_nfilters())]
 
 
+def list_filters() -> dict[str, bool]:
+    """Return the filters by name, and whether data packed with them can be read here."""
+    _load_plugins()
+    return {name: bool(h5py.h5z.filter_avail(number)) for number, name in FILTER_NAMES.items()}
+
+
+def _load_plugins() -> None:
+    try:
+        import hdf5plugin  # noqa: F401  registers its filters on import
+    except ImportError:
+        pass
+
+
 def check_filters(path: str | os.PathLike, dset: h5py.Dataset) -> None:
     """Raise an :class:`EnvironmentFault` that names the filter where one of the dataset's is not available."""
     for fid in get_filters(dset):
         if not h5py.h5z.filter_avail(fid):
-            try:
-                import hdf5plugin  # noqa: F401  registers its filters on import
-            except ImportError:
-                pass
+            _load_plugins()
         if not h5py.h5z.filter_avail(fid):
             name = FILTER_NAMES.get(fid, "unknown")
             raise EnvironmentFault(

@@ -23,6 +23,7 @@ _PACKAGES = (
     "pyarrow", "anndata", "mudata", "jax", "jaxlib", "optax", "safetensors", "typer", "rich",
 )  # fmt: skip
 _OPTIONAL = {"zarr": "zarr", "hdf5plugin": "filters", "dask": "dask", "igraph": "leiden", "libtpu": "tpu"}
+_TPU_VARIABLES = ("TPU_ACCELERATOR_TYPE", "TPU_WORKER_ID", "TPU_WORKER_HOSTNAMES", "TPU_CHIPS_PER_HOST_BOUNDS")
 _PROBE_BYTES = 64 << 20
 _LOW_DISK_BYTES = 5 << 30
 _ACCELERATOR_SECONDS = 60
@@ -31,7 +32,8 @@ _ASK_JAX = """
 import json, jax
 devices = jax.devices()
 memory = [((d.memory_stats() or {}).get("bytes_limit") if d.platform != "cpu" else None) for d in devices]
-print(json.dumps({"backend": jax.default_backend(), "devices": [str(d.device_kind) for d in devices], "memory": memory}))
+kinds = [str(d.device_kind) for d in devices]
+print(json.dumps({"backend": jax.default_backend(), "devices": kinds, "memory": memory}))
 """
 
 
@@ -103,12 +105,11 @@ def _find_version(name: str) -> str | None:
 
 def _get_versions(problems: list[tuple[str, str]]) -> dict[str, str | None]:
     out = {name: _find_version(name) for name in (*_PACKAGES, *_OPTIONAL)}
-    for name in _PACKAGES:
-        if out[name] is None:
-            problems.append((f"the package {name} is missing", f"pip install {name}"))
-    import h5py
+    absent = [name for name in _PACKAGES if out[name] is None]
+    problems += [(f"the package {name} is missing", f"pip install {name}") for name in absent]
+    from vcelltools.io.safe import HDF5_VERSION
 
-    return {**out, "HDF5": h5py.version.hdf5_version}
+    return {**out, "HDF5": HDF5_VERSION}
 
 
 def _get_system(problems: list[tuple[str, str]]) -> dict[str, Any]:
@@ -153,6 +154,7 @@ def _get_cpu_quota() -> float | None:
 def _get_cache(problems: list[tuple[str, str]]) -> dict[str, Any]:
     """Return where numba caches the kernels: its own setting, the package's folder, or the user's."""
     import numba
+
     from vcelltools.kernels import _jit
 
     folder = Path(getattr(numba.config, "CACHE_DIR", "") or Path(_jit.__file__).parent / "__pycache__")
@@ -168,15 +170,12 @@ def _get_cache(problems: list[tuple[str, str]]) -> dict[str, Any]:
 
 
 def _get_filters(problems: list[tuple[str, str]]) -> dict[str, bool]:
-    import h5py
+    from vcelltools.io.safe import list_filters
 
-    from vcelltools.io.safe import FILTER_NAMES
-
-    try:
-        import hdf5plugin  # noqa: F401  registers its filters
-    except ImportError:
+    found = list_filters()
+    if not found["blosc"]:
         problems.append(("blosc, lz4, bitshuffle and other HDF5 filters are missing", "pip install hdf5plugin"))
-    return {name: bool(h5py.h5z.filter_avail(number)) for number, name in FILTER_NAMES.items()}
+    return found
 
 
 def _get_disk(folder: Path, problems: list[tuple[str, str]]) -> dict[str, Any]:
@@ -198,11 +197,9 @@ def _get_disk(folder: Path, problems: list[tuple[str, str]]) -> dict[str, Any]:
             out["write_per_s"] = _PROBE_BYTES / (time.perf_counter() - began)
             if hasattr(os, "posix_fadvise"):  # forget what is cached, so that the disk is measured
                 os.posix_fadvise(f.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-            buffer = bytearray(1 << 20)
-            f.seek(0)
             began = time.perf_counter()
-            while f.raw.readinto(buffer) if hasattr(f, "raw") else f.file.raw.readinto(buffer):
-                pass
+            for at in range(0, _PROBE_BYTES, 1 << 20):
+                os.pread(f.fileno(), 1 << 20, at)
             out["read_per_s"] = _PROBE_BYTES / (time.perf_counter() - began)
     except OSError as e:
         problems.append((f"{folder}: cannot write here ({e.strerror})", "work in a folder of your own"))
@@ -214,7 +211,11 @@ def _get_accelerators(problems: list[tuple[str, str]], *, ask: bool) -> dict[str
     out: dict[str, Any] = {
         "tpu_chips": tpu_chips,
         "libtpu": _find_version("libtpu"),
-        "tpu_environment": {k: v for k, v in sorted(os.environ.items()) if k.startswith("TPU_") and "TOKEN" not in k},
+        "tpu_environment": {
+            k: v
+            for k, v in sorted(os.environ.items())
+            if k.startswith("TPU_") and not {"TOKEN", "KEY"} & set(k.split("_"))
+        },
         "nvidia_devices": sorted(str(p) for p in Path("/dev").glob("nvidia[0-9]*")),
     }
     if tpu_chips and out["libtpu"] is None:
@@ -242,5 +243,7 @@ def _get_accelerators(problems: list[tuple[str, str]], *, ask: bool) -> dict[str
     if seen["backend"] == "cpu" and out["nvidia_devices"]:
         problems.append(("a GPU is here but JAX runs on the CPU", "pip install 'jax[cuda13]'"))
     if seen["backend"] == "cpu" and tpu_chips and out["libtpu"] is not None:
-        problems.append(("TPU chips are here but JAX runs on the CPU", "unset JAX_PLATFORMS; is another process on them?"))
+        problems.append(
+            ("TPU chips are here but JAX runs on the CPU", "unset JAX_PLATFORMS; is another process on them?")
+        )
     return {**out, **seen}
