@@ -35,8 +35,8 @@ from vcelltools.io.safe import (
 
 # Chunks above this many bytes are not unpacked whole: memory would follow the file.
 MAX_CHUNK_BYTES = 1 << 30
-_DEFLATE, _SHUFFLE, _ZSTD = 1, 2, 32015
-RAW_FILTERS = {_DEFLATE, _SHUFFLE, _ZSTD}
+_DEFLATE, _SHUFFLE, _LZF, _ZSTD = 1, 2, 32000, 32015
+RAW_FILTERS = {_DEFLATE, _SHUFFLE, _LZF, _ZSTD}
 _CACHE_CHUNKS, _CACHE_BYTES = 8, 64 << 20
 
 _LITTLE = sys.byteorder == "little"
@@ -248,6 +248,8 @@ class RawChunks:
                     data = inflate(data, self.chunk_bytes)
                 elif f == _ZSTD:
                     data = _unzstd(data, self.chunk_bytes)
+                elif f == _LZF:
+                    data = _unlzf(data, self.chunk_bytes)
                 else:
                     data = _unshuffle(data, self.storage.itemsize)
         except DataError as e:
@@ -279,6 +281,16 @@ def _inflate_zlib(data: bytes | bytearray | np.ndarray, size: int) -> bytes:
         raise DataError(f"damaged gzip data ({e})") from e
     if unzip.unconsumed_tail:
         raise DataError("it unpacks to more than its chunk's size")
+    return out
+
+
+def _unlzf(data: bytes | bytearray | np.ndarray, size: int) -> np.ndarray:
+    from vcelltools.kernels.lzf import lzf_unpack
+
+    out = np.empty(size, np.uint8)
+    n = lzf_unpack(np.frombuffer(data, np.uint8), out)
+    if n != size:
+        raise DataError("damaged lzf data")
     return out
 
 
