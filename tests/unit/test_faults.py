@@ -612,3 +612,43 @@ def test_the_source_is_never_written(good, run):
     edit(Path(copy), put("X/indices", 5, 99))
     run(Path(copy))
     assert (good.read_bytes(), good.stat().st_mtime_ns) == before
+
+
+# ------------------------------------------------------------------ damage on which HDF5 itself fails
+
+
+def overwrite(path: Path, at: int, values: bytes) -> Path:
+    raw = bytearray(path.read_bytes())
+    raw[at : at + len(values)] = values
+    path.write_bytes(bytes(raw))
+    return path
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="the look ahead needs fork")
+def test_a_heap_that_hdf5_walks_for_ever_is_refused(good, run, monkeypatch):
+    monkeypatch.setattr("vcelltools.io.probe.CPU_SECONDS", 1)
+    r = run(overwrite(good, good.read_bytes().index(b"GCOL") + 48, bytes(512)))
+    assert r.code == 3
+    assert "does not come to an end" in r.error
+
+
+@pytest.mark.parametrize("option", ["fletcher32", "scaleoffset", "gzip"])
+def test_a_damaged_index_of_chunks_is_refused(tmp_path, run, option):
+    options = {"fletcher32": True} if option == "fletcher32" else {"scaleoffset": 0}
+    options = {"compression": "gzip"} if option == "gzip" else options
+    path = write_h5ad(tmp_path / "f.h5ad", COUNTS, layout="dense", dtype="uint32", chunks=(10, 10), **options)
+    raw = path.read_bytes()
+    nodes = [i for i in range(0, len(raw) - 24, 8) if raw[i : i + 5] == b"TREE\x01"]  # node type 1: chunks
+    assert nodes
+    r = run(overwrite(path, nodes[-1] + 120, bytes(512)))
+    assert r.code == 3
+    assert "f.h5ad" in r.error
+
+
+def test_lzf_data_that_unpacks_short_is_refused(tmp_path, run):
+    path = write_h5ad(tmp_path / "f.h5ad", COUNTS, layout="dense", dtype="int16", chunks=(20, 20), compression="lzf")
+    with h5py.File(path) as f:
+        info = f["X"].id.get_chunk_info(1)
+    r = run(overwrite(path, info.byte_offset + 20, bytes(info.size - 20)))
+    assert r.code == 3
+    assert "lzf" in r.error
