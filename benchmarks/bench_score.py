@@ -1,31 +1,23 @@
-"""``vcelltools score`` against ``cell-eval run``: whole commands, equal numbers asserted before a clock starts.
+"""``vcelltools score`` against ``cell-eval run``: whole commands, equal numbers asserted before a clock counts.
 
-    python benchmarks/bench_score.py --size 2 --repeats 3 --peer-repeats 1 --json out.json
+    python -m benchmarks.bench_score --size 2 --rounds 3 [--skip-peer] [--profile vcc]
 
-Sizes are perturbations × cells + controls × genes at a density: 0 (moderate), 1, 2, 3 as in the table of the README,
-and full (100,000 × 18,080, ours alone). Files are made once and kept in --dir.
+Sizes are perturbations × cells + controls × genes at a density: ``0`` (moderate), ``1``, ``2``, ``3``, and ``full``
+(the challenge's 100,000 × 18,080; ours alone, by default). Files are made once.
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
-import json
 import math
-import os
-import statistics
 import subprocess
 import sys
-import tempfile
-import time
 from pathlib import Path
 
 import numpy as np
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-
-from tests.peers import find_peer  # noqa: E402
+from benchmarks.harness import DATA, OURS, need_peer, save, take_turns
 
 SIZES = {
     "0": (20, 50, 500, 2000, 0.25),
@@ -78,19 +70,6 @@ def make_file(path: Path, size: tuple[int, int, int, int, float], seed: int, str
             w.append_csr(indptr, cols.astype(np.int32), X[rows, cols])
 
 
-def run(command: list[str], env: dict[str, str]) -> tuple[float, float]:
-    """Return (wall seconds, peak GB) of a command."""
-    began = time.perf_counter()
-    with subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as p:
-        assert p.stderr is not None
-        err = p.stderr.read()
-        _, status, usage = os.wait4(p.pid, 0)
-        p.returncode = os.waitstatus_to_exitcode(status)
-    if p.returncode:
-        raise SystemExit(f"{command[0]} failed: {err.decode()[-800:]}")
-    return time.perf_counter() - began, usage.ru_maxrss / 1e6
-
-
 def read(path: Path) -> dict[tuple[str, str], float]:
     """Return (row, column) -> value."""
     with path.open() as f:
@@ -112,51 +91,47 @@ def check_equal(theirs: Path, ours: Path) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", choices=SIZES, default="0")
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--peer-repeats", type=int, default=1)
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--profile", default="vcc")
-    parser.add_argument("--dir", type=Path, default=Path(tempfile.gettempdir()) / "vcelltools-bench")
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--skip-peer", action="store_true")
+    parser.add_argument("--make", choices=("real", "pred"), help=argparse.SUPPRESS)
     args = parser.parse_args()
     size = SIZES[args.size]
-    args.dir.mkdir(parents=True, exist_ok=True)
-    real, pred = (args.dir / f"score_{args.size}_{side}.h5ad" for side in ("real", "pred"))
-    if not real.exists():
-        make_file(real, size, 1, 1.0)
-    if not pred.exists():
-        make_file(pred, size, 2, 0.6)
-    env = dict(os.environ)
-    ours = args.dir / "ours"
-    mine = [sys.executable, "-m", "vcelltools.cli.main", "score", str(pred), "--truth", str(real), "--profile",
-            args.profile, "--compat", "cell-eval", "--out", str(ours), "--force", "-q"]  # fmt: skip
-    python = find_peer("cell-eval-0.8.2") if args.size != "full" else None
-    out: dict[str, object] = {"size": size, "profile": args.profile, "file_GB": real.stat().st_size / 1e9}
-    run(mine, env)  # compiles and caches
-    times: dict[str, list[float]] = {"ours": [], "cell-eval": []}
-    peak: dict[str, float] = {}
-    if python is not None and args.peer_repeats:
-        theirs = args.dir / "theirs"
-        peer = [str(python.parent / "cell-eval"), "run", "-ap", str(pred), "-ar", str(real), "--profile", args.profile,
-                "-o", str(theirs), "--num-threads", str(len(os.sched_getaffinity(0)))]  # fmt: skip
-        t, m = run(peer, env)
-        out["largest_difference"] = check_equal(theirs, ours)
-        times["cell-eval"].append(t)
-        peak["cell-eval"] = m
-    for i in range(max(args.repeats, args.peer_repeats)):
-        if i < args.repeats:
-            t, m = run(mine, env)
-            times["ours"].append(t)
-            peak["ours"] = max(peak.get("ours", 0), m)
-        if python is not None and 0 < i < args.peer_repeats:
-            times["cell-eval"].append(run(peer, env)[0])
-    out["seconds"] = {k: round(statistics.median(v), 2) for k, v in times.items() if v}
-    out["peak_GB"] = {k: round(v, 2) for k, v in peak.items()}
-    if times["cell-eval"]:
-        out["times_faster"] = round(statistics.median(times["cell-eval"]) / statistics.median(times["ours"]), 1)
-    text = json.dumps(out, indent=1)
-    print(text)
-    if args.json:
-        args.json.write_text(text + "\n")
+    DATA.mkdir(parents=True, exist_ok=True)
+    paths = {side: DATA / f"score_{args.size}_{side}.h5ad" for side in ("real", "pred")}
+    if args.make:
+        return make_file(paths[args.make], size, *((1, 1.0) if args.make == "real" else (2, 0.6)))
+    for side, path in paths.items():  # in a process of its own: its memory must not count as the command's
+        if not path.exists():
+            again = [sys.executable, "-m", "benchmarks.bench_score", "--size", args.size, "--make", side]
+            subprocess.run(again, check=True)
+    pred, real = str(paths["pred"]), str(paths["real"])
+    ours, theirs = DATA / "score_ours", DATA / "score_theirs"
+    score = [*OURS, "score", pred, "--truth", real, "--profile", args.profile, "--compat", "cell-eval", "-q"]
+    commands = {"ours": [*score, "--out", str(ours), "--force"]}
+    if not args.skip_peer and args.size != "full":
+        cell_eval = str(Path(need_peer("cell-eval-0.8.2")).parent / "cell-eval")
+        commands["peer cell-eval"] = [cell_eval, "run", "-ap", pred, "-ar", real, "--profile", args.profile,
+                                      "-o", str(theirs), "--num-threads", "2"]  # fmt: skip
+    timings = take_turns(commands, args.rounds)
+    row = {
+        "case": f"score {args.size} {args.profile}",
+        "size": list(size),
+        "file_gb": round(paths["real"].stat().st_size / 1e9, 2),
+        "ours_seconds": round(timings["ours"].wall, 2),
+        "ours_peak_mb": round(timings["ours"].peak_mb),
+    }
+    if "peer cell-eval" in timings:
+        peer = timings["peer cell-eval"]
+        row |= {
+            "largest_difference": check_equal(theirs, ours),
+            "peer_seconds": round(peer.wall, 2),
+            "peer_peak_mb": round(peer.peak_mb),
+            "times_faster": round(peer.wall / timings["ours"].wall, 1),
+        }
+    print(row)
+    save("score", [row])
+    return None
 
 
 if __name__ == "__main__":

@@ -474,16 +474,12 @@ class GeneBuckets:
             raise UsageError(f"{n_groups:,} groups; at most {MAX_GROUPS:,} are compared at once")
         self.n_genes, self.n_groups = n_genes, n_groups
         self.dtype = np.dtype(dtype)
-        if self.dtype == np.float32:
-            self._bits, self._magnitude, self._inf = np.dtype("uint32"), np.uint32(0x7FFFFFFF), np.uint32(0x7F800000)
-        elif self.dtype == np.float64:
-            self._bits, self._magnitude, self._inf = (
-                np.dtype("uint64"),
-                np.uint64((1 << 63) - 1),
-                np.uint64(0x7FF << 52),
-            )
-        else:
+        if self.dtype not in (np.float32, np.float64):
             raise TypeError(f"float32 or float64, not {self.dtype}")
+        single = self.dtype == np.float32
+        self._bits = np.dtype("uint32" if single else "uint64")
+        self._magnitude = self._bits.type(2**31 - 1 if single else 2**63 - 1)
+        self._inf = self._bits.type(0x7F800000 if single else 0x7FF << 52)
         self._keys = np.empty(capacity, self._bits)
         self._groups = np.empty(capacity, np.uint16)
         self._start_bg = np.zeros((n_blocks, n_genes), np.int64)
@@ -522,26 +518,42 @@ class GeneBuckets:
         self._size_k += np.bincount(codes[codes >= 0], minlength=self.n_groups)
 
     def add_csr(
-        self, block: int, indptr: np.ndarray, indices: np.ndarray, data: np.ndarray, codes_b: np.ndarray
+        self,
+        block: int,
+        indptr: np.ndarray,
+        indices: np.ndarray,
+        data: np.ndarray,
+        codes_b: np.ndarray,
+        at: int | None = None,
     ) -> Fault | None:
-        """Add rows as block ``block``; returns the first fault, with nothing added, or None. Thread-safe."""
-        at = self._reserve(len(data))
+        """Add rows as block ``block``; returns the first fault, with nothing added, or None. Thread-safe.
+
+        After a fault the mended chunk may come again with the fault's ``at``: it takes the place kept for it.
+        """
+        at = self._reserve(len(data)) if at is None else at
         status, position, _ = csr_bucket(
             indptr, indices, data.view(self._bits), codes_b, self.n_genes, self._magnitude, self._inf,
             self._keys, self._groups, at, self._start_bg[block], self._stop_bg[block], self._workspace(self.n_genes),
         )  # fmt: skip
-        return Fault.of(status, position)
+        return Fault.of(status, position, at)
 
     def add_csc(
-        self, block: int, first: int, indptr: np.ndarray, indices: np.ndarray, data: np.ndarray, codes_n: np.ndarray
+        self,
+        block: int,
+        first: int,
+        indptr: np.ndarray,
+        indices: np.ndarray,
+        data: np.ndarray,
+        codes_n: np.ndarray,
+        at: int | None = None,
     ) -> Fault | None:
         """Add the columns from gene ``first`` on; all columns of a matrix share one block. Thread-safe."""
-        at = self._reserve(len(data))
+        at = self._reserve(len(data)) if at is None else at
         status, position, _ = csc_bucket(
             indptr, indices, data.view(self._bits), codes_n, first, self._magnitude, self._inf,
             self._keys, self._groups, at, self._start_bg[block], self._stop_bg[block], self._workspace(len(codes_n)),
         )  # fmt: skip
-        return Fault.of(status, position)
+        return Fault.of(status, position, at)
 
     def add_dense(self, block: int, first: int, values: np.ndarray, codes_b: np.ndarray) -> Fault | None:
         """Add a dense block (b, w) whose first column is gene ``first``. Thread-safe."""
@@ -550,7 +562,7 @@ class GeneBuckets:
             values.view(self._bits), codes_b, first, self._magnitude, self._inf,
             self._keys, self._groups, at, self._start_bg[block], self._stop_bg[block],
         )  # fmt: skip
-        return Fault.of(status, position)
+        return Fault.of(status, position, at)
 
     def gene_values(self, gene: int) -> tuple[np.ndarray, np.ndarray]:
         """Return (positive values, group codes) of one gene, in cell order."""
@@ -708,16 +720,17 @@ def asymptotic_p(u_kg, tie_kg, n1_k, n2, continuity, p_kg):  # pragma: no cover 
 
 @dataclass(frozen=True)
 class Fault:
-    """What a bucket kernel found: ``what`` and its position in the chunk's values."""
+    """What a bucket kernel found: ``what``, its position in the chunk's values, and the place kept for the chunk."""
 
     what: str
     position: int
+    at: int
 
     @staticmethod
-    def of(status: int, position: int) -> Fault | None:
+    def of(status: int, position: int, at: int) -> Fault | None:
         """Return the fault of a kernel's status, or None."""
         names = {_BAD_INDEX: "index", _NEGATIVE: "negative", _NOT_FINITE: "not finite", _DUPLICATE: "duplicate"}
-        return None if status == _OK else Fault(names[status], int(position))
+        return None if status == _OK else Fault(names[status], int(position), at)
 
 
 @kernel()

@@ -7,7 +7,7 @@ The rules of reading are cell-eval's: a matrix with a fractional part above 1e-3
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -345,18 +345,20 @@ def fill(
             fault = buckets.add_dense(block, chunk.col_start, data.reshape(b, w), part)
         else:
             assert isinstance(chunk, CsrChunk | CscChunk)
-            arrays: tuple[Any, Any, Any] = (chunk.indptr, chunk.indices, data)
+            indptr, indices = chunk.indptr, chunk.indices
+            at = None
             for attempt in range(2):
                 if isinstance(chunk, CsrChunk):
                     part = codes[chunk.start : chunk.start + chunk.n_rows]
-                    fault = buckets.add_csr(first_block + number[span.start], *arrays, part)
+                    fault = buckets.add_csr(first_block + number[span.start], indptr, indices, data, part, at)
                 else:
-                    fault = buckets.add_csc(first_block, chunk.start, *arrays, codes)
+                    fault = buckets.add_csc(first_block, chunk.start, indptr, indices, data, codes, at)
                 if fault is None or fault.what != "duplicate" or attempt:
                     break
-                indptr, indices, values, n = _merge_duplicates(chunk, data)
-                arrays = (indptr, indices, values)
+                indptr, indices, data, n = _merge_duplicates(chunk, data)
                 merged.append(n)
+                at = fault.at
+                chunk = replace(chunk, indptr=indptr, indices=indices, data=data)
         if fault is not None:
             raise _refuse(dataset, chunk, fault.position, fault.what)
 
