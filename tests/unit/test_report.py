@@ -183,3 +183,30 @@ def test_page_makes_a_picture(tmp_path):
 
     pixels = matplotlib.image.imread(shot)
     assert len(np.unique(np.round(pixels.reshape(-1, pixels.shape[-1])[::97, :3], 1), axis=0)) > 10
+
+
+@pytest.mark.parametrize("name", ["plain", "flat"])
+def test_report_of_the_other_rules(tmp_path, name):
+    """The same page from a scoring by our rules, with the spread between cells measured on the files."""
+    import vcelltools as vc
+    from tests.oracle.vcc2026_pairs import PAIRS, make_pair
+    from vcelltools.scoring.report_data import from_2025, measure_spread
+
+    truth, pred = make_pair(**PAIRS[name])
+    truth.write_h5ad(tmp_path / "t.h5ad")
+    pred.write_h5ad(tmp_path / "p.h5ad")
+    result = vc.score(tmp_path / "p.h5ad", tmp_path / "t.h5ad", ceiling=True)
+    X = pred.X.toarray()
+    logged = np.log1p(X / X.sum(1, keepdims=True) * np.median(X.sum(1)))
+    labels = pred.obs["target_gene"].to_numpy().astype(str)
+    want = [logged[labels == p].var(axis=0).sum() for p in result.pair.names]
+    np.testing.assert_allclose(measure_spread(result.pred, "target_gene"), want, rtol=1e-6, atol=1e-9)
+    data = from_2025(result)
+    flags = {c.name for c in data.checks if c.flagged}
+    assert ("collapsed to the mean" in flags) == (name == "flat")
+    page = make_html(data)
+    assert "a perfect prediction" in page
+    assert "half of the true cells reach" in page
+    assert result.to_json()["gaming"]
+    in_memory = vc.score(pred, truth)
+    assert {c.name for c in from_2025(in_memory, prediction="p", truth="t").checks} >= {"effect size"}

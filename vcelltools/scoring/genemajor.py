@@ -429,8 +429,8 @@ def _make_batch(
             total += spread[i]
         size = np.maximum(lab.size, 1.0)
         spread_k = np.maximum(total * (size - 1.0) / size, 0.0)
-        for s in range(lab.n_sets):
-            own = slice(s * per_set, (s + 1) * per_set)
+        for k in range(lab.n_sets):
+            own = slice(k * per_set, (k + 1) * per_set)
             sum_kg, cpm_kg, u_kg, tie_kg = (np.ascontiguousarray(x[:, own].T) for x in out[i])
             if counts.dense:
                 cpm_kg /= size[own, None]

@@ -32,7 +32,11 @@ N_SCATTER = 3
 
 @dataclass(frozen=True, kw_only=True)
 class ReportComponent:
-    """A metric of the score, with the words that explain it."""
+    """A metric of the score, with the words that explain it.
+
+    ``replicate`` is the value that one half of the true cells reaches against the other, where the upper end of the
+    scale is something else.
+    """
 
     name: str
     title: str
@@ -45,6 +49,7 @@ class ReportComponent:
     ci95: tuple[float, float] | None
     n: int
     lower_is_better: bool
+    replicate: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -183,9 +188,16 @@ def get_verdict(data: ReportData) -> dict[str, str]:
     if len(known) > 1:
         best, worst = max(known, key=lambda c: c.score), min(known, key=lambda c: c.score)
         text += (
-            f" Strongest: {best.title.lower()} ({best.score:.2f}). Weakest: {worst.title.lower()} ({worst.score:.2f})."
+            f" Strongest: {_lower(best.title)} ({best.score:.2f}). Weakest: {_lower(worst.title)} ({worst.score:.2f})."
         )
+    n = sum(c.flagged for c in data.checks)
+    if n:
+        text += f" {'A flag' if n == 1 else f'{n} flags'} below should be read first."
     return {"tone": tone, "head": head, "text": text}
+
+
+def _lower(title: str) -> str:
+    return title[:1].lower() + title[1:]
 
 
 def _clip(score: float, low: float = -0.5, high: float = 1.25) -> float:
@@ -206,13 +218,23 @@ def get_gauge(data: ReportData) -> dict[str, Any] | None:
 
 
 def _get_row(c: ReportComponent) -> dict[str, Any]:
-    out: dict[str, Any] = {"c": c, "zero": _clip(0.0), "one": _clip(1.0), "at": None, "lo": None, "hi": None}
+    out: dict[str, Any] = {
+        "c": c,
+        "zero": _clip(0.0),
+        "one": _clip(1.0),
+        "at": None,
+        "lo": None,
+        "hi": None,
+        "rep": None,
+    }
     if np.isfinite(c.score):
         out["at"] = _clip(c.score)
     span = c.ceiling - c.baseline
     if c.ci95 is not None and np.isfinite(span) and span != 0 and np.isfinite(c.ci95[0]):
         ends = sorted(_clip((v - c.baseline) / span) for v in c.ci95)
         out["lo"], out["hi"] = ends
+    if c.replicate is not None and np.isfinite(c.replicate) and np.isfinite(span) and span != 0:
+        out["rep"] = _clip((c.replicate - c.baseline) / span)
     return out
 
 

@@ -13,6 +13,7 @@ from vcelltools.scoring.report import Panel, ReportComponent, ReportData
 
 if TYPE_CHECKING:
     from vcelltools.scoring.result import Result
+    from vcelltools.scoring.sides import Side
     from vcelltools.scoring.vcc2026 import ContextScore, Score2026
 
 # metric -> (title, what it says)
@@ -89,20 +90,67 @@ def _merge_checks(contexts: tuple[ContextScore, ...]) -> list[Check]:
     return sorted(out, key=lambda k: not k.flagged)
 
 
-def get_checks_2025(result: Result) -> list[Check]:
-    """Return the gaming panel of a scoring by the other rules: what the pseudobulks and tables of both sides show."""
+def get_checks_2025(
+    result: Result, real_spread_p: np.ndarray | None = None, pred_spread_p: np.ndarray | None = None
+) -> list[Check]:
+    """Return the gaming panel of a scoring by the other rules, from the pseudobulks and tables of both sides.
+
+    The spreads between cells, from :func:`measure_spread`, cost a pass over each file and may be left out.
+    """
     pair = result.pair
-    has_de = pair.real_de is not None and pair.pred_de is not None
+    real, pred = pair.real_de, pair.pred_de
     return check_gaming(
         Evidence(
             real_pg=np.asarray(pair.real_pg, float),
             pred_pg=np.asarray(pair.pred_pg, float),
             real_control_g=np.asarray(pair.real_control_g, float),
             pred_control_g=np.asarray(pair.pred_control_g, float),
-            real_significant_p=pair.real_de.significant_pg.sum(axis=1) if pair.real_de is not None and has_de else None,
-            pred_significant_p=pair.pred_de.significant_pg.sum(axis=1) if pair.pred_de is not None and has_de else None,
+            real_spread_p=real_spread_p,
+            pred_spread_p=pred_spread_p,
+            real_significant_p=None if real is None or pred is None else real.significant_pg.sum(axis=1),
+            pred_significant_p=None if real is None or pred is None else pred.significant_pg.sum(axis=1),
         )
     )
+
+
+def measure_spread(side: Side, pert_col: str, *, layer: str | None = None) -> np.ndarray | None:
+    """Return (p,) the variance between the cells of each perturbation of a file, summed over genes, of log1p values.
+
+    Counts are scaled to the file's median library first. None where the file is not at hand (an AnnData in memory, or
+    a truth pack), or is stored by genes.
+    """
+    from vcelltools.io import open_dataset
+    from vcelltools.scoring.genemajor import read_ahead
+    from vcelltools.stream import get_threads
+
+    if not Path(side.label).is_file():
+        return None
+    k, n_genes = len(side.labels), len(side.genes)
+    at = {label: i for i, label in enumerate(side.labels)}
+    squares, sizes = np.zeros(k), np.zeros(k)
+    sums = np.zeros(k * n_genes)
+    with open_dataset(side.label, layer=layer) as data:
+        if data.matrix.layout == "csc" or getattr(data.matrix, "axis", 0) == 1:
+            return None
+        code = np.array([at.get(v, -1) for v in data.obs.column(pert_col).labels()])
+        for rows, _ in read_ahead(data, get_threads(None)):
+            n = len(rows.indptr) - 1
+            values = rows.data.astype(np.float64)
+            own = code[rows.row_start : rows.row_start + n]
+            of_row = np.repeat(np.arange(n), np.diff(rows.indptr))
+            if side.scale == "counts":
+                library = np.bincount(of_row, weights=values, minlength=n)
+                middle = side.median_library or float(np.median(library[library > 0]))
+                values *= (middle / np.where(library > 0, library, 1.0))[of_row]
+                np.log1p(values, out=values)
+            keep = own[of_row] >= 0
+            group, value = own[of_row][keep], values[keep]
+            squares += np.bincount(group, weights=value**2, minlength=k)
+            np.add.at(sums, group * n_genes + rows.indices[keep], value)
+            sizes += np.bincount(own[own >= 0], minlength=k)
+    n_k = np.maximum(sizes, 1)
+    spread = squares / n_k - ((sums.reshape(k, n_genes) / n_k[:, None]) ** 2).sum(axis=1)
+    return np.maximum(spread, 0.0)[side.perts]
 
 
 def from_2025(result: Result, *, prediction: str = "", truth: str = "") -> ReportData:
@@ -115,10 +163,14 @@ def from_2025(result: Result, *, prediction: str = "", truth: str = "") -> Repor
             ReportComponent(
                 name=m, title=title, says=says, value=_or_nan(c.value), baseline=_or_nan(c.baseline),
                 ceiling=float(c.best), score=_or_nan(c.score), score_unclipped=_or_nan(c.score_unclipped),
-                ci95=c.ci95, n=c.n, lower_is_better=c.best == 0,
+                ci95=c.ci95, n=c.n, lower_is_better=c.best == 0, replicate=c.ceiling,
             )
         )  # fmt: skip
-    checks = sorted(get_checks_2025(result), key=lambda k: not k.flagged)
+    pert_col, layer = str(result.settings.get("pert_col", "target_gene")), result.settings.get("layer")
+    spreads: list[np.ndarray | None] = [None, None]
+    if not result.from_pack:
+        spreads = [measure_spread(side, pert_col, layer=layer) for side in (result.real, result.pred)]
+    checks = sorted(get_checks_2025(result, *spreads), key=lambda k: not k.flagged)
     facts = [
         ("Perturbations", f"{len(result.table.names):,}"),
         ("Genes", f"{len(result.pair.genes):,}"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -185,6 +185,8 @@ class Result:
 
     def to_json(self) -> dict[str, Any]:
         """Return what ``score.json`` holds."""
+        from vcelltools.scoring.report_data import get_checks_2025
+
         keys = ("value", "baseline", "ceiling", "score", "score_unclipped", "ci95", "n")
         body = {
             "compat": self.compat,
@@ -197,6 +199,7 @@ class Result:
             "settings": self.settings,
             "files": {"pred": self.pred.label, "truth": self.real.label},
             "version": __version__,
+            "gaming": [asdict(c) for c in get_checks_2025(self)],
             "warnings": self.warnings,
         }
         with_empty = self._with_empty()
