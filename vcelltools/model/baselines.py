@@ -173,7 +173,7 @@ class Ridge:
     def _weight(self, cells_q: np.ndarray) -> np.ndarray:
         """Return the shrinkage (q, g) of effects measured on so many cells."""
         information = self.ratio_g[None, :] * cells_q[:, None]
-        return np.where(np.isinf(information), 1.0, information / (1.0 + information))
+        return information / (1.0 + information)
 
     def _set_knockdown(self, out: np.ndarray, rows: np.ndarray, pert_q: np.ndarray, context_q: np.ndarray) -> None:
         if self._e.target_p is None or self._knockdown is None:
@@ -217,7 +217,7 @@ def _signal_to_noise(
         total += np.stack([product, noise])
         pairs += 1
     if not pairs:
-        return np.full(effect_kg.shape[1], np.inf)
+        return np.full(effect_kg.shape[1], 1e12)  # nothing tells the noise: no shrinkage
     signal, noise = np.maximum(total / pairs, 0.0)
     overall = signal.sum() / max(noise.sum(), 1e-12)
     noise = np.maximum(noise, 1e-12 + 1e-3 * noise.mean())

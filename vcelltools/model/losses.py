@@ -36,7 +36,7 @@ def _squares(x: jax.Array, y: jax.Array) -> tuple[jax.Array, jax.Array]:
 def _distances(x: jax.Array, y: jax.Array, same: bool) -> tuple[jax.Array, jax.Array]:
     """Return the distances (b, s, t) and their inverses, zero where two cells coincide or are one."""
     squares, scale = _squares(x, y)
-    apart = squares > _COINCIDENT * scale
+    apart = ~(squares <= _COINCIDENT * scale)  # so that a NaN is not taken for a coincidence
     if same:
         apart = apart & ~jnp.broadcast_to(jnp.eye(x.shape[1], dtype=bool)[None], apart.shape)
     root = jnp.where(apart, jnp.sqrt(jnp.where(apart, squares, 1.0)), 0.0)

@@ -46,7 +46,8 @@ class TrainSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
         Stretch what is a perturbation's own in a predicted effect to the size it has in the prior: better
         discrimination for a somewhat larger error.
     identity, batch_embedding, nonnegative
-        An embedding for each perturbation (default: without features); for each line; outputs cut at zero.
+        An embedding for each perturbation (default: only without prior and features: it remembers noise that the
+        prior leaves out); for each line; outputs cut at zero.
     set_size, sets
         Cells in a set, sets in a global batch.
     steps, seed, learning_rate, warmup, schedule, weight_decay, clip, ema, accumulate
@@ -86,7 +87,7 @@ class TrainSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     learning_rate: Weight = 3e-4
     warmup: Count = 100
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
-    weight_decay: Weight = 0.01
+    weight_decay: Weight = 10.0
     clip: Weight = 1.0
     ema: Annotated[float, Meta(ge=0, lt=1)] = 0.99
     accumulate: Positive = 1

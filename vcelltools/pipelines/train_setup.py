@@ -116,7 +116,7 @@ class Setup:
             perturbations=len(self.screen.perturbations),
             contexts=len(self.screen.lines) if s.batch_embedding else 0,
             features=0 if self.features_pf is None else self.features_pf.shape[1],
-            identity=(self.features_pf is None) if s.identity is None else s.identity,
+            identity=(self.features_pf is None and s.prior == "none") if s.identity is None else s.identity,
             effect_scale=round(max(scale, 1e-3), 6),
             nonnegative=s.nonnegative,
         )

@@ -1,0 +1,160 @@
+"""Runs in one process: resuming, damage, disagreement, NaN, early stopping, feeds."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.smallstore import build_small_store
+from vcelltools.errors import DataError, InterruptedRun, UsageError
+from vcelltools.pipelines.store import open_store
+from vcelltools.pipelines.train import Stop, Trainer, train
+from vcelltools.pipelines.train_settings import make_settings
+from vcelltools.pipelines.train_setup import Setup, make_setup
+
+
+class StopAfter(Stop):
+    """Asks to stop at the n-th question."""
+
+    left = 0
+
+    def due(self):
+        type(self).left -= 1
+        return "SIGTERM" if self.left < 0 else None
+
+
+@pytest.fixture
+def stop_after(monkeypatch):
+    def set_(n):
+        StopAfter.left = n
+        monkeypatch.setattr("vcelltools.pipelines.train.Stop", StopAfter)
+
+    yield set_
+
+
+@pytest.fixture(scope="module")
+def finished(store_dpath, tmp_path_factory):
+    from tests.unit.train.conftest import QUICK
+
+    options = {**QUICK, "out": str(tmp_path_factory.mktemp("ref") / "run"), "stores": [str(store_dpath)]}
+    return train(make_settings({}, options))
+
+
+def test_summary_and_files(finished):
+    s = finished.summary
+    assert {p.name for p in finished.out.iterdir()} == {
+        "best", "checkpoints", "config.toml", "loss.png", "metrics.jsonl", "summary.json", "vocabulary.json",
+    }  # fmt: skip
+    assert s == json.loads((finished.out / "summary.json").read_text())
+    assert {"steps", "seed", "params_sha256", "store_sha256", "config", "versions", "final", "baselines",
+            "beats_baselines"} <= s.keys()  # fmt: skip
+    assert set(s["baselines"]) == {"control-mean", "perturbation-mean", "ridge"}
+    records = [json.loads(x) for x in (finished.out / "metrics.jsonl").read_text().splitlines()]
+    assert [r["step"] for r in records if "loss" in r] == [5, 10, 15, 20, 25, 30]
+    assert [r["step"] for r in records if "eval" in r] == [0, 10, 20, 30]
+    assert {"excess", "cells_per_s", "data_wait_share", "grad_norm"} <= records[1].keys()
+    assert len(list((finished.out / "checkpoints").glob("*.json"))) == 2
+
+
+def test_resume_gives_the_same_bits_even_past_a_damaged_checkpoint(settings, stop_after, finished, monkeypatch):
+    stop_after(16)
+    with pytest.raises(InterruptedRun, match="after step 17"):
+        train(settings())
+    monkeypatch.undo()
+    folder = Path(settings().out) / "checkpoints"
+    newest = folder / "step-00000017.safetensors"
+    raw = bytearray(newest.read_bytes())
+    raw[-5] ^= 4
+    newest.write_bytes(raw)
+    notes = []
+
+    class Listen:
+        def note(self, text):
+            notes.append(text)
+
+        def __getattr__(self, _):
+            return lambda *a: None
+
+    result = train(settings(), progress=Listen())
+    assert any("damaged" in n and "step 10 is used" in n for n in notes)
+    assert result.summary["params_sha256"] == finished.summary["params_sha256"]
+    a, b = ((d / "metrics.jsonl").read_text().splitlines() for d in (result.out, finished.out))
+    assert [json.loads(x)["step"] for x in a] == [json.loads(x)["step"] for x in b]
+
+
+def test_another_run_in_the_folder(settings, finished):
+    same = {"out": str(finished.out)}
+    with pytest.raises(UsageError, match="holds a finished run"):
+        train(settings(**same))
+    with pytest.raises(UsageError, match="holds a run"):
+        train(settings(**same), resume=False)
+    (finished.out / "summary.json").rename(finished.out / "away.json")
+    try:
+        with pytest.raises(DataError, match="seed was 0 and is now 1"):
+            train(settings(**same, seed=1))
+    finally:
+        (finished.out / "away.json").rename(finished.out / "summary.json")
+
+
+def test_a_run_of_another_store_is_refused(settings, tmp_path, finished):
+    other = open_store(build_small_store(tmp_path, seed=8))
+    (finished.out / "summary.json").rename(finished.out / "away.json")
+    try:
+        with pytest.raises(DataError, match=r"trained with stores .*; here it is"):
+            train(settings(out=str(finished.out)), stores=[other])
+    finally:
+        (finished.out / "away.json").rename(finished.out / "summary.json")
+
+
+def test_a_loss_that_is_not_finite_names_its_batch_and_keeps_the_checkpoint(settings, monkeypatch):
+    monkeypatch.setattr(Setup, "make_batch", _poison(Setup.make_batch, step=13))
+    with pytest.raises(DataError, match=r"step 14: the loss is nan .*its batch: .* in sim / "):
+        train(settings())
+    assert [p.name for p in sorted((Path(settings().out) / "checkpoints").glob("*.json"))] == ["step-00000010.json"]
+
+
+def _poison(make_batch, step):
+    def poisoned(self, batch, share=slice(None), *, cells):
+        out = make_batch(self, batch, share, cells=cells)
+        if batch.step == step:
+            out["target"] = np.full_like(out["target"], np.nan)
+        return out
+
+    return poisoned
+
+
+def test_early_stopping(settings):
+    result = train(settings(learning_rate=0.0, eval_every=5, patience=2))
+    assert result.summary["steps"] == 10
+    assert result.summary["final"]["best_step"] == 0
+
+
+@pytest.mark.parametrize("feed", ["replicated", "sharded"])
+def test_rows_on_the_devices_give_the_batches_of_the_host(settings, store, feed):
+    losses = {}
+    for name in ("host", feed):
+        trainer = Trainer(make_setup(settings(feed=name), [store]), None)
+        state = trainer.init_state()
+        state, m = trainer.step(state, trainer.data, trainer.put(trainer.host_batch(0)))
+        losses[name] = float(m["loss"])
+    assert losses[feed] == pytest.approx(losses["host"], abs=1e-6)
+
+
+@pytest.mark.parametrize("model", ["control-mean", "perturbation-mean", "ridge"])
+def test_baselines_are_runs_too(settings, model):
+    summary = train(settings(model=model)).summary
+    final = {k: summary["final"][k] for k in ("pds", "pearson_delta", "mae")}
+    assert final == {k: summary["baselines"][model][k] for k in final}
+    assert summary["beats_baselines"] is False
+
+
+def test_settings_are_strict(settings):
+    with pytest.raises(DataError, match="unknown key 'stepz'"):
+        settings(stepz=3)
+    with pytest.raises(DataError, match="steps"):
+        settings(steps="many")
+    with pytest.raises(UsageError, match="weight 0"):
+        settings(energy=0.0)
