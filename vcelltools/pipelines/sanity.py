@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from vcelltools.pipelines.store import Store
 
 _TAIL = 20  # steps that the closing figures are the mean of
-_FEW_GENES = 8  # random-genes shows the model one gene in so many
+_FEW_GENES = 4  # random-genes shows the model one gene in so many
 
 
 @dataclass(frozen=True, kw_only=True)

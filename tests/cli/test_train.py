@@ -1,0 +1,136 @@
+"""``train`` and ``predict`` from end to end, in processes of their own."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.smallstore import build_small_store
+
+QUICK = ["--size", "tiny", "--sets", "8", "--set-size", "16", "--seed", "4"]
+ENV = {"XLA_FLAGS": "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true", "JAX_PLATFORMS": ""}
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory) -> Path:
+    dpath = tmp_path_factory.mktemp("project")
+    build_small_store(dpath)
+    (dpath / "vcelltools.toml").write_text(
+        '[store]\npath = "stores"\n[train]\nout = "runs/a"\neval_every = 20\nlog_every = 5\nwarmup = 5\n'
+    )
+    return dpath
+
+
+@pytest.fixture(scope="module")
+def trained(project):
+    from tests.conftest import run_cli
+
+    done = run_cli("train", *QUICK, "--steps", "60", "--json", cwd=project, env=ENV)
+    assert done.code == 0, done.stderr
+    return done
+
+
+def test_train_writes_a_run_and_says_what_is_next(trained, project):
+    assert trained.json["out"].endswith("runs/a")
+    assert trained.json["steps"] == 60
+    assert "next: vcelltools predict" in trained.stderr
+    assert "warn" not in trained.stderr.lower()  # neither JAX nor a plug-in has anything to say on a plain machine
+    assert json.loads((project / "runs/a/summary.json").read_text())["params_sha256"] == trained.json["params_sha256"]
+
+
+def test_sigterm_checkpoints_and_the_same_command_continues_to_the_same_bits(trained, project, cli):
+    command = ["train", *QUICK, "--steps", "60", "--out", "runs/b"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "vcelltools.cli.main", *command], cwd=project, env={**os.environ, **ENV},
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    metrics = project / "runs/b/metrics.jsonl"
+    until = time.monotonic() + 240
+    while time.monotonic() < until and not (metrics.exists() and '"step": 5,' in metrics.read_text()):
+        time.sleep(0.01)
+        assert process.poll() is None, process.communicate()
+    process.send_signal(signal.SIGTERM)
+    _, stderr = process.communicate(timeout=120)
+    if process.returncode == 0:
+        pytest.skip("the run was over before the signal came")
+    assert process.returncode == 5, stderr
+    assert "stopped by SIGTERM after step" in stderr
+    done = cli(*command, "--json", cwd=project, env=ENV)
+    assert done.code == 0, done.stderr
+    assert "continuing after step" in done.stderr
+    assert done.json["params_sha256"] == trained.json["params_sha256"]
+
+
+def test_predict_writes_cells_that_anndata_reads(trained, project, cli):
+    import anndata as ad
+
+    done = cli("predict", "--run", "runs/a", "--out", "pred.h5ad", "--json", cwd=project, env=ENV)
+    assert done.code == 0, done.stderr
+    pred, source = ad.read_h5ad(project / "pred.h5ad"), ad.read_h5ad(project / "sim.h5ad")
+    assert pred.var_names.tolist() == source.var_names.tolist()
+    assert pred.n_obs == done.json["n_cells"]
+    assert "non-targeting" in set(pred.obs["target_gene"])
+    assert (done.json["n_basis"], done.json["n_genes"]) == (60, 200)
+    assert done.json["n_filled"] > 100
+    again = cli("predict", "--run", "runs/a", "--out", "pred.h5ad", cwd=project, env=ENV)
+    assert again.code == 2
+    # controls are real cells of the line; predicted means move by the prediction
+    line = pred.obs["context"].iloc[0]
+    control = pred[(pred.obs["target_gene"] == "non-targeting") & (pred.obs["context"] == line)].to_memory()
+    real = source[(source.obs["target_gene"] == "non-targeting") & (source.obs["cell_line"] == line)].to_memory()
+    total = np.asarray(real.X.sum(axis=1))
+    want = np.log1p(real.X.toarray() / total * 1e4)
+    np.testing.assert_allclose(np.sort(control.X.toarray().sum(axis=1)), np.sort(want.sum(axis=1)), rtol=1e-5)
+
+
+def test_predict_counts_for_the_2026_rules(trained, project, cli):
+    import anndata as ad
+
+    genes = ad.read_h5ad(project / "sim.h5ad", backed="r").var_names.tolist()[::-1]
+    (project / "genes.csv").write_text("\n".join(genes) + "\n")
+    held = json.loads((project / "runs/a/summary.json").read_text())["groups"]
+    assert held["test"] > 0
+    targets = ad.read_h5ad(project / "pred.h5ad", backed="r").obs["target_gene"].unique().tolist()
+    targets.remove("non-targeting")
+    (project / "counts.csv").write_text("target_gene,n_cells\n" + "".join(f"{t},40\n" for t in targets))
+    done = cli(
+        "predict", "--run", "runs/a", "--out", "pred26.h5ad", "--rules", 2026, "--perturbations", "counts.csv",
+        "--line", "line1", "--genes", "genes.csv", "--json", cwd=project, env=ENV,
+    )  # fmt: skip
+    assert done.code == 0, done.stderr
+    pred = ad.read_h5ad(project / "pred26.h5ad")
+    assert pred.var_names.tolist() == genes
+    assert pred.X.dtype == np.int32
+    assert pred.X.data.min() >= 1
+    assert "non-targeting" not in set(pred.obs["target_gene"])
+    assert pred.obs["target_gene"].value_counts().unique().tolist() == [40]
+    assert pred.obs["context"].unique().tolist() == ["line1"]
+
+
+def test_predict_refuses_what_it_cannot_know(trained, project, cli):
+    (project / "odd.csv").write_text("target_gene,n_cells\nNOSUCHGENE,5\n")
+    done = cli("predict", "--run", "runs/a", "--out", "x.h5ad", "--perturbations", "odd.csv", cwd=project, env=ENV)
+    assert done.code == 3
+    assert "NOSUCHGENE" in done.stderr
+    assert not (project / "x.h5ad").exists()
+    done = cli("predict", "--run", "stores", "--out", "x.h5ad", cwd=project, env=ENV)
+    assert done.code == 3
+    assert "not a run" in done.stderr
+
+
+def test_usage_and_environment(project, cli):
+    assert cli("train", "--dry-run", cwd=project).code == 2
+    assert cli("train", "--topology", "v5e-16", cwd=project).code == 2
+    assert cli("train", "--dry-run", "--topology", "v5e-15", cwd=project).code == 2
+    assert cli("train", "--model", "gpt", cwd=project).code == 3
+    done = cli("train", "--tpu", "--json", cwd=project)
+    assert done.code == 4
+    assert done.json["error"]["kind"] == "environment"
