@@ -61,7 +61,8 @@ def run_2025(
     from vcelltools.scoring.evaluate import Options
 
     Options(**options).check()
-    for path in (report, out / "score.json", out / "results.csv"):
+    names = ("score.json", "results.csv", "agg_results.csv", "pred_de.csv", "real_de.csv")
+    for path in (report, *(out / n for n in names)):
         if path is not None:
             check_output(path, force=force)
     result = score(pred, truth, truth_pack=truth_pack, progress=o.progress, **options)

@@ -279,6 +279,8 @@ def test_a_pack_cannot_lend_controls(pair, tmp_path):
     without = pred[pred.obs["target_gene"] != CONTROL].copy()
     with pytest.raises(DataError, match="a truth pack does not keep them"):
         vc.score(without, truth_pack=tmp_path / "t.pack")
+    with_both = vc.score(without, real, truth_pack=tmp_path / "t.pack")
+    assert with_both.to_json()["components"] == vc.score(pred, real).to_json()["components"]
 
 
 # ---- results ----

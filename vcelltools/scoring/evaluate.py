@@ -265,7 +265,7 @@ def evaluate(
             warnings += check_scales(opened, truth.opened, options)
         elif opened.scale.kind != real.scale and not options.to_cp10k:
             raise DataError(f"{opened.dataset.label} holds {opened.scale.kind}, the truth pack {real.scale}")
-        pred, forced = _reduce_pred(opened, truth, options, rules, need_de, order, progress)
+        pred, forced = _reduce_pred(opened, truth, options, rules, need_de, order, progress, real_source)
         warnings += forced + pred.notes
         if opened.cells.n_missing:
             warnings.append(f"{pred.label}: {opened.cells.n_missing:,} cells without a label were left out")
@@ -303,6 +303,7 @@ def _reduce_pred(
     test: bool,
     order: np.ndarray | None,
     progress: Progress,
+    real_source: str | os.PathLike | AnnData | None,
 ) -> tuple[Side, list[str]]:
     """Reduce the prediction; with the truth's controls in place of its own where the rules say so and they differ."""
     real = truth.side
@@ -324,6 +325,8 @@ def _reduce_pred(
         )
     else:
         warnings.append(f"{opened.dataset.label}: holds no controls; the truth's were used")
+    if truth.opened is None and real_source is not None:
+        truth.opened = open_side(real_source, options)
     if truth.opened is None:
         raise DataError(
             f"{opened.dataset.label}: its controls are not the truth's, and a truth pack does not keep them",
@@ -402,6 +405,8 @@ class Truth:
         Energy distances, once they were computed.
     ceiling
         The split-half ceiling, where it was asked for.
+    from_pack
+        Whether it came from a pack, which keeps no p-values.
     """
 
     side: Side
@@ -414,6 +419,7 @@ class Truth:
     energy_p: np.ndarray | None = None
     ceiling: Ceiling | None = None
     base_means: dict[str, float | None] | None = None
+    from_pack: bool = False
     notes: list[str] = field(default_factory=list)
 
     def score_baseline(self, rules: Rules, names: list[str]) -> dict[str, float | None]:
@@ -535,7 +541,7 @@ def assemble(
         control=options.control,
         truth=truth,
         order_by="appearance" if rules.global_bh else "order",
-        from_pack=truth.opened is None,
+        from_pack=truth.from_pack,
         settings={
             "pert_col": options.pert_col,
             "control": options.control,

@@ -180,5 +180,5 @@ def _make_truth(header: dict[str, Any], arrays: dict[str, np.ndarray], options: 
         ceiling = Ceiling(table=ScoreTable(names=[], columns={}), values=values, n_dropped=0)
     return Truth(
         side=side, effects=effects, opened=None, options=options, energy_p=arrays.get("energy_p"), ceiling=ceiling,
-        base_means=header["baseline"], notes=list(header["notes"]),
+        base_means=header["baseline"], from_pack=True, notes=list(header["notes"]),
     )  # fmt: skip
