@@ -31,14 +31,14 @@ def whole(tmp_path_factory) -> Path:
     return path / "s"
 
 
-@pytest.mark.parametrize(("layout", "first", "stride"), [("csr", 0, 6), ("csc", 1, 8)])
-def test_kill_9_at_every_step(tmp_path, layout, first, stride):
+@pytest.mark.parametrize(("layout", "first", "stride", "kills"), [("csr", 0, 3, 40), ("csc", 1, 8, 20)])
+def test_kill_9_at_every_step(tmp_path, layout, first, stride, kills):
     command = [sys.executable, "-m", "tests.kill_walk", layout, tmp_path, first, stride]
     done = subprocess.run([str(c) for c in command], cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
     said = json.loads(done.stdout)
     assert said["wrong"] == [] and said["half"] == [] and said["left"] == []
-    assert said["kills"] >= 30 and said["steps"] > 50
+    assert said["kills"] >= kills and said["steps"] > 30
 
 
 def test_a_resume_does_not_start_anew(tmp_path, monkeypatch):
