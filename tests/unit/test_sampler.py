@@ -39,9 +39,10 @@ def facts(sampler, batch):
 
 @pytest.mark.parametrize("draw", ["scatter", "blocks"])
 @pytest.mark.parametrize("level", ["context", "cell_line"])
-@pytest.mark.parametrize("set_size", [3, 20, 33])
-def test_sets_are_what_they_say(stores, draw, level, set_size):
-    s = Sampler(stores, set_size=set_size, sets_per_batch=16, seed=5, level=level, draw=draw, short="replace")
+@pytest.mark.parametrize(("set_size", "read"), [(3, "memory"), (20, "memory"), (20, "disk"), (33, "memory")])
+def test_sets_are_what_they_say(stores, draw, level, set_size, read):
+    options = {"level": level, "draw": draw, "short": "replace", "read": read}
+    s = Sampler(stores, set_size=set_size, sets_per_batch=16, seed=5, **options)
     for step in range(4):
         batch = s.batch(step)
         loaded = batch.load()

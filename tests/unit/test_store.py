@@ -146,6 +146,9 @@ def test_anndata_opens_it(tmp_path):
     assert (back.layers["counts"] != adata[back.obs_names, BASIS].X).nnz == 0
     back.write_h5ad(tmp_path / "back.h5ad")
     assert ad.read_h5ad(tmp_path / "back.h5ad").shape == back.shape
+    del adata.var["gene_ids"]  # and without ids
+    vc.build_store(adata, basis=BASIS, out=tmp_path, name="t", **BUILD)
+    vc.open_store(tmp_path / "t").to_anndata().write_h5ad(tmp_path / "t.h5ad")
     part = store.to_anndata(np.array([7, 3]), counts=False)
     assert list(part.obs_names) == [store.obs.index[7], store.obs.index[3]] and "counts" not in part.layers
 

@@ -8,6 +8,7 @@ holds depends on the seed and the step alone: resuming needs one integer, and ho
 from __future__ import annotations
 
 import itertools
+import os
 import queue
 import threading
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,6 +20,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 import numpy as np
 
 from vcelltools.errors import DataError, UsageError
+from vcelltools.io.arrays import pread_into
 from vcelltools.kernels.store import draw_distinct, gather_rows
 from vcelltools.pipelines.splits import Split
 from vcelltools.pipelines.store import Store
@@ -27,6 +29,7 @@ from vcelltools.stream import get_threads
 if TYPE_CHECKING:
     import pandas as pd
 
+DISK_THREADS = 8
 BLOCK = 16  # rows of a block of a cold draw: 64 KiB at 2,000 genes, and one checksum unit
 
 
@@ -102,6 +105,9 @@ class Sampler:
     draw
         ``scatter``: cells at random, for data in memory or page cache. ``blocks``: random blocks of 16 stored
         neighbours (the stored order within a run is random), for data on disk.
+    read
+        ``memory``: through the memory map, for data that the page cache or :meth:`Store.to_memory` holds. ``disk``:
+        many reads in flight, one per stretch of neighbouring rows, for data that is larger than memory.
     target
         ``perturbed``; or, for sanity checks, ``control`` (other control cells) or ``control-same`` (the same).
     process_index, process_count
@@ -129,6 +135,7 @@ class Sampler:
         level: Literal["context", "cell_line"] = "context",
         short: Literal["skip", "replace"] = "skip",
         draw: Literal["scatter", "blocks"] = "scatter",
+        read: Literal["memory", "disk"] = "memory",
         target: Literal["perturbed", "control", "control-same"] = "perturbed",
         process_index: int = 0,
         process_count: int = 1,
@@ -138,7 +145,7 @@ class Sampler:
         self.stores: list[Store] = [stores] if isinstance(stores, Store) else list(stores)
         self.set_size, self.sets_per_batch, self.seed = set_size, sets_per_batch, seed
         self.split, self.part, self.level, self.short = split, part, level, short
-        self.draw, self.target, self.verify = draw, target, verify
+        self.draw, self.read, self.target, self.verify = draw, read, target, verify
         self.process_index, self.process_count = process_index, process_count
         self.weights, self.store_weights = weights, dict(store_weights or {})
         _check_options(self)
@@ -358,6 +365,7 @@ class Sampler:
         return out
 
     def _gather(self, rows: np.ndarray, store_id: np.ndarray, values: np.ndarray) -> None:
+        """Copy the rows of every set into ``values`` (sets, S, G)."""
         S = rows.shape[1]
         word = np.uint64 if self.n_genes % 4 == 0 else np.uint16
         flat = values.reshape(-1, self.n_genes).view(word)
@@ -368,6 +376,9 @@ class Sampler:
             places = (sets[:, None] * S + np.arange(S)).reshape(-1)
             if self.verify and not store.is_checked(wanted):
                 store.check_rows(wanted)
+            if self.read == "disk":
+                self._gather_from_disk(store, wanted, places, values.reshape(-1, self.n_genes))
+                continue
             X = np.asarray(store.padded).view(word)
             cuts = np.linspace(0, len(wanted), self._threads + 1).astype(np.int64)
             jobs = [
@@ -376,6 +387,29 @@ class Sampler:
             fine = gather_rows(X, wanted, places, cuts[0], cuts[1], flat)
             if not (fine and all(j.result() for j in jobs)):
                 raise DataError(f"{store.path}: a batch asks for rows that the store does not have")
+
+    def _gather_from_disk(self, store: Store, rows: np.ndarray, places: np.ndarray, out: np.ndarray) -> None:
+        """Read stretches of neighbouring rows, several at a time; ``places`` of neighbours are neighbours too."""
+        if len(rows) and (rows.min() < 0 or rows.max() >= store.n_cells):
+            raise DataError(f"{store.path}: a batch asks for rows that the store does not have")
+        cuts = np.flatnonzero((np.diff(rows) != 1) | (np.diff(places) != 1)) + 1
+        first, last = np.append(0, cuts), np.append(cuts, len(rows))
+        fd, width = store.fd, store.stride * 2
+        for a, z in zip(first.tolist(), last.tolist(), strict=True):  # tell the disk all that is wanted, then read
+            os.posix_fadvise(fd, int(rows[a]) * width, (z - a) * width, os.POSIX_FADV_WILLNEED)
+
+        def read(lo: int, hi: int) -> None:
+            for a, z in zip(first[lo:hi].tolist(), last[lo:hi].tolist(), strict=True):
+                buffer = np.empty((z - a, store.stride), np.float16)
+                pread_into(fd, buffer, int(rows[a]) * width, str(store.path / "X.f16"))
+                out[places[a] : places[a] + z - a] = buffer[:, : self.n_genes]
+
+        edges = np.linspace(0, len(first), 2 * DISK_THREADS + 1).astype(np.int64).tolist()
+        list(self._disk_pool.map(read, edges[:-1], edges[1:]))
+
+    @cached_property
+    def _disk_pool(self) -> ThreadPoolExecutor:
+        return ThreadPoolExecutor(DISK_THREADS, thread_name_prefix="vcelltools-read")
 
     @cached_property
     def _pool(self) -> ThreadPoolExecutor:
@@ -432,6 +466,7 @@ def _check_options(s: Sampler) -> None:
         ("level", s.level, ("context", "cell_line")),
         ("short", s.short, ("skip", "replace")),
         ("draw", s.draw, ("scatter", "blocks")),
+        ("read", s.read, ("memory", "disk")),
         ("target", s.target, ("perturbed", "control", "control-same")),
         ("part", s.part, ("train", "val", "test")),
     ):

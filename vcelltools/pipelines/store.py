@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -330,6 +331,13 @@ class Store:
     def _padded(self) -> np.ndarray:
         return np.memmap(self.path / "X.f16", np.dtype("<f2"), "r", shape=(self.n_cells, self.stride))
 
+    @cached_property
+    def fd(self) -> int:
+        """A file descriptor of X.f16, for reads past the memory map; closed with the store."""
+        fd = os.open(self.path / "X.f16", os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+        weakref.finalize(self, os.close, fd)
+        return fd
+
     @property
     def padded(self) -> np.ndarray:
         """(n, stride) float16: the rows with their padding; zero beyond the basis."""
@@ -514,6 +522,7 @@ class Store:
         pick = self._get_rows(rows)
         self.check_rows(pick)
         var = self.gene_table.set_index("gene")
+        var[["id", "symbol"]] = var[["id", "symbol"]].astype(object).fillna("")  # h5ad cannot hold missing text
         var.index.name = None
         adata = ad.AnnData(
             X=sparse.csr_matrix(self.X[pick].astype(np.float32)), obs=self.obs.iloc[pick].copy(), var=var
