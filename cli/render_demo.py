@@ -36,9 +36,9 @@ def _verdict(result: Any) -> str:
     score = {m: s["avg_score"] or 0.0 for m, s in result.scores.items()}
     ours, bar = score["transformer"], score["perturbation-mean"]
     first = "beats" if result.beats_mean else "does NOT beat"
-    second = "above" if ours > bar else "not above"
+    second = "is level with" if result.level else ("is above" if ours > bar else "is below")
     return (
-        f"On cells that it never saw, the transformer {first} the mean baseline (average score {ours:.3f}; 0 is the "
-        f"mean baseline, 1 the best possible)\nand is {second} the perturbation-mean, each perturbation's mean effect "
-        f"in the other laboratories ({bar:.3f})."
+        f"On cells that it never saw, the transformer {first} the mean baseline: average score {ours:.3f}, where 0 is "
+        f"the mean baseline\nand 1 the best possible. It {second} the perturbation-mean ({bar:.3f}), each "
+        "perturbation's mean effect in the other laboratories."
     )

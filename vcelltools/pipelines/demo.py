@@ -101,10 +101,25 @@ class DemoResult:
         """Whether the transformer scores above the mean baseline."""
         return (self.scores["transformer"]["avg_score"] or 0.0) > 0
 
+    @property
+    def level(self) -> bool:
+        """Whether transformer and perturbation-mean lie within each other's intervals in every metric that has one."""
+        a, b = (self.scores[m]["components"] for m in ("transformer", "perturbation-mean"))
+        return all(
+            c["ci95"][0] <= b[name]["value"] <= c["ci95"][1] and b[name]["ci95"][0] <= c["value"] <= b[name]["ci95"][1]
+            for name, c in a.items()
+            if c["ci95"] and b[name]["ci95"]
+        )
+
     def to_json(self) -> dict[str, Any]:
         """Return plain values."""
         body = {k: getattr(self, k) for k in self.__dataclass_fields__}
-        return body | {"dpath": str(self.dpath), "beats_mean": self.beats_mean, "report": str(self.report_fpath)}
+        return body | {
+            "dpath": str(self.dpath),
+            "beats_mean": self.beats_mean,
+            "level": self.level,
+            "report": str(self.report_fpath),
+        }
 
     @property
     def report_fpath(self) -> Path:
