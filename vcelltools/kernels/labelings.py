@@ -72,8 +72,11 @@ def csr_count(indptr, indices, data, n_genes, col_start, slot_b, lib_b, nnz_sg, 
 
 
 @kernel()
-def csr_scatter(indptr, indices, data, col_start, cell_b, cursor_g, cells, values):
-    """Append the rows of a checked chunk to a CSC matrix; ``cell_b`` is −1 for rows that are left out."""
+def csr_scatter(indptr, indices, data, col_start, cell_b, new_gene, cursor_g, cells, values):
+    """Append the rows of a checked chunk to a CSC matrix.
+
+    ``cell_b`` is −1 for rows that are left out; a gene goes to the column ``new_gene`` of its position.
+    """
     for i in range(len(indptr) - 1):
         c = cell_b[i]
         if c < 0:
@@ -82,7 +85,7 @@ def csr_scatter(indptr, indices, data, col_start, cell_b, cursor_g, cells, value
             v = data[j]
             if v == 0:
                 continue
-            g = indices[j] + col_start
+            g = new_gene[indices[j] + col_start]
             k = cursor_g[g]
             cells[k] = c
             values[k] = v
@@ -124,30 +127,27 @@ def csc_take(indptr, cells, values, new_cell, out_indptr, out_cells, out_values)
 
 
 @kernel()
-def csc_append(indptr, cells, values, indptr2, cells2, values2, shift, out_cells, out_values):
-    """Put two matrices' cells behind each other, gene by gene; the second's cells are moved up by ``shift``."""
-    k = 0
+def csc_append(indptr, cells, values, shift, cursor_g, out_cells, out_values):
+    """Append a matrix's cells to each gene of another from ``cursor_g`` on, moved up by ``shift``."""
     for g in range(len(indptr) - 1):
+        k = cursor_g[g]
         for j in range(indptr[g], indptr[g + 1]):
-            out_cells[k] = cells[j]
+            out_cells[k] = cells[j] + shift
             out_values[k] = values[j]
             k += 1
-        for j in range(indptr2[g], indptr2[g + 1]):
-            out_cells[k] = cells2[j] + shift
-            out_values[k] = values2[j]
-            k += 1
+        cursor_g[g] = k
 
 
 @kernel()
-def csc_draw(indptr, cells, values, draw_ptr, draws, scale_g, lib, out_indptr, out_cells, out_values):
-    """Copy cells with replacement, scaled gene by gene in float64 and stored as float32.
+def csc_draw(indptr, cells, values, draw_ptr, draws, scale_g, n_new, lib, out_indptr, out_cells, out_values):
+    """Copy cells with replacement, scaled gene by gene in float64 and stored as float32; then the cells themselves.
 
     Parameters
     ----------
     draw_ptr, draws
         For each source cell, the new cells that are copies of it (ascending).
     lib
-        (new cells,) float64, library sizes of the scaled cells are added to it.
+        (n_new,) float64, library sizes of the scaled cells are added to it.
     """
     k = 0
     for g in range(len(indptr) - 1):
@@ -161,6 +161,10 @@ def csc_draw(indptr, cells, values, draw_ptr, draws, scale_g, lib, out_indptr, o
                 out_values[k] = v
                 lib[draws[d]] += np.float64(v)
                 k += 1
+        for j in range(indptr[g], indptr[g + 1]):
+            out_cells[k] = cells[j] + n_new
+            out_values[k] = values[j]
+            k += 1
         out_indptr[g + 1] = k
     return k
 

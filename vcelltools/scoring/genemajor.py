@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import pairwise
@@ -61,35 +61,28 @@ class GeneMajor:
         csc_take(self.indptr, self.cells, self.values, new, indptr, cells, values)
         return GeneMajor(indptr=indptr, cells=cells, values=values, library=self.library[rows], dense=self.dense)
 
-    def append(self, other: GeneMajor) -> GeneMajor:
-        """Return these cells followed by the cells of ``other``."""
-        from vcelltools.kernels.labelings import csc_append
-
-        indptr = self.indptr + other.indptr
-        cells, values = np.empty(indptr[-1], np.int32), np.empty(indptr[-1], np.float32)
-        shift = np.int32(self.n_cells)
-        csc_append(self.indptr, self.cells, self.values, other.indptr, other.cells, other.values, shift, cells, values)
-        return GeneMajor(
-            indptr=indptr,
-            cells=cells,
-            values=values,
-            library=np.concatenate([self.library, other.library]),
-            dense=self.dense,
-        )
-
     def draw(self, draws: np.ndarray, scale_g: np.ndarray) -> GeneMajor:
-        """Return ``draws`` (positions, with repeats) as new cells, each gene times ``scale_g``, as float32."""
+        """Return ``draws`` (positions, with repeats), each gene times ``scale_g`` as float32, followed by all cells."""
         from vcelltools.kernels.labelings import csc_draw
 
         order = np.argsort(draws, kind="stable").astype(np.int32)
         times = np.bincount(draws, minlength=self.n_cells)
         ptr = np.concatenate([[0], np.cumsum(times)]).astype(np.int64)
-        room = int(times[self.cells].sum())
+        per_cell = np.bincount(self.cells, minlength=self.n_cells)
+        room = int((per_cell * (times + 1)).sum())
         indptr = np.zeros(self.n_genes + 1, np.int64)
         cells, values = np.empty(room, np.int32), np.empty(room, np.float32)
         library = np.zeros(len(draws))
-        n = csc_draw(self.indptr, self.cells, self.values, ptr, order, scale_g, library, indptr, cells, values)
-        return GeneMajor(indptr=indptr, cells=cells[:n], values=values[:n], library=library, dense=self.dense)
+        n = csc_draw(
+            self.indptr, self.cells, self.values, ptr, order, scale_g, len(draws), library, indptr, cells, values
+        )
+        return GeneMajor(
+            indptr=indptr,
+            cells=cells[:n],
+            values=values[:n],
+            library=np.concatenate([library, self.library]),
+            dense=self.dense,
+        )
 
 
 def _count(new: np.ndarray, cells: np.ndarray) -> int:
@@ -224,35 +217,54 @@ def _raise_fault(dataset: Dataset, what: str, status: int, row: int, gene: int) 
 
 
 def read_part(
-    dataset: Dataset, census: Census, part: int, *, threads: int | None = None, progress: Progress = SILENT
+    dataset: Dataset,
+    census: Census,
+    part: int,
+    *,
+    gene_order: np.ndarray | None = None,
+    behind: GeneMajor | None = None,
+    threads: int | None = None,
+    progress: Progress = SILENT,
 ) -> GeneMajor:
-    """Read the cells of one part, by gene, in file order."""
-    from vcelltools.kernels.labelings import csc_merge, csr_scatter
+    """Read the cells of one part, by gene, in file order.
+
+    Parameters
+    ----------
+    gene_order
+        Positions in the file of the genes of the result, or None for the file's own order.
+    behind
+        Cells to follow those of the file, with the genes of the result: there is no second copy of either.
+    """
+    from vcelltools.kernels.labelings import csc_append, csc_merge, csr_scatter
 
     rows = np.flatnonzero(census.part_n == part)
     cell_n = np.full(dataset.n_cells, -1, np.int32)
     cell_n[rows] = np.arange(len(rows), dtype=np.int32)
-    indptr = np.concatenate([[0], np.cumsum(census.nnz_sg[part])]).astype(np.int64)
+    own_g = census.nnz_sg[part]
+    new_gene = np.arange(dataset.n_genes)
+    if gene_order is not None:
+        own_g = own_g[gene_order]
+        new_gene[gene_order] = np.arange(dataset.n_genes)
+    more_g = np.zeros_like(own_g) if behind is None else np.diff(behind.indptr)
+    indptr = np.concatenate([[0], np.cumsum(own_g + more_g)]).astype(np.int64)
     cells, values = np.empty(indptr[-1], np.int32), np.empty(indptr[-1], np.float32)
     cursor = indptr[:-1].copy()
     progress.start("reading counts", dataset.matrix.stored_bytes, "bytes")
     for chunk, n_bytes in read_ahead(dataset, get_threads(threads)):
         cell_b = cell_n[chunk.row_start : chunk.row_start + len(chunk.indptr) - 1]
-        csr_scatter(chunk.indptr, chunk.indices, chunk.data, chunk.col_start, cell_b, cursor, cells, values)
+        csr_scatter(chunk.indptr, chunk.indices, chunk.data, chunk.col_start, cell_b, new_gene, cursor, cells, values)
         progress.advance(n_bytes)
     progress.finish()
-    if not np.array_equal(cursor, indptr[1:]):
+    if not np.array_equal(cursor, indptr[:-1] + own_g):
         raise DataError(f"{dataset.label}: the file changed while it was read")
+    library = census.library[rows]
+    if behind is not None:
+        csc_append(behind.indptr, behind.cells, behind.values, np.int32(len(rows)), cursor, cells, values)
+        library = np.concatenate([library, behind.library])
     if census.n_duplicates:
         n = csc_merge(indptr, cells, values)
         cells, values = cells[:n], values[:n]
-    return GeneMajor(
-        indptr=indptr,
-        cells=cells,
-        values=values,
-        library=census.library[rows],
-        dense=dataset.matrix.layout == "dense",
-    )
+    return GeneMajor(indptr=indptr, cells=cells, values=values, library=library, dense=dataset.matrix.layout == "dense")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -346,7 +358,7 @@ def make_tables(
     target_sum: float,
     threads: int | None = None,
     progress: Progress = SILENT,
-) -> Iterator[Tables]:
+) -> Generator[Tables, None, None]:
     """Yield the tables of every labeling, in order; genes are sorted once for as many as fit in memory.
 
     Parameters

@@ -10,7 +10,6 @@ import numpy as np
 
 from vcelltools.errors import DataError
 from vcelltools.io import Dataset, open_dataset
-from vcelltools.scoring.genemajor import GeneMajor
 
 
 class _Keep:
@@ -175,19 +174,3 @@ def _match_genes(where: str, genes: np.ndarray, want: np.ndarray) -> np.ndarray 
     _say_difference(where, "genes", set(genes), set(want))
     at = {g: i for i, g in enumerate(genes)}
     return np.array([at[g] for g in want], np.int64)
-
-
-def reorder_genes(counts: GeneMajor, order: np.ndarray | None) -> GeneMajor:
-    """Return the genes in ``order``."""
-    if order is None:
-        return counts
-    n_g = np.diff(counts.indptr)[order]
-    indptr = np.concatenate([[0], np.cumsum(n_g)]).astype(np.int64)
-    source = np.repeat(counts.indptr[:-1][order] - indptr[:-1], n_g) + np.arange(indptr[-1])
-    return GeneMajor(
-        indptr=indptr,
-        cells=counts.cells[source],
-        values=counts.values[source],
-        library=counts.library,
-        dense=counts.dense,
-    )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,7 +25,6 @@ from vcelltools.scoring.match26 import (
     get_labels,
     match_prediction,
     opened,
-    reorder_genes,
     resolve_targets,
 )
 from vcelltools.scoring.metrics26 import (
@@ -289,15 +289,15 @@ def score_vcc2026(
         scores = []
         warnings = list(parts.warnings)
         for i, t in enumerate(truths):
-            counts = reorder_genes(read_part(data, census, i, threads=threads, progress=progress), parts.gene_order)
             code = np.concatenate([parts.code_n[census.part_n == i], np.zeros(t.controls.n_cells, np.int32)])
-            both = counts.append(t.controls)
-            library = float(np.median(counts.library))
-            del counts
-            (tables,) = make_tables(
-                both, [(code, 1)], len(t.labels) + 1, target_sum=TARGET_SUM, threads=threads, progress=progress
+            counts = read_part(
+                data, census, i, gene_order=parts.gene_order, behind=t.controls, threads=threads, progress=progress
             )
-            del both
+            library = float(np.median(counts.library[: -t.controls.n_cells]))
+            (tables,) = make_tables(
+                counts, [(code, 1)], len(t.labels) + 1, target_sum=TARGET_SUM, threads=threads, progress=progress
+            )
+            del counts
             scores.append(_score_context(t, make_side(tables, continuity=continuity), library, warnings))
     problem = next((t.problem for t in truths if t.problem), "")
     warnings = [w for t in truths for w in t.warnings] + warnings
@@ -346,13 +346,13 @@ def make_truth(
             labels = np.array(sorted(set(in_n) - {control}), dtype=object)
             where = f"{data.label}{f', context {context}' if context else ''}"
             check_groups(in_n, labels, control, where, pert_col)
-            counts = read_part(data, census, i, threads=threads, progress=progress)
             order = {label: k + 1 for k, label in enumerate(labels)} | {control: 0}
             code = np.array([order[label] for label in in_n], np.int32)
             target_p, warnings = resolve_targets(labels, genes, target_gene_map, where)
+            read = partial(read_part, data, census, i, threads=threads, progress=progress)
             out.append(
                 _make_context(
-                    counts, code, labels, control, genes, target_p, context, warnings,
+                    read, code, labels, control, genes, target_p, context, warnings,
                     continuity=continuity, anchors=anchors, threads=threads, progress=progress,
                 )
             )  # fmt: skip
@@ -360,7 +360,7 @@ def make_truth(
 
 
 def _make_context(
-    counts, code, labels, control, genes, target_p, context, warnings, *, continuity, anchors, threads, progress
+    read, code, labels, control, genes, target_p, context, warnings, *, continuity, anchors, threads, progress
 ) -> Truth:
     n_groups = len(labels) + 1
     name_rank_g = get_name_ranks(genes)
@@ -370,6 +370,8 @@ def _make_context(
     if anchors and not thin and sizes[0] >= 2:
         sorted_groups = np.argsort(np.array([control, *labels], dtype=str), kind="stable")
         splits = [split_halves(code, sorted_groups, seed) for seed in _get_seeds()]
+    counts: GeneMajor = read()  # only here, so that it can go before the baseline is made
+    library = float(np.median(counts.library[code > 0]))
     tables = make_tables(
         counts,
         [(code, 1), *[(s, 2) for s in splits]],
@@ -386,6 +388,7 @@ def _make_context(
             hint="the metrics leave each perturbation's own gene out, and can find none of them",
         )
     controls = counts.take(np.flatnonzero(code == 0))
+    del counts
     baseline: dict[str, float] = {}
     ceiling: dict[str, float] = {}
     problem = ""
@@ -398,6 +401,7 @@ def _make_context(
         else:
             try:
                 ceiling = get_ceiling(tables, side, target_p, name_rank_g, continuity=continuity)
+                tables.close()
                 values = score_baseline(
                     full.sum_kg, full.size_k, controls, side, target_p, name_rank_g,
                     continuity=continuity, threads=threads, progress=progress,
@@ -415,7 +419,7 @@ def _make_context(
         name_rank_g=name_rank_g,
         side=side,
         controls=controls,
-        library=float(np.median(counts.library[code > 0])),
+        library=library,
         sum_kg=full.sum_kg,
         baseline=baseline,
         ceiling=ceiling,
@@ -487,7 +491,7 @@ def score_baseline(
     scale_g = np.divide(total / count, mean_kg[0], out=np.zeros_like(total), where=mean_kg[0] > 0)
     rng = np.random.default_rng(0)
     draws = np.concatenate([rng.integers(0, controls.n_cells, size=int(n)) for n in size_k[1:]])
-    cells = controls.draw(draws, scale_g).append(controls)
+    cells = controls.draw(draws, scale_g)
     code = np.concatenate([np.repeat(np.arange(1, len(size_k)), size_k[1:].astype(np.int64)),
                            np.zeros(controls.n_cells)]).astype(np.int32)  # fmt: skip
     (tables,) = make_tables(cells, [(code, 1)], len(size_k), target_sum=TARGET_SUM, threads=threads, progress=progress)
