@@ -59,7 +59,8 @@ def _run_child(report: Report, seed: int, first: int, count: int, folder: Path, 
     errors = tempfile.TemporaryFile("w+")  # noqa: SIM115
     child = subprocess.Popen(command, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=errors, text=True)
     lines: queue.Queue[str | None] = queue.Queue()
-    threading.Thread(target=_pump, args=(child, lines), daemon=True).start()
+    pump = threading.Thread(target=_pump, args=(child, lines), daemon=True)
+    pump.start()
     current = first
     before, began = report.seconds, None  # the start of a child does not count
     try:
@@ -92,6 +93,9 @@ def _run_child(report: Report, seed: int, first: int, count: int, folder: Path, 
     finally:
         child.kill()
         child.wait()
+        pump.join()
+        assert child.stdout is not None
+        child.stdout.close()
         errors.close()
 
 

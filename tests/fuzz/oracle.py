@@ -37,7 +37,13 @@ def read_naively(path: Path, kind: str, matrix: str, var: str) -> tuple[np.ndarr
         _refuse_links(f, matrix)
         counts = _read_tenx(f, matrix) if kind.startswith("10x") else _read_matrix(f, matrix)
         need(counts.shape[0] > 0 and counts.shape[1] > 0, "no cells or genes")
-        return counts, _read_names(f, kind, var, counts.shape[1])
+        names = _read_names(f, kind, var, counts.shape[1])
+        if kind == "10x3" and "feature_type" in f[var]:  # of several kinds of features, the genes
+            types = np.asarray(f[var]["feature_type"][()]).astype("S")
+            if len(np.unique(types)) > 1:
+                keep = np.flatnonzero(types == b"Gene Expression")
+                return counts[:, keep], [names[j] for j in keep]
+        return counts, names
 
 
 def _refuse_links(f: h5py.File, key: str) -> None:
