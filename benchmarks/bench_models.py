@@ -170,8 +170,7 @@ def main() -> None:
     if args.out:
         args.out.parent.mkdir(parents=True, exist_ok=True)
         args.out.write_text(text + "\n", encoding="utf-8")
-    print(json.dumps({m: {k: round(v["mean"], 4) for k, v in r.items() if isinstance(v, dict) and "mean" in v}
-                      for m, r in result.items() if isinstance(r, dict)}, indent=1))  # fmt: skip
+    print(text)
 
 
 if __name__ == "__main__":

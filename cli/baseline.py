@@ -9,14 +9,21 @@ import typer
 
 from vcelltools.cli.options import Force, Json, Layer, Quiet, Threads, Verbose
 from vcelltools.cli.output import Output
+from vcelltools.errors import UsageError
+
+Opt = typer.Option
 
 
 def baseline(
-    truth: Annotated[Path, typer.Option("--truth", metavar="REAL", help="The true cells.", show_default=False)],
-    out: Annotated[Path, typer.Option("--out", "-o", help="The baseline, as an h5ad.")] = Path("baseline.h5ad"),
-    kind: Annotated[str, typer.Option("--kind", help="perturbation-mean or control-mean.")] = "perturbation-mean",
-    pert_col: Annotated[str, typer.Option("--pert-col", metavar="C", help="obs column.")] = "target_gene",
-    control: Annotated[str, typer.Option("--control", metavar="LABEL", help="The control's label.")] = "non-targeting",
+    kind: Annotated[str, Opt("--kind", help="control-mean, perturbation-mean or ridge.")] = "perturbation-mean",
+    truth: Annotated[Path | None, Opt("--truth", metavar="REAL", help="The true cells.", show_default=False)] = None,
+    store: Annotated[list[Path] | None, Opt("--store", help="Stores to learn from.", show_default=False)] = None,
+    split: Annotated[Path | None, Opt(help="With stores: what is held out.", show_default=False)] = None,
+    features: Annotated[Path | None, Opt(help="With stores: perturbation features.", show_default=False)] = None,
+    rules: Annotated[int | None, Opt(help="With stores: 2025 or 2026.", show_default=False)] = None,
+    out: Annotated[Path, Opt("--out", "-o", help="The baseline, as an h5ad.")] = Path("baseline.h5ad"),
+    pert_col: Annotated[str, Opt("--pert-col", metavar="C", help="With --truth: obs column.")] = "target_gene",
+    control: Annotated[str, Opt(metavar="LABEL", help="With --truth: the control's label.")] = "non-targeting",
     layer: Layer = None,
     threads: Threads = None,
     force: Force = False,
@@ -24,18 +31,35 @@ def baseline(
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
-    """Write the mean baseline of a data set: what a prediction has to beat.
+    """Write a baseline's prediction: what a model has to beat.
 
-    Every cell of every perturbation is the mean of the group means (or of the controls), log1p-normalised; the real
-    controls follow. `score` puts the same baseline beside every metric without such a file.
+    With --truth: every cell of every perturbation is the mean of the group means (or of the controls),
+    log1p-normalised; the real controls follow. `score` puts the same baseline beside every metric without such a file.
+
+    Without: the baseline learns from the training groups of the stores, as `train --model` does, and predicts the
+    held-out ones, as `predict` does.
 
     vcelltools baseline --truth real.h5ad --kind perturbation-mean --out base.h5ad
+
+    vcelltools baseline --kind ridge --store stores/kolf --split split.toml --out ridge.h5ad
     """
+    o = Output(json=json, quiet=quiet, verbose=verbose)
+    if truth is None:
+        from vcelltools.pipelines.train_command import prepare_baseline
+
+        options = {"store": store, "split": split, "features": features}
+        r = prepare_baseline(kind, options)(out, rules=rules, force=force, progress=o.progress)
+        o.result(r.to_json())
+        o.done(
+            f"{out}: {kind} of {r.n_perturbations:,} perturbations in {r.n_cells:,} cells. Next: vcelltools score {out}"
+        )
+        return
     from vcelltools.io.atomic import check_output
     from vcelltools.scoring.baseline import write_baseline
     from vcelltools.scoring.evaluate import Options
 
-    o = Output(json=json, quiet=quiet, verbose=verbose)
+    if kind not in ("control-mean", "perturbation-mean"):
+        raise UsageError(f"--kind {kind}: not a mean of the true cells", hint="--store STORE, for a model that learns")
     check_output(out, force=force)
     options = Options(compat="cell-eval", pert_col=pert_col, control=control, layer=layer, threads=threads)
     _, n = write_baseline(truth, out, kind=kind, options=options, force=force, progress=o.progress)

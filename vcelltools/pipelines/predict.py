@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 import numpy as np
 
 from vcelltools.errors import DataError, UsageError
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from scipy import sparse
 
     from vcelltools.pipelines.store import Store
+    from vcelltools.pipelines.train_settings import TrainSettings
 
 _BLOCK_CELLS = 256
 _POOL = 2000  # control cells of a line that predictions are made from
@@ -124,12 +126,63 @@ def predict(
     DataError
         Where run and stores disagree, a perturbation cannot be predicted, or the result breaks the rules.
     """
-    if rules not in (None, 2025, 2026):
-        raise UsageError(f"there are no rules for {rules}", hint="2025 or 2026")
-    target = check_output(out, force=force)
+    options = {k: v for k, v in locals().items() if k not in ("run", "out", "stores")}
+    _check_request(out, rules, force)
     folder = RunFolder(Path(run))
     setup = make_setup(folder.read_settings(), stores, progress=progress)
     folder.compare_vocabulary(setup)
+    return _predict(setup, folder, out, **options)
+
+
+def predict_baseline(
+    kind: str,
+    out: str | os.PathLike,
+    *,
+    settings: TrainSettings,
+    stores: Sequence[Store] | None = None,
+    rules: int | None = None,
+    force: bool = False,
+    progress: Progress = SILENT,
+) -> PredictResult:
+    """Fit a baseline on the stores of ``settings`` and write its prediction of the held-out groups.
+
+    ``kind`` is ``control-mean``, ``perturbation-mean`` or ``ridge``; errors as in :func:`predict`.
+    """
+    from vcelltools.model.baselines import BASELINES
+
+    if kind not in BASELINES:
+        raise UsageError(f"baseline {kind}: unknown", hint=", ".join(BASELINES))
+    _check_request(out, rules, force)
+    setup = make_setup(msgspec.structs.replace(settings, model=kind), stores, progress=progress)
+    return _predict(setup, None, out, rules=rules, force=force, progress=progress)
+
+
+def _check_request(out: str | os.PathLike, rules: int | None, force: bool) -> None:
+    if rules not in (None, 2025, 2026):
+        raise UsageError(f"there are no rules for {rules}", hint="2025 or 2026")
+    check_output(out, force=force)
+
+
+def _predict(
+    setup: Setup,
+    folder: RunFolder | None,
+    out: str | os.PathLike,
+    *,
+    perturbations: str | os.PathLike | None = None,
+    lines: Sequence[str] = (),
+    cells: int | None = None,
+    rules: int | None = None,
+    genes: str | os.PathLike | None = None,
+    source: str | os.PathLike | None = None,
+    basis_only: bool = False,
+    pert_col: str = "target_gene",
+    control: str | None = None,
+    context_col: str = "context",
+    force: bool = False,
+    seed: int = 0,
+    progress: Progress = SILENT,
+) -> PredictResult:
+    target = Path(out)
     requests = _make_requests(setup, perturbations, tuple(lines), cells, control)
     store_id = {
         name: k for k, s in enumerate(setup.stores) for name in setup.screen.lines if name.startswith(f"{s.name} / ")
@@ -212,7 +265,7 @@ def _find_line(lines: list[str], name: str) -> str:
     return hits[0]
 
 
-def get_effects(folder: RunFolder, setup: Setup, requests: list[Request]) -> np.ndarray:
+def get_effects(folder: RunFolder | None, setup: Setup, requests: list[Request]) -> np.ndarray:
     """Return the predicted effects (requests, g) on the basis.
 
     Raises
@@ -231,7 +284,7 @@ def get_effects(folder: RunFolder, setup: Setup, requests: list[Request]) -> np.
     pert = np.array([position[r.perturbation] for r in requests], np.int64)
     line = np.array([line_id[r.line] for r in requests], np.int64)
     kind = setup.settings.model
-    if kind != "transformer":
+    if folder is None or kind != "transformer":
         from vcelltools.model.baselines import fit_baseline
 
         return fit_baseline(kind, setup.effects).predict(pert, line)

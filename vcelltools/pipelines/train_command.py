@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +15,7 @@ from vcelltools.progress import SILENT, Progress
 
 if TYPE_CHECKING:
     from vcelltools.model.topology import Plan
+    from vcelltools.pipelines.predict import PredictResult
     from vcelltools.pipelines.sanity import SanityResult
     from vcelltools.pipelines.train import TrainResult
 
@@ -54,16 +57,11 @@ def prepare(options: dict[str, Any], *, tpu: bool, topology: str | None, dry_run
     EnvironmentFault
         Where ``tpu`` asks for a TPU that is not there, or for another topology than there is.
     """
-    from vcelltools.config import load_config
-
     if dry_run and topology is None:
         raise UsageError("--dry-run: no topology", hint="--topology v5e-16")
     if topology is not None and not (dry_run or tpu):
         raise UsageError("--topology says what to plan for, or what --tpu must find", hint="--dry-run or --tpu")
-    given = {k: _plain(v) for k, v in options.items()}
-    given["stores"] = given.pop("store") or None
-    config, base = load_config()
-    settings = make_settings(_resolve(config.train, base), given)
+    settings = _read_settings(options)
     if dry_run:
         return Job(settings=settings, topology=topology)
     from vcelltools.model.mesh import choose_platform, start_processes
@@ -77,6 +75,22 @@ def prepare(options: dict[str, Any], *, tpu: bool, topology: str | None, dry_run
     if tpu and topology is not None:
         _check_topology(topology)
     return Job(settings=settings, topology=topology)
+
+
+def _read_settings(options: dict[str, Any]) -> TrainSettings:
+    from vcelltools.config import load_config
+
+    given = {k: _plain(v) for k, v in options.items()}
+    given["stores"] = given.pop("store") or None
+    config, base = load_config()
+    return make_settings(_resolve(config.train, base), given)
+
+
+def prepare_baseline(kind: str, options: dict[str, Any]) -> Callable[..., PredictResult]:
+    """Return what writes a baseline's prediction, its settings read as those of ``train``."""
+    from vcelltools.pipelines.predict import predict_baseline
+
+    return partial(predict_baseline, kind, settings=_read_settings(options))
 
 
 def _plain(value: Any) -> Any:
