@@ -104,6 +104,8 @@ def test_contexts_are_scored_apart_and_averaged(pair, tmp_path):
     for m, c in result.components.items():
         assert c.score == pytest.approx(np.mean([a.components[m].score for a in apart]), abs=1e-9)
     assert set(result.to_json()["contexts"]) == {"A", "B"}
+    del preds[0].obs["context"]  # one context needs no column
+    assert vc.score(preds[0], truths[0], compat="vcc2026").avg_score == apart[0].avg_score
     from vcelltools.errors import DataError
 
     one = mixed[mixed.obs["context"] == "A"].copy()
@@ -239,3 +241,27 @@ def test_frames(pair):
     assert isinstance(frame, pd.DataFrame)
     assert list(frame.index) == list(result.contexts[0].labels)
     assert frame["pds_cosine"].mean() == pytest.approx(result.components["pds_cosine"].value)
+
+
+def test_real_screen_against_itself(thp1):
+    """THP-1: every real effect is told apart from the others, its genes are its own, and a shuffle finds nothing."""
+    adata = ad.read_h5ad(thp1)
+    sure = adata[adata.obs["confident_guide"].astype(bool)].copy()
+    known = {"pert_col": "perturbation", "compat": "vcc2026"}
+    same = vc.score(sure, sure, anchors=False, **known)
+    assert same.components["pds_cosine"].value == 1.0
+    assert same.components["de_wilcoxon_sig_jaccard"].value == 1.0
+    assert same.components["de_wilcoxon_lfc_nmae"].value == 0.0
+    context = same.contexts[0]
+    n = dict(zip(context.labels, (context.real.de.padj_ph < 0.05).sum(axis=1), strict=True))
+    assert n["IFNGR1"] > 90
+    assert n["JAK2"] > 80
+    assert n["ATF2"] == 0
+    mixed = sure.copy()
+    labels = mixed.obs["perturbation"].astype(str).to_numpy()
+    other = labels != "non-targeting"
+    labels[other] = np.random.default_rng(0).permutation(labels[other])
+    mixed.obs["perturbation"] = labels
+    lost = vc.score(mixed, sure, anchors=False, **known)
+    assert lost.components["pds_cosine"].value < 0.75
+    assert lost.components["de_wilcoxon_sig_jaccard"].value < 0.5

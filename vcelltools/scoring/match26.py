@@ -133,8 +133,9 @@ def match_prediction(data: Dataset, truths: Sequence[Any], pert_col: str, contro
     genes = get_genes(data, "prediction")
     gene_order = _match_genes(data.label, genes, truths[0].genes)
     names = [t.context for t in truths]
-    if names == [""]:
-        contexts, context_n = [""], np.zeros(data.n_cells, np.int32)
+    alone = len(names) == 1 and context_col not in data.obs.columns
+    if names == [""] or alone:
+        contexts, context_n = list(names), np.zeros(data.n_cells, np.int32)
     else:
         contexts, context_n = get_contexts(data, context_col)
     _say_difference(data.label, "contexts", set(contexts), set(names))
