@@ -295,7 +295,6 @@ def label_genes(
     target_sum,
     code_n,
     control_of,
-    ratio_n,
     shift_n,
     size_k,
     weight_k,
@@ -323,8 +322,6 @@ def label_genes(
         (n,) int32 group of each cell, −1 left out.
     control_of
         (k,) int64 the group that holds each group's controls; a control group's own is itself.
-    ratio_n
-        (n,) float64 ``target_sum / (S − library)``, 0 where a cell holds all of its group's counts.
     shift_n
         (n,) float64 ``library / (S − library)``, −1 where a cell holds all of its group's counts.
     size_k, weight_k, total_k
@@ -374,9 +371,8 @@ def label_genes(
             s2[p] = 0.0
             if psum[p] > 0.0 and size_k[p] >= 2.0:
                 x = target_sum * psum[p] / total_k[p]
-                w = 1.0 / (1.0 + x)
-                t = x * w
-                t_k[p], w_k[p] = t, w
+                t = x / (1.0 + x)
+                t_k[p], w_k[p] = t, t / psum[p]
                 a1, a2, h, sign, tk = 0.0, 0.0, 0.0, 1.0, 1.0
                 for m in range(1, N_TERMS + 1):
                     tk *= t
@@ -397,7 +393,7 @@ def label_genes(
             if p < 0 or size_k[p] < 2.0 or shift_n[c] < 0.0:
                 continue
             u0 = t_k[p] * shift_n[c]
-            u1 = u0 - ratio_n[c] * np.float64(values[j]) * w_k[p]
+            u1 = u0 - (1.0 + shift_n[c]) * np.float64(values[j]) * w_k[p]
             d0 = _log1p_small(u0) if u0 < 0.1 else np.log1p(u0)
             d1 = _log1p_small(u1) if abs(u1) < 0.1 else np.log1p(max(u1, -1.0 + 1e-16))
             s1[p] += d1 - d0

@@ -297,7 +297,6 @@ class _Labeling:
     code: np.ndarray
     control_of: np.ndarray
     n_sets: int
-    ratio: np.ndarray
     shift: np.ndarray
     size: np.ndarray
     weight: np.ndarray
@@ -307,9 +306,7 @@ class _Labeling:
     big_cells: np.ndarray
 
 
-def _prepare(
-    code: np.ndarray, n_sets: int, per_set: int, library: np.ndarray, target_sum: float, dense: bool
-) -> _Labeling:
+def _prepare(code: np.ndarray, n_sets: int, per_set: int, library: np.ndarray, dense: bool) -> _Labeling:
     from vcelltools.kernels.labelings import N_TERMS, SERIES_LIMIT
 
     n_groups = n_sets * per_set
@@ -322,8 +319,7 @@ def _prepare(
     # the sum of fractional counts may leave a rounding's worth where nothing is left
     alone = rest <= 1e-12 * total[group]
     safe = np.where(alone, 1.0, rest)
-    ratio, shift = np.zeros(len(code)), np.zeros(len(code))
-    ratio[used] = np.where(alone, 0.0, target_sum / safe)
+    shift = np.zeros(len(code))
     shift[used] = np.where(alone, -1.0, library[used] / safe)
     shift[used[total[group] <= 0]] = 0.0
     is_big = (shift[used] > SERIES_LIMIT) | (shift[used] < 0)
@@ -339,7 +335,6 @@ def _prepare(
         code=code,
         control_of=np.arange(n_groups) // per_set * per_set,
         n_sets=n_sets,
-        ratio=ratio,
         shift=shift,
         size=size,
         weight=np.ones(n_groups) if dense else 1.0 / np.maximum(size, 1.0),
@@ -376,8 +371,7 @@ def make_tables(
     step = max(1, _TABLE_BYTES // (12 * 8 * counts.n_genes * n_groups))
     for a in range(0, len(labelings), step):
         prepared = [
-            _prepare(code, sets, n_groups, counts.library, target_sum, counts.dense)
-            for code, sets in labelings[a : a + step]
+            _prepare(code, sets, n_groups, counts.library, counts.dense) for code, sets in labelings[a : a + step]
         ]
         yield from _make_batch(counts, prepared, n_groups, target_sum, get_threads(threads), progress)
 
@@ -425,7 +419,7 @@ def _make_batch(
             spread = np.zeros(len(lab.size))
             label_genes(
                 indptr, cells, values, cpm, order, tied, target_sum,
-                lab.code, lab.control_of, lab.ratio, lab.shift, lab.size, lab.weight, lab.total, lab.power,
+                lab.code, lab.control_of, lab.shift, lab.size, lab.weight, lab.total, lab.power,
                 lab.big_ptr, lab.big_cells, *[x[a:b] for x in arrays], spread,
             )  # fmt: skip
             spreads.append(spread)
