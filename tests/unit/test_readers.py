@@ -72,6 +72,22 @@ def test_every_index_dtype_is_read_exactly(tmp_path, index_dtype):
         np.testing.assert_array_equal(read_all(ds.matrix), COUNTS)
 
 
+@pytest.mark.parametrize("layout", ["csr", "dense"])
+@pytest.mark.parametrize("storage", ["contiguous", "chunked", "gzip-shuffle", "lzf"])
+def test_a_file_behind_a_user_block_is_read_raw(tmp_path, layout, storage, monkeypatch):
+    """h5mu files begin with a block of MuData's own; offsets must count from the start of the file."""
+    path = tmp_path / "f.h5mu"
+    with h5py.File(path, "w", userblock_size=512) as f:
+        m = f.create_group("mod/rna")
+        write_matrix(m, "X", COUNTS, layout=layout, dtype=">f4", **chunked(STORAGE[storage], layout))
+        write_frame_tables(m, *COUNTS.shape)
+    with path.open("r+b") as f:
+        f.write(b"MuData (format-version=0.1.0;creator=test)")
+    with open_dataset(path) as ds:
+        monkeypatch.delattr(h5py.Dataset, "__getitem__")  # nothing may go through h5py any more
+        np.testing.assert_array_equal(read_all(ds.matrix, max_values=60), COUNTS)
+
+
 def test_uint64_beyond_int64_is_never_read_as_another_count(tmp_path):
     x = COUNTS.astype(np.uint64)
     x[0, 0] = 2**63 + 5

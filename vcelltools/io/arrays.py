@@ -390,10 +390,11 @@ def _open_storage(file: h5py.File, dset: h5py.Dataset, fd: int) -> tuple[RawChun
                     f"{path}: {absent:,} of {n_chunks:,} chunks of {name} are not there",
                     hint="the file was not finished; write it again",
                 )
-            if dset.dtype.kind not in "iuf" or file.userblock_size:
+            if dset.dtype.kind not in "iuf":
                 return None, None
             chunks = RawChunks(file, dset, fd)  # checks the index of chunks, on which HDF5 crashes where it is damaged
-            return (chunks, None) if _can_read_raw(file, dset) else (None, None)
+            known = _can_read_raw(file, dset) and _chunks_lie_there(file, dset, chunks)
+            return (chunks, None) if known else (None, None)
         if dset.id.get_create_plist().get_layout() == h5py.h5d.COMPACT:
             return None, None
         offset = dset.id.get_offset()
@@ -403,7 +404,27 @@ def _open_storage(file: h5py.File, dset: h5py.Dataset, fd: int) -> tuple[RawChun
             )
         if offset + dset.size * dset.dtype.itemsize > os.fstat(fd).st_size:
             raise DataError(f"{path}: {name} reaches beyond the end of the file (truncated)")
-        return (None, int(offset)) if _can_read_raw(file, dset) else (None, None)
+        known = _can_read_raw(file, dset) and _data_lies_there(file, dset, fd, int(offset))
+        return (None, int(offset)) if known else (None, None)
+
+
+def _chunks_lie_there(file: h5py.File, dset: h5py.Dataset, chunks: RawChunks) -> bool:
+    """Whether chunk offsets count from the start of the file: h5mu files begin with a block of MuData's own.
+
+    HDF5 has not always added that block's size; the first chunk tells.
+    """
+    if not file.userblock_size or not len(chunks.offsets):
+        return True
+    raw = dset.id.read_direct_chunk((0,) * dset.ndim)[1]
+    return os.pread(chunks.fd, len(raw), int(chunks.offsets[0])) == raw
+
+
+def _data_lies_there(file: h5py.File, dset: h5py.Dataset, fd: int, offset: int) -> bool:
+    """As :func:`_chunks_lie_there`, for contiguous data."""
+    if not file.userblock_size:
+        return True
+    some = np.asarray(dset[0, :8] if dset.ndim == 2 else dset[:8])
+    return os.pread(fd, some.nbytes, offset) == some.tobytes()
 
 
 class Hdf5Array(ArrayBase):

@@ -48,7 +48,7 @@ def _iterate_bytes(file: h5py.File, dset: h5py.Dataset, size: int) -> Iterator[i
     """Yield the bytes of text in one piece of the data set after another."""
     offset = None if dset.chunks else dset.id.get_offset()
     raw = dset.chunks is not None and set(get_filters(dset)) <= RAW_FILTERS
-    if file.userblock_size or not (raw or offset is not None):
+    if not (raw or offset is not None):
         step = max(FREE_BYTES // size, 1) if size < FREE_BYTES // 64 else 4096
         for a in range(0, dset.size, step):  # odd filters: the strings themselves, a few at a time
             yield sum(len(v) for v in dset[a : a + step])
