@@ -165,19 +165,29 @@ class TableBase:
         """Return a pandas DataFrame indexed by ``index``."""
         import pandas as pd
 
-        out = {}
-        for name in self.columns if columns is None else columns:
-            c = self.column(name)
-            if c.codes is not None:
-                out[name] = pd.Categorical.from_codes(c.codes, categories=list(c.categories), ordered=c.ordered)  # type: ignore[arg-type]
-            elif c.missing is not None:
-                assert c.values is not None
-                values = c.values.astype(object)
-                values[c.missing] = None
-                out[name] = pd.array(values, dtype="boolean" if c.values.dtype.kind == "b" else None)  # type: ignore[call-overload]
-            else:
-                out[name] = c.values
-        return pd.DataFrame(out, index=pd.Index(self.index.astype(str)))
+        out = {name: get_series(self.column(name)) for name in (self.columns if columns is None else columns)}
+        frame = pd.DataFrame(out, index=pd.RangeIndex(self.n))
+        return frame.set_index(pd.Index(self.index.astype(str)))
+
+    def forget(self) -> None:
+        """Let go of the row names: millions of them are hundreds of megabytes; they are read again when asked for."""
+        if getattr(self, "_index", None) is not None:
+            self._index = None
+
+
+def get_series(c: Column) -> pd.Series:
+    """Return a column as a pandas Series without an index of its own."""
+    import pandas as pd
+
+    if c.codes is not None:
+        assert c.categories is not None
+        return pd.Series(pd.Categorical.from_codes(c.codes, categories=list(c.categories), ordered=c.ordered))  # type: ignore[arg-type]
+    assert c.values is not None
+    if c.missing is not None:
+        values = c.values.astype(object)
+        values[c.missing] = None
+        return pd.Series(pd.array(values, dtype="boolean" if c.values.dtype.kind == "b" else None))  # type: ignore[call-overload]
+    return pd.Series(c.values)
 
 
 class MemoryTable(TableBase):

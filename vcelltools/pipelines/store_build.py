@@ -50,7 +50,7 @@ from vcelltools.stream import get_threads
 if TYPE_CHECKING:
     from distributed import Client
 
-BUCKET_BYTES = 16 << 20
+BUCKET_BYTES = 8 << 20
 CHUNK_VALUES = 1 << 21
 CHECKPOINT_SECONDS = 10.0
 _IN_MEMORY_SUMS = 96 << 20

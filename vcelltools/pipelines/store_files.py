@@ -6,12 +6,16 @@ import json
 import os
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from vcelltools.io.atomic import dump_json, fsync_path, step
 from vcelltools.pipelines.store_format import UNIT_ROWS, hash_units
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import pyarrow as pa
 
 
 class Journal:
@@ -105,11 +109,16 @@ def save_array(path: Path, values: np.ndarray) -> None:
     step(path.name)
 
 
-def write_parquet(path: Path, frame: Any, *, index: bool) -> None:
-    """Write a DataFrame as parquet with page checksums, and flush it."""
+def to_arrow(frame: pd.DataFrame) -> pa.Table:
+    """Return a DataFrame as an arrow table, without its index."""
     import pyarrow as pa
+
+    return pa.Table.from_pandas(frame, preserve_index=False)
+
+
+def write_parquet(path: Path, table: pa.Table) -> None:
+    """Write a table as parquet with page checksums, and flush it."""
     import pyarrow.parquet as pq
 
-    table = pa.Table.from_pandas(frame, preserve_index=index)
-    pq.write_table(table, path, compression="zstd", write_page_checksum=True)
+    pq.write_table(table, path, compression="zstd", write_page_checksum=True, row_group_size=1 << 17)
     fsync_path(path)

@@ -17,7 +17,7 @@ from vcelltools.config import DatasetConfig
 from vcelltools.errors import DataError, UsageError
 from vcelltools.genes import Basis, Genes, Reconciliation, match_genes, read_genes
 from vcelltools.io import CsrMatrix, Dataset
-from vcelltools.io.table import Table
+from vcelltools.io.table import Table, TableBase
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -392,6 +392,8 @@ def make_plan(
         )
     labels = read_labels(ds.obs, spec, where=ds.label)
     order = make_order(labels, ds.obs.index, seed=seed, group_by=list(spec.group_by))
+    if isinstance(ds.obs, TableBase):
+        ds.obs.forget()
     notes = list(ds.notes)
     libsize, libsize_from = read_libsize(ds, spec)
     if order.n == 0:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from vcelltools.pipelines.store_build import Builder
 
 OVER_CAP = 1 << 16
+CHUNK_CELLS = 1 << 14
 
 
 def raise_status(status: np.ndarray, value: Any, gene: int, *, where: str, cell: int) -> None:
@@ -62,7 +63,9 @@ def scatter_rows(b: Builder, start: int, stop: int | None = None) -> None:
     """Scatter the cells ``start:stop`` of the source; checkpoint now and then."""
     matrix = b.ds.matrix
     assert isinstance(matrix, CsrMatrix | DenseMatrix)
-    spans = matrix.plan(max_values=b.chunk_values, start=start, stop=stop)
+    per_cell = (matrix.nnz or matrix.shape[0] * matrix.shape[1]) / matrix.shape[0]
+    most = min(b.chunk_values, int(CHUNK_CELLS * max(per_cell, 1.0)))  # memory follows cells as well as values
+    spans = matrix.plan(max_values=max(1, most), start=start, stop=stop)
     b.progress.start("counts", sum(s.n_bytes for s in spans), "bytes")
     group = max(4 * b.threads, 16)
     said, cost = time.monotonic(), 0.0
