@@ -357,3 +357,25 @@ def test_adjusted_mutual_information_equals_scikit_learn():
         a, b = rng.integers(0, k, n), rng.integers(0, k, n)
         np.testing.assert_allclose(adjusted_mutual_information(a, b), adjusted_mutual_info_score(a, b), atol=1e-10)
         np.testing.assert_allclose(adjusted_mutual_information(a, a), 1, atol=1e-10)
+
+
+@pytest.mark.parametrize("layout", [sp.csr_matrix, sp.csc_matrix, np.asarray])
+def test_energy_distances_equal_the_definition(layout, monkeypatch):
+    from scipy.spatial.distance import cdist
+
+    from vcelltools.io import open_dataset
+    from vcelltools.scoring import edistance
+    from vcelltools.scoring.sides import Scale, read_cells
+
+    _, real, labels, genes, _ = make_pair(44)
+    monkeypatch.setattr(edistance, "_block_rows", lambda n: 7)  # many blocks, none of them whole
+    with open_dataset(make_adata(layout(real), labels, genes)) as data:
+        cells = read_cells(data, "target_gene", CONTROL)
+        got = edistance.energy_distances(data, cells, Scale(kind="log1p"), CONTROL)
+    names, wide = np.array(labels), real.astype(np.float64)
+    control = wide[names == CONTROL]
+    want = []
+    for name in sorted(set(labels) - {CONTROL}):
+        x = wide[names == name]
+        want.append(2 * cdist(x, control).mean() - cdist(x, x).mean() - cdist(control, control).mean())
+    np.testing.assert_allclose(got, want, rtol=1e-9, atol=1e-9)

@@ -66,7 +66,7 @@ class Rows:
         out = np.zeros((len(rows), self.n_genes))
         for i, r in enumerate(rows.tolist()):
             part = slice(self._indptr[r], self._indptr[r + 1])
-            np.add.at(out[i], self._indices[part], self._data[part])
+            out[i] = np.bincount(self._indices[part], self._data[part], self.n_genes)
         return out
 
 
