@@ -127,7 +127,7 @@ def main() -> None:
             "largest_difference": check_equal(theirs, ours),
             "peer_seconds": round(peer.wall, 2),
             "peer_peak_mb": round(peer.peak_mb),
-            "times_faster": round(peer.wall / timings["ours"].wall, 1),
+            "ratio": round(peer.wall / timings["ours"].wall, 1),
         }
     print(row)
     save("score", [row])

@@ -96,6 +96,19 @@ def main() -> None:
             for what in ("wall_s", "cpu_s"):
                 out[f"times_faster_{what}"] = {k: round(out["peer"][what] / out[k][what], 1) for k in runs}
     print(json.dumps(out, indent=1))
+    if not a.skip_peer:
+        from benchmarks.harness import save
+
+        ours = out["values_only"]  # the peer computes the raw values alone
+        row = {
+            "case": f"score26 {a.cells}x{a.genes}",
+            "size": [a.perturbations, a.cells, a.genes],
+            "ours_seconds": ours["wall_s"],
+            "with_both_ends_seconds": out["score"]["wall_s"],
+            "peer_seconds": out["peer"]["wall_s"],
+            "ratio": round(out["peer"]["wall_s"] / ours["wall_s"], 1),
+        }
+        save("score", [row])
 
 
 if __name__ == "__main__":

@@ -8,7 +8,10 @@ mkdir -p .bench
 "$python" -m benchmarks.report fold .bench/kernels.json
 "$python" -m benchmarks.bench_hvg --newest
 "$python" -m benchmarks.bench_hvg --scaling
-for name in store score score26 train models; do
-    [ -f "benchmarks/bench_$name.py" ] && "$python" -m "benchmarks.bench_$name"
+for size in 1 2 3; do
+    "$python" -m benchmarks.bench_score --size "$size"
 done
+"$python" -m benchmarks.bench_score --size full
+"$python" -m benchmarks.bench_score26
+"$python" -m benchmarks.bench_store
 "$python" -m benchmarks.report tables
