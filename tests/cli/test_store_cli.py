@@ -131,3 +131,38 @@ def test_a_modality_of_an_h5mu(tmp_path, cli, papalexi):
     X = adata[:, list(store.genes)].X
     X = X.toarray() if hasattr(X, "toarray") else X
     assert np.array_equal(store.X, X.astype(np.float16))
+
+
+@pytest.mark.parametrize("layout", ["csr", "csc"])
+def test_an_atlas_like_kolf_by_its_preset(tmp_path, cli, layout):
+    import anndata as ad
+    import mudata as md
+
+    from vcelltools.pipelines.sampler import Sampler
+
+    options = ("--cells", 3000, "--genes", 800, "--perturbations", 12, "--batches", 3, "--like", "kolf")
+    ran = cli("simulate", "--out", "k.h5mu", *options, "--layout", layout, "-q", cwd=tmp_path)
+    assert ran.code == 0, ran.stderr
+    assert cli("hvg", "k.h5mu", "--top", 100, "--out", "h.txt", "--stats", "st", cwd=tmp_path).code == 0
+    build = ("build-store", "k.h5mu", "--basis", "h.txt", "--out", "s", "--preset", "kolf", "--stats", "st")
+    ran = cli(*build, "--name", "k", "--json", cwd=tmp_path)
+    assert ran.code == 0, ran.stderr
+    store = vc.open_store(tmp_path / "s/k")
+    md.set_options(pull_on_update=False)
+    rna = md.read_h5mu(tmp_path / "k.h5mu").mod["rna"]
+    obs = rna.obs
+    single = (obs["num_features"] == 1) & ~obs["feature_call"].astype(str).str.contains("|", regex=False)
+    kept = obs[single & obs["feature_call"].notna()]
+    assert set(store.obs.index) == set(kept.index)
+    sizes = kept.groupby(["feature_call", "batch"], observed=True).size()
+    runs = store.runs.set_index(["perturbation", "context"])["length"]
+    assert sorted(runs.items()) == sorted(sizes.items())
+    adata = ad.AnnData(X=rna.X.copy(), obs=obs, var=rna.var)[store.obs.index].copy()
+    assert np.array_equal(store.counts().toarray(), adata[:, list(store.genes)].X.toarray())
+    sc.pp.normalize_total(adata, target_sum=1e4)
+    sc.pp.log1p(adata)
+    assert np.array_equal(store.X, adata[:, list(store.genes)].X.toarray().astype(np.float16))
+    assert store.manifest["library_size"]["from"] == {"csr": "the matrix", "csc": "saved statistics"}[layout]
+    assert set(store.runs["cell_line"]) == {"KOLF2.1J"}
+    Sampler(store, set_size=16, sets_per_batch=4, level="cell_line").batch(0).load()
+    assert cli("verify", "s/k", cwd=tmp_path).code == 0

@@ -101,7 +101,7 @@ def make_spec(source: Any, name: str | None, options: dict[str, Any]) -> Dataset
         if not isinstance(source, str | os.PathLike):
             raise UsageError("a store of an AnnData needs a name", hint="name=...")
         name = Path(source).name.split(".")[0]
-    values = {k: v for k, v in options.items() if v is not None}
+    values = {k: os.fspath(v) if isinstance(v, Path) else v for k, v in options.items() if v is not None}
     for key in ("control", "group_by", "keep"):
         if isinstance(values.get(key), tuple):
             values[key] = list(values[key])

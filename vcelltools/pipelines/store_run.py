@@ -43,7 +43,7 @@ class Job:
 
 def _with_options(spec: DatasetConfig, options: Mapping[str, Any]) -> DatasetConfig:
     """Return the spec with the options that were given on top."""
-    values = {k: str(v) if isinstance(v, Path) else v for k, v in options.items() if v not in (None, [])}
+    values = {k: str(v.absolute()) if isinstance(v, Path) else v for k, v in options.items() if v not in (None, [])}
     return msgspec.structs.replace(spec, **values) if values else spec
 
 
@@ -79,6 +79,7 @@ def choose_datasets(
         specs = [conf.get_dataset(name)] if name is not None else list(conf.datasets)
         specs = [_with_options(s, options) for s in specs]
     specs = [resolve_preset(s) for s in specs]
+    specs = [msgspec.structs.replace(s, stats=str(base / s.stats)) if s.stats else s for s in specs]
     basis_fpath = basis if basis is not None else base / conf.basis.path
     if basis is None and not basis_fpath.exists():
         raise UsageError("which genes?", hint="--basis hvgs_2k.txt (vcelltools hvg or vcelltools basis writes one)")
