@@ -74,6 +74,11 @@ def run_one(seed: int, number: int, folder: Path) -> dict:
     try:
         counts, genes = read_naively(made.path, made.kind, made.matrix, made.var)
     except Exception as e:
+        names_before = [f"gene{j}" for j in range(made.counts.shape[1])]
+        if not with_batches and ours == rank_naively(
+            made.counts, names_before
+        ):  # what is damaged does not matter, or was read around
+            return {**about, "outcome": "same as undamaged"}
         return {**about, "outcome": "accepted invalid", "said": f"{type(e).__name__}: {e}"}
     if with_batches:
         return {**about, "outcome": "ranked by batch"}

@@ -38,8 +38,9 @@ def read_naively(path: Path, kind: str, matrix: str, var: str) -> tuple[np.ndarr
         counts = _read_tenx(f, matrix) if kind.startswith("10x") else _read_matrix(f, matrix)
         need(counts.shape[0] > 0 and counts.shape[1] > 0, "no cells or genes")
         names = _read_names(f, kind, var, counts.shape[1])
-        if kind == "10x3" and "feature_type" in f[var]:  # of several kinds of features, the genes
-            types = np.asarray(f[var]["feature_type"][()]).astype("S")
+        kinds = f[var].get("feature_type") if kind == "10x3" else None
+        if kinds is not None:  # of several kinds of features, the genes
+            types = np.asarray(kinds[()]).astype("S")
             if len(np.unique(types)) > 1:
                 keep = np.flatnonzero(types == b"Gene Expression")
                 return counts[:, keep], [names[j] for j in keep]
@@ -60,6 +61,8 @@ def _read_array(d: object, ndim: int) -> np.ndarray:
     if d.chunks:
         expected = np.prod([-(-s // c) for s, c in zip(d.shape, d.chunks, strict=True)])
         need(d.id.get_num_chunks() >= expected, "chunks absent")
+        for at in np.ndindex(*(-(-s // c) for s, c in zip(d.shape, d.chunks, strict=True))):
+            d.id.read_direct_chunk(tuple(i * c for i, c in zip(at, d.chunks, strict=True)))  # else HDF5 reads zeros
     elif d.size and d.id.get_create_plist().get_layout() != h5py.h5d.COMPACT:
         need(d.id.get_offset() is not None, "never written")
     return np.asarray(d[()])

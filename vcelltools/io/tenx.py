@@ -143,7 +143,7 @@ def _read_features(file: File, root: str, n: int | None) -> tuple[np.ndarray, di
     renamed = {**_RENAMED, "id": "probe_ids", "gene_id": "gene_ids"} if "gene_id" in group else _RENAMED
     for key in group:
         node = get_node(file, f"{root}/{key}")
-        if key == "name" or is_group(node) or node.shape != (len(names),):
+        if key == "name" or node is None or is_group(node) or node.shape != (len(names),):
             continue
         values = read_small(file, node)
         columns[renamed.get(key, key)] = to_text(values) if values.dtype.kind in "OSU" else values
