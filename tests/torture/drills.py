@@ -1,0 +1,280 @@
+"""The drills: each runs for a number of seconds and returns counts, and what it found wrong."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+ROOT = Path(__file__).resolve().parents[2]
+HANG = 180.0
+LEAST = 6  # rounds of a drill, however short its time
+
+
+@dataclass
+class Drill:
+    """What a drill did.
+
+    Attributes
+    ----------
+    counts
+        What was done how often: files mutated, kills, full disks, bit flips.
+    failures
+        One line each: what was done and what came of it.
+    """
+
+    name: str
+    counts: dict[str, int] = field(default_factory=dict)
+    failures: list[str] = field(default_factory=list)
+    seconds: float = 0.0
+
+    def add(self, key: str, n: int = 1) -> None:
+        self.counts[key] = self.counts.get(key, 0) + n
+
+
+def rounds(seconds: float) -> Iterator[int]:
+    """Count rounds until the time is over, but at least a few."""
+    deadline = time.monotonic() + seconds
+    number = 0
+    while number < LEAST or time.monotonic() < deadline:
+        yield number
+        number += 1
+
+
+def mutate_files(work: Path, seconds: float, seed: int) -> Drill:
+    """Damage data files; the readers and hvg answer as a naive reader does, or refuse."""
+    from tests.fuzz.harness import run
+
+    report = run(seed=seed, seconds=seconds)
+    if report.n < LEAST:  # a machine that is busy elsewhere
+        report = run(seed=seed, seconds=HANG, limit=LEAST)
+    drill = Drill("damaged files", {"files mutated": report.n, **dict(report.outcomes)})
+    drill.failures = str(report).splitlines()[1:]
+    return drill
+
+
+def kill_builds(work: Path, seconds: float, seed: int) -> Drill:
+    """SIGKILL build-store at its steps: what stands at the name is whole, and a resume gives the same bytes."""
+    drill = Drill("build-store, SIGKILL at steps")
+    began, stride = time.monotonic(), 40 if seconds < 30 else 9
+    for layout in ("csr", "csc"):
+        if layout == "csc" and time.monotonic() - began > seconds / 2:
+            break
+        folder = work / f"kills-{layout}"
+        folder.mkdir()
+        command = [sys.executable, "-m", "tests.kill_walk", layout, str(folder), str(seed % stride), str(stride)]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=1200, check=False)
+        if done.returncode:
+            drill.failures.append(f"{layout}: {done.stderr[-500:]}")
+            continue
+        said = json.loads(done.stdout)
+        drill.add("kills", said["kills"])
+        for what in ("wrong", "half", "left"):
+            drill.failures += [f"{layout}: {what} after a kill at step {x}" for x in said[what]]
+    return drill
+
+
+def _write_source(work: Path) -> Path:
+    from vcelltools.pipelines.simulate import simulate
+
+    path = work / "source.h5ad"
+    if not path.exists():
+        simulate(path, cells=3000, genes=400, perturbations=5, depth=900, seed=1)
+    return path
+
+
+def _hash(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+COMMANDS = {
+    "normalize": ("normalize", "source.h5ad", "--out", "out.h5ad"),
+    "convert": ("convert", "source.h5ad", "--layout", "csc", "--out", "out.h5ad"),
+    "sample": ("sample", "source.h5ad", "-n", "2500", "--out", "out.h5ad"),
+    "simulate": ("simulate", "--cells", "3000", "--genes", "400", "--perturbations", "5", "--out", "out.h5ad"),
+}
+
+
+def _run(work: Path, name: str, *, kill_after: float | None = None, limit: int | None = None) -> tuple[int, str]:
+    """Run a command over an output; return its exit status (negative: the signal) and stderr."""
+
+    code = "from vcelltools.cli.main import main; main()"
+    if limit is not None:
+        code = f"import resource; resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit})); {code}"
+    command = [sys.executable, "-c", code, *COMMANDS[name], "--force", "-q"]
+    child = subprocess.Popen(command, cwd=work, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    if kill_after is not None:
+        try:
+            child.wait(timeout=kill_after)
+        except subprocess.TimeoutExpired:
+            child.send_signal(signal.SIGKILL)
+    try:
+        _, err = child.communicate(timeout=HANG)
+    except subprocess.TimeoutExpired:
+        child.kill()
+        child.communicate()
+        return 124, "it hangs"
+    return child.returncode, err
+
+
+def kill_commands(work: Path, seconds: float, seed: int) -> Drill:
+    """SIGKILL commands that overwrite a file: it is the old one or the new one, never anything else."""
+    drill = Drill("overwriting, SIGKILL at random moments")
+    rng = np.random.default_rng(seed)
+    _write_source(work)
+    took, good = {}, {}
+    for number in rounds(seconds):
+        name = list(COMMANDS)[number % len(COMMANDS)]
+        out = work / "out.h5ad"
+        if name not in good:
+            began = time.monotonic()
+            code, err = _run(work, name)
+            took[name], good[name] = time.monotonic() - began, _read(out)
+            if code:
+                drill.failures.append(f"{name}: {err[-300:]}")
+        out.write_bytes(b"mine")
+        code, err = _run(work, name, kill_after=float(rng.uniform(0.3, 1.05)) * took[name])
+        if code == -signal.SIGKILL:
+            drill.add("kills")
+        elif code:
+            drill.failures.append(f"{name}: exit status {code} without a kill: {err[-300:]}")
+        if out.read_bytes() != b"mine" and _read(out) != good[name]:
+            drill.failures.append(f"{name}: after a kill {out.name} is neither the old file nor the new one")
+    return drill
+
+
+def _read(path: Path) -> str:
+    """Return a digest of what a file says: matrix, obs and var."""
+    import anndata as ad
+
+    adata = ad.read_h5ad(path)
+    h = hashlib.sha256(adata.X.toarray().tobytes())
+    for frame in (adata.obs, adata.var):
+        h.update(frame.to_csv().encode())
+    return h.hexdigest()
+
+
+def fill_disks(work: Path, seconds: float, seed: int) -> Drill:
+    """Let the disk run full at any size: exit code 4, the old file untouched, nothing left behind."""
+    drill = Drill("full disks")
+    rng = np.random.default_rng(seed)
+    _write_source(work)
+    out = work / "out.h5ad"
+    for number in rounds(seconds):
+        name = list(COMMANDS)[number % len(COMMANDS)]
+        out.write_bytes(b"mine")
+        before = set(os.listdir(work))
+        code, err = _run(work, name, limit=int(2 ** rng.uniform(10, 21)))
+        if code == 0:
+            continue  # the output was smaller than the limit
+        drill.add("full disks")
+        if code != 4:
+            drill.failures.append(f"{name}: exit status {code}, not 4: {err[-300:]}")
+        if out.read_bytes() != b"mine":
+            drill.failures.append(f"{name}: the old file is gone")
+        left = {p for p in set(os.listdir(work)) - before if not p.startswith("out.")}
+        if left:
+            drill.failures.append(f"{name}: left {sorted(left)}")
+    return drill
+
+
+def flip_bits(work: Path, seconds: float, seed: int) -> Drill:
+    """Flip one bit of a store: verify finds it and names the file."""
+    import vcelltools as vc
+    from tests.screens import BUILD, make_screen, write
+
+    drill = Drill("flipped bits in stores")
+    rng = np.random.default_rng(seed)
+    source = write(make_screen(), work / "screen.h5ad")
+    vc.build_store(source, basis=[f"GENE{i}" for i in range(20)], out=work / "flips", name="s", **BUILD)
+    store = work / "flips" / "s"
+    files = sorted(p for p in store.iterdir() if p.is_file())
+    for _ in rounds(seconds):
+        path = files[int(rng.integers(len(files)))]
+        raw = path.read_bytes()
+        at, bit = int(rng.integers(len(raw))), int(rng.integers(8))
+        damaged = bytearray(raw)
+        damaged[at] ^= 1 << bit
+        path.write_bytes(damaged)
+        found = vc.verify_store(store)
+        path.write_bytes(raw)
+        drill.add("bit flips")
+        if found.ok or not any(path.name in p for p in found.problems):
+            drill.failures.append(f"{path.name}, byte {at}, bit {bit}: not found ({found.problems})")
+    if not vc.verify_store(store).ok:
+        drill.failures.append("the restored store is not whole")
+    return drill
+
+
+def mutate_containers(work: Path, seconds: float, seed: int) -> Drill:
+    """Damage .vcc files: lint always answers."""
+    from tests.unit.test_vcc_container import GENES, make
+    from vcelltools.errors import VcellError
+    from vcelltools.pipelines.vcc import lint, prep
+
+    drill = Drill("damaged containers")
+    rng = np.random.default_rng(seed)
+    box = work / "vcc"
+    box.mkdir()
+    (box / "genes.csv").write_text("\n".join(GENES))
+    prep(make(box / "p.h5ad"), box / "p.vcc", genes=box / "genes.csv")
+    data = (box / "p.vcc").read_bytes()
+    for _ in rounds(seconds):
+        raw = bytearray(data)
+        for at in rng.integers(0, 1024 if rng.random() < 0.5 else len(raw), int(rng.integers(1, 12))):
+            raw[at] = rng.integers(0, 256)
+        if rng.random() < 0.3:
+            raw = raw[: rng.integers(0, len(raw))]
+        (box / "x.vcc").write_bytes(bytes(raw))
+        drill.add("containers mutated")
+        try:
+            result = lint(box / "x.vcc", max_bytes=1 << 26)
+            drill.add("problems found" if result.problems else "still good")
+        except VcellError:
+            drill.add("refused")
+        except Exception as e:
+            (box / "x.vcc").rename(box / f"bug-{drill.counts['containers mutated']}.vcc")
+            drill.failures.append(f"container {drill.counts['containers mutated']}: {type(e).__name__}: {e}")
+    return drill
+
+
+# drill -> its share of the time
+DRILLS = {
+    mutate_files: 0.35,
+    kill_builds: 0.2,
+    kill_commands: 0.15,
+    fill_disks: 0.15,
+    flip_bits: 0.08,
+    mutate_containers: 0.07,
+}
+
+
+def run_all(work: Path, *, seconds: float, seed: int, say=lambda _: None) -> list[Drill]:
+    """Run every drill for its share of the time."""
+    out = []
+    for drill, share in DRILLS.items():
+        folder = work / drill.__name__
+        folder.mkdir(parents=True)
+        began = time.monotonic()
+        done = drill(folder, seconds * share, seed)
+        done.seconds = time.monotonic() - began
+        say(
+            f"{done.name}: {', '.join(f'{v:,} {k}' for k, v in done.counts.items())}; "
+            f"{len(done.failures)} failures, {done.seconds:.0f} s"
+        )
+        for line in done.failures[:20]:
+            say(f"  {line}")
+        if not done.failures:
+            shutil.rmtree(folder)
+        out.append(done)
+    return out
