@@ -243,6 +243,8 @@ def count_collectives(hlo: str) -> dict[str, int]:
 def get_reduce_dtype(hlo: str, n_params: int) -> str:
     """Return the dtype in which the gradients are all-reduced: ``f32``, or a list where there are several.
 
+    Integers are not looked at: they are row numbers, and packed rows of a store spread over the chips.
+
     Raises
     ------
     RuntimeError
@@ -251,7 +253,7 @@ def get_reduce_dtype(hlo: str, n_params: int) -> str:
     elements: dict[str, int] = {}
     for match in _COLLECTIVE.finditer(hlo):
         if match["op"] in ("all-reduce", "reduce-scatter"):
-            for dtype, dims in re.findall(r"\b([a-z]+\d+)\[([\d,]*)\]", match["type"]):
+            for dtype, dims in re.findall(r"\b(b?f\d+)\[([\d,]*)\]", match["type"]):
                 n = int(np.prod([int(d) for d in dims.split(",") if d] or [1]))
                 elements[dtype] = elements.get(dtype, 0) + n
     if not elements:

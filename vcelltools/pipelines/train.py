@@ -218,6 +218,7 @@ class Trainer:
         self.step = step.make_step(self.model, self.config, self.mesh, self.feed)
         self._effect = step.make_effect(self.model, self.config)
         self.best = Best()
+        self.latest: dict[str, float] = {}
 
     # -- one piece at a time -----------------------------------------------------------------------------------
 
@@ -357,6 +358,7 @@ class Trainer:
             "cells_per_s": 2 * s.set_size * sets,
             "data_wait_share": min(1.0, waited / max(seconds, 1e-9)),
         }
+        self.latest = record
         if self.main and self.folder is not None:
             self.folder.log(record)
             self._tensorboard(record)
@@ -390,12 +392,24 @@ class Trainer:
         part = "val" if len(self.setup.screen.rows("val")) else final_part(self.setup)
         scores = evaluate(lambda p, c: self.predict_effects(state, p, c), self.setup.screen, part)
         better = self.best.offer(scores.pds + scores.pearson_delta, number)
+        self.progress.note(self._describe_progress(number, part, scores))
         if self.main and self.folder is not None:
             self.folder.log({"step": number, "eval": {"part": part, **scores.to_json()}})
             if better:
                 from vcelltools.model.step import eval_params
 
                 self.folder.best().save(number, BestState(_to_host(eval_params(state))), self._meta())
+
+    def _describe_progress(self, number: int, part: str, scores: Any) -> str:
+        r = self.latest
+        speed = ""
+        if r:
+            speed = (
+                f"; loss − floor {r['excess']:.4g}, effect {r['effect_l1']:.3g}, gradient {r['grad_norm']:.3g}, "
+                f"update {r['update_norm']:.2g}, {r['sets_per_s']:,.0f} sets/s, {r['cells_per_s']:,.0f} cells/s, "
+                f"{r['data_wait_share']:.0%} waiting for data"
+            )
+        return f"step {number:,}: PDS {scores.pds:.3f}, Pearson Δ {scores.pearson_delta:.3f} on {part}{speed}"
 
     def _meta(self) -> dict[str, Any]:
         return {
