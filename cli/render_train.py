@@ -52,8 +52,8 @@ def show_result(output: Output, result: TrainResult) -> None:
     title = f"{s['final']['n']} held-out groups ({s['final']['part']})"
     output.table(["model", "PDS", "Pearson Δ", "MAE"], rows, title=title)
     if s["final"]["model"] == "transformer":
-        verdict = (
-            "beats every baseline in PDS and Pearson Δ" if s["beats_baselines"] else "does NOT beat every baseline"
-        )
-        output.note(f"after {s['steps']:,} steps the model {verdict}")
+        verdict = "beats" if s["beats_baselines"] else "does NOT beat"
+        output.note(f"after {s['steps']:,} steps the model {verdict} every baseline in PDS and Pearson Δ")
+        if s["final"]["best_step"] == 0:
+            output.note("training added nothing here: the untrained start scored best on the validation groups")
     output.done(f"wrote {result.out}; next: vcelltools predict --run {result.out} --out pred.h5ad")

@@ -63,6 +63,7 @@ class Row:
 
 
 def make_rows(model: str, final: dict[str, Any], baselines: dict[str, dict[str, Any]]) -> list[Row]:
-    """Return the closing table: baselines first, the model last."""
-    every = {**baselines, model: final}
+    """Return the closing table: baselines first, then what the network started from, the model last."""
+    start = {f"{model}, untrained": final["untrained"]} if "untrained" in final else {}
+    every = {**baselines, **start, model: final}
     return [Row(model=k, pds=v["pds"], pearson_delta=v["pearson_delta"], mae=v["mae"]) for k, v in every.items()]
