@@ -332,3 +332,16 @@ def test_an_existing_store_stays_without_force(tmp_path):
     vc.build_store(path, basis=BASIS[:5], out=tmp_path, name="s", force=True, **BUILD)
     assert vc.open_store(tmp_path / "s").n_genes == 5
     assert sorted(p.name for p in tmp_path.iterdir()) == ["s", "s.h5ad"]
+
+
+def test_a_table_that_lets_go_of_its_names_reads_them_again(tmp_path):
+    from vcelltools.io import open_dataset
+    from vcelltools.io.h5table import EmptyTable
+
+    with open_dataset(write(make_screen(n=30), tmp_path / "s.h5ad")) as ds:
+        before = ds.obs.index.copy()
+        ds.obs.forget()
+        assert ds.obs._index is None and np.array_equal(ds.obs.index, before)
+    only = EmptyTable(before, where="10x")  # its names are in memory alone
+    only.forget()
+    assert np.array_equal(only.index, before)

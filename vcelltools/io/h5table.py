@@ -93,6 +93,10 @@ class H5Table(TableBase):
             self._index = values if values.dtype == object else values.astype(str).astype(object)
         return self._index
 
+    def forget(self) -> None:
+        """Let go of the row names."""
+        self._index = None
+
     @property
     def columns(self) -> list[str]:
         """Column names in the file's order."""
@@ -188,6 +192,11 @@ class JoinedTable(TableBase):
     def index(self) -> np.ndarray:
         """Row names of the modality."""
         return self._inner.index
+
+    def forget(self) -> None:
+        """Let go of the row names."""
+        self._inner.forget()
+        self._outer.forget()
 
     @property
     def columns(self) -> list[str]:

@@ -170,9 +170,7 @@ class TableBase:
         return frame.set_index(pd.Index(self.index.astype(str)))
 
     def forget(self) -> None:
-        """Let go of the row names: millions of them are hundreds of megabytes; they are read again when asked for."""
-        if getattr(self, "_index", None) is not None:
-            self._index = None
+        """Let go of row names that can be read again: millions of them are hundreds of megabytes."""
 
 
 def get_series(c: Column) -> pd.Series:

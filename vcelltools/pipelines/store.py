@@ -107,10 +107,11 @@ def make_spec(source: Any, name: str | None, options: dict[str, Any]) -> Dataset
             values[key] = list(values[key])
     if isinstance(values.get("group_by"), str):
         values["group_by"] = [values["group_by"]]
-    if isinstance(values.get("guides"), Guides):
+    guides = values.get("guides")
+    if isinstance(guides, Guides):
         from msgspec import structs
 
-        values["guides"] = structs.asdict(values["guides"])
+        values["guides"] = structs.asdict(guides)
     path = str(source) if isinstance(source, str | os.PathLike) else ""
     return convert({"name": name, "path": path, **values}, DatasetConfig, where="build_store")
 
