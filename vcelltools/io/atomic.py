@@ -15,6 +15,7 @@ import secrets
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -177,6 +178,12 @@ def to_plain(obj: Any) -> Any:
         return {str(k): to_plain(v) for k, v in obj.items()}
     if isinstance(obj, list | tuple | set | frozenset):
         return [to_plain(v) for v in obj]
+    kind = getattr(getattr(obj, "dtype", None), "kind", "")
+    if kind and kind in "iub":
+        return obj.tolist()
+    if kind == "f" and getattr(obj, "ndim", 0) == 1:  # long columns: no look at each value where all are finite
+        values = obj.tolist()
+        return values if isfinite(float(obj.sum())) else [to_plain(v) for v in values]
     if hasattr(obj, "tolist"):
         return to_plain(obj.tolist())
     if isinstance(obj, os.PathLike):
