@@ -15,7 +15,6 @@ import secrets
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -182,8 +181,10 @@ def to_plain(obj: Any) -> Any:
     if kind and kind in "iub":
         return obj.tolist()
     if kind == "f" and getattr(obj, "ndim", 0) == 1:  # long columns: no look at each value where all are finite
+        from numpy import isfinite
+
         values = obj.tolist()
-        return values if isfinite(float(obj.sum())) else [to_plain(v) for v in values]
+        return values if isfinite(obj).all() else [to_plain(v) for v in values]
     if hasattr(obj, "tolist"):
         return to_plain(obj.tolist())
     if isinstance(obj, os.PathLike):
