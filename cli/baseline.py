@@ -39,7 +39,7 @@ def baseline(
     Without: the baseline learns from the training groups of the stores, as `train --model` does, and predicts the
     held-out ones, as `predict` does.
 
-    vcelltools baseline --truth real.h5ad --kind perturbation-mean --out base.h5ad
+    Example: vcelltools baseline --truth real.h5ad --kind perturbation-mean --out base.h5ad
 
     vcelltools baseline --kind ridge --store stores/kolf --split split.toml --out ridge.h5ad
     """

@@ -11,7 +11,7 @@ from vcelltools.cli.options import Force, Json, Quiet, Threads, Verbose
 
 Files = Annotated[
     list[Path] | None,
-    typer.Argument(metavar="[FILE]…", show_default=False, help="Data sets, or folders that hvg --stats wrote."),
+    typer.Argument(metavar="FILE", show_default=False, help="Data sets, or folders that hvg --stats wrote."),
 ]
 Top = Annotated[int | None, typer.Option("--top", min=1, help="How many genes [default: 2000].", show_default=False)]
 Out = Annotated[Path | None, typer.Option("--out", "-o", metavar="F", help="basis.txt; basis.json goes beside it.")]
@@ -49,7 +49,7 @@ def basis(
 
     basis.json says of every gene why it is in: its rank in each data set, and whether it was forced.
 
-    vcelltools basis kolf.h5mu k562.h5ad --top 2000 --exclude '^MT-' --out basis.txt
+    Example: vcelltools basis kolf.h5mu k562.h5ad --top 2000 --exclude '^MT-' --out basis.txt
     """
     from vcelltools.cli.output import Output
     from vcelltools.cli.render_store import show_basis

@@ -11,7 +11,7 @@ from vcelltools.cli.options import Force, Json, Layer, Modality, Quiet, Threads,
 
 File = Annotated[
     Path | None,
-    typer.Argument(metavar="[FILE]", show_default=False, help="One data set [default: all of vcelltools.toml]."),
+    typer.Argument(metavar="FILE", show_default=False, help="One data set [default: all of vcelltools.toml]."),
 ]
 BasisFile = Annotated[Path | None, typer.Option("--basis", metavar="F", help="The genes, one a line, in order.")]
 Out = Annotated[Path | None, typer.Option("--out", "-o", metavar="DIR", help="Folder of the stores [default: stores].")]
@@ -65,7 +65,7 @@ def build_store(
     Groups and controls lie side by side, ready to be sampled; every byte has a checksum. A run that was stopped
     continues where it was when the same command runs again.
 
-    vcelltools build-store screen.h5ad --basis hvgs_2k.txt --pert-col gene --control non-targeting --group-by batch
+    Example: vcelltools build-store k562.h5ad --basis basis.txt --pert-col gene --control non-targeting --group-by batch
     """
     from vcelltools.cli.output import Output
     from vcelltools.cli.render_store import show_built, show_store_plans

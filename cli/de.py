@@ -38,7 +38,7 @@ def de(
 
     wilcoxon is the Mann-Whitney U test on log1p CP10K; nb a negative binomial on counts, by the method of moments.
 
-    vcelltools de atlas.h5ad --pert-col perturbation --control non-targeting --out de.parquet
+    Example: vcelltools de atlas.h5ad --pert-col perturbation --control non-targeting --out de.parquet
     """
     from vcelltools.io.atomic import check_output
     from vcelltools.pipelines.de import de as compute

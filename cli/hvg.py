@@ -9,7 +9,7 @@ import typer
 
 from vcelltools.cli.options import Force, Json, Layer, Modality, Quiet, Threads, Verbose
 
-Files = Annotated[list[Path], typer.Argument(metavar="FILE…", show_default=False, help="h5ad, h5mu, 10x h5, zarr, …")]
+Files = Annotated[list[Path], typer.Argument(metavar="FILE", show_default=False, help="h5ad, h5mu, 10x h5, zarr, …")]
 Top = Annotated[int, typer.Option("--top", min=1, help="How many genes to select.")]
 Out = Annotated[Path, typer.Option("--out", "-o", help="Gene list, best first; hvg_scores.json goes beside it.")]
 BatchKey = Annotated[
@@ -65,7 +65,7 @@ def hvg(
     Several FILEs are merged on the genes that they share, each file a batch of its own. A FILE may also be a
     folder that --stats wrote.
 
-    vcelltools hvg KOLF.h5mu --modality rna --top 2000 --out hvgs_2k.txt
+    Example: vcelltools hvg KOLF.h5mu --modality rna --top 2000 --out hvgs_2k.txt
     """
     from vcelltools.cli.output import Output
     from vcelltools.cli.render import show_hvg, show_hvg_plan

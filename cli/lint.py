@@ -41,7 +41,7 @@ def lint(
 ) -> None:
     """Check a .vcc: the archive, its members, and the prediction inside. Exit code 3 where something is wrong.
 
-    vcelltools lint submission.vcc --genes gene_names.csv
+    Example: vcelltools lint submission.vcc --genes gene_names.csv
     """
     from vcelltools.cli.output import Output
     from vcelltools.pipelines import vcc

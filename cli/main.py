@@ -65,25 +65,25 @@ def _root(
 
 
 # in the order of the road
-app.command("demo")(demo.demo)
-app.command("doctor")(doctor.doctor)
-app.command("init")(init.init)
-app.command("inspect")(inspect.inspect)
-app.command("hvg")(hvg.hvg)
-app.command("normalize")(normalize.normalize)
-app.command("convert")(convert.convert)
-app.command("sample")(convert.sample)
-app.command("simulate")(simulate.simulate)
-app.command("basis")(basis.basis)
-app.command("build-store")(build_store.build_store)
-app.command("verify")(verify.verify)
-app.command("train")(train.train)
-app.command("predict")(predict.predict)
-app.command("de")(de.de)
-app.command("baseline")(baseline.baseline)
-app.command("score")(score.score)
-app.command("prep")(prep.prep)
-app.command("lint")(lint.lint)
+app.command("demo", short_help="The whole road on simulated data, in minutes")(demo.demo)
+app.command("doctor", short_help="What this machine has, and what it lacks")(doctor.doctor)
+app.command("init", short_help="Write vcelltools.toml from the files of a folder")(init.init)
+app.command("inspect", short_help="What is in a file")(inspect.inspect)
+app.command("hvg", short_help="Highly variable genes, in one pass")(hvg.hvg)
+app.command("normalize", short_help="CP10K and log1p, to a new h5ad")(normalize.normalize)
+app.command("convert", short_help="Any readable file to an h5ad of any layout")(convert.convert)
+app.command("sample", short_help="A random or stratified sample of the cells")(convert.sample)
+app.command("simulate", short_help="A Perturb-seq atlas with known effects")(simulate.simulate)
+app.command("basis", short_help="One gene list over all data sets")(basis.basis)
+app.command("build-store", short_help="Compact, checked stores for training")(build_store.build_store)
+app.command("verify", short_help="Check every byte of a store")(verify.verify)
+app.command("train", short_help="Train a model, beside its baselines")(train.train)
+app.command("predict", short_help="A trained run's prediction, as an h5ad")(predict.predict)
+app.command("de", short_help="Every perturbation against the controls")(de.de)
+app.command("baseline", short_help="A baseline's prediction")(baseline.baseline)
+app.command("score", short_help="Score a prediction against the truth")(score.score)
+app.command("prep", short_help="Pack a prediction into a .vcc")(prep.prep)
+app.command("lint", short_help="Check a .vcc")(lint.lint)
 
 
 def _report(error: VcellError) -> int:
@@ -125,13 +125,16 @@ def main() -> None:
 
 
 def _handle_usage(e: Exception) -> int:
-    """Show a usage error of the parser and return 2; raise anything else again, as the bug it is."""
-    if hasattr(e, "exit_code") and hasattr(e, "show"):
-        if "--json" in sys.argv:
-            body = {"kind": "usage", "message": e.format_message(), "hint": None, "exit_code": 2}  # type: ignore[attr-defined]
-            sys.stdout.write(json.dumps({"error": body}) + "\n")
-        e.show()
+    """Say a usage error of the parser as every other error; raise anything else again, as the bug it is."""
+    if type(e).__name__ == "NoArgsIsHelpError":
+        sys.stderr.write(f"{e.format_message()}\n")  # type: ignore[attr-defined]
         return 2
+    if hasattr(e, "exit_code") and hasattr(e, "format_message"):
+        from vcelltools.errors import UsageError
+
+        context = getattr(e, "ctx", None)
+        path = context.command_path if context is not None else "vcelltools"
+        return _report(UsageError(e.format_message().rstrip("."), hint=f"{path} --help"))
     if type(e).__name__ == "Abort":
         return _report_interrupt()
     raise e

@@ -61,9 +61,9 @@ def prep(
 
     Every rule it breaks is named at once: which perturbations, how many cells, which genes.
 
-        vcelltools prep pred.h5ad --genes gene_names.csv --out submission.vcc
+    Example: vcelltools prep pred.h5ad --genes gene_names.csv --out submission.vcc
 
-        vcelltools prep pred.h5ad --genes gene_names.csv --perts pert_counts.csv --contexts D,E,F --out final.vcc
+    vcelltools prep pred.h5ad --genes gene_names.csv --perts pert_counts.csv --contexts D,E,F --out final.vcc
     """
     from vcelltools.cli.output import Output
     from vcelltools.pipelines import vcc

@@ -40,15 +40,20 @@ def show_verified(o: Output, found: list[Any]) -> int:
     from vcelltools.errors import DataError
 
     ok = all(v.ok for v in found)
-    lines = [f"{v.path}: {'ok' if v.ok else f'{len(v.problems)} problems'}" for v in found]
+    lines = [f"{v.path}: {'ok' if v.ok else _count(len(v.problems), 'problem')}" for v in found]
     for v in found:
-        lines += [f"{v.path}: {p}" for p in v.problems]
+        lines += [p if p.startswith(str(v.path)) else f"{v.path}: {p}" for p in v.problems]
     o.result({"ok": ok, "stores": [v.to_json() for v in found]}, "\n".join(lines))
     if ok:
-        o.done(f"{len(found)} stores are whole")
+        o.done(f"{_count(len(found), 'store')} checked, every byte as it was written; next: vcelltools train")
     else:
-        o.note("error: a store is damaged; build it again with vcelltools build-store --force")
+        bad = _count(sum(not v.ok for v in found), "store")
+        o.note(f"error: {bad} not whole (vcelltools build-store --force builds it again)")
     return 0 if ok else DataError.exit_code
+
+
+def _count(n: int, what: str) -> str:
+    return f"{n:,} {what}{'' if n == 1 else 's'}"
 
 
 def show_basis(o: Output, result: Any, paths: tuple[Any, Any]) -> None:

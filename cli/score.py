@@ -94,7 +94,7 @@ def score(
     By default the truth's controls serve both sides, ties count half and undefined values are left out and counted;
     --compat gives the numbers of an official implementation instead, to the digit.
 
-    vcelltools score pred.h5ad --truth real.h5ad --profile vcc --out scored
+    Example: vcelltools score pred.h5ad --truth real.h5ad --profile vcc --out scored
     """
     from vcelltools.cli.output import Output
     from vcelltools.cli.render_score import get_defaults, run_2025, run_2026

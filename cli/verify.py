@@ -11,7 +11,7 @@ from vcelltools.cli.options import Json, Quiet, Verbose
 
 Stores = Annotated[
     list[Path] | None,
-    typer.Argument(metavar="STORE…", show_default=False, help="Stores [default: all under the configured folder]."),
+    typer.Argument(metavar="STORE", show_default=False, help="Stores [default: all under the configured folder]."),
 ]
 
 
@@ -20,7 +20,7 @@ def verify(stores: Stores = None, json: Json = False, quiet: Quiet = False, verb
 
     Exit code 3 where anything is wrong; each problem is one line.
 
-    vcelltools verify stores/kolf
+    Example: vcelltools verify stores/kolf
     """
     from vcelltools.cli.output import Output
     from vcelltools.cli.render_store import show_verified
