@@ -178,7 +178,7 @@ def to_plain(obj: Any) -> Any:
     if isinstance(obj, list | tuple | set | frozenset):
         return [to_plain(v) for v in obj]
     kind = getattr(getattr(obj, "dtype", None), "kind", "")
-    if kind and kind in "iub":
+    if kind and kind in "iubU":
         return obj.tolist()
     if kind == "f" and getattr(obj, "ndim", 0) == 1:  # long columns: no look at each value where all are finite
         from numpy import isfinite

@@ -81,6 +81,7 @@ def get_devices(generation: str, shape: str) -> list[Any]:
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # there is no metadata server to ask
     os.environ.setdefault("TPU_STDERR_LOG_LEVEL", "3")
     os.environ.setdefault("TPU_MIN_LOG_LEVEL", "3")
+    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # compiling holds no chip: no lock is needed
     try:
         import libtpu  # noqa: F401
     except ImportError:

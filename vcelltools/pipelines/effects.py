@@ -62,15 +62,15 @@ class Screen:
         picked = self.groups.iloc[rows]
         return picked["pert_id"].to_numpy(np.int64), picked["line_id"].to_numpy(np.int64)
 
-    def get_effects(self, features_pf: np.ndarray | None = None, *, relabel_p: np.ndarray | None = None) -> Effects:
-        """Return the training groups for the baselines; ``relabel_p`` renames perturbations (a sanity check)."""
+    def get_effects(self, features_pf: np.ndarray | None = None, *, relabel_cp: np.ndarray | None = None) -> Effects:
+        """Return the training groups for the baselines; ``relabel_cp`` renames them by line (a sanity check)."""
         from vcelltools.model.baselines import Effects
 
         rows = self.rows("train")
         pert, line = self.ids(rows)
         return Effects(
             effect_kg=self.effect_kg[rows].astype(np.float64),
-            pert_k=pert if relabel_p is None else relabel_p[pert],
+            pert_k=pert if relabel_cp is None else relabel_cp[line, pert],
             context_k=line,
             cells_k=self.groups["cells"].to_numpy(np.int64)[rows],
             control_cg=self.control_cg,

@@ -439,9 +439,7 @@ class Trainer:
         rows = self.setup.screen.rows(part)
         predicted = predict_effects(self.setup, self._effect, params, *self.setup.screen.ids(rows))
         final = describe(evaluate(lambda *_: predicted, self.setup.screen, part))
-        prior = evaluate(
-            lambda p, c: self.setup.prior_model.predict(self.setup.relabel_p[p], c), self.setup.screen, part
-        )
+        prior = evaluate(self.setup.prior_model.predict, self.setup.screen, part)
         summary = make_summary(
             self.setup,
             steps=steps,
@@ -510,7 +508,7 @@ def predict_effects(setup: Setup, effect: Any, params: Any, pert_k: np.ndarray, 
 
     s = setup.settings
     visible = 1.0 if setup.visible_g is None else setup.visible_g
-    prior_kg = (setup.prior_model.predict(setup.relabel_p[pert_k], line_k) * visible).astype(np.float32)
+    prior_kg = (setup.prior_model.predict(pert_k, line_k) * visible).astype(np.float32)
     store_k, rows = setup.draw_controls(line_k, s.eval_sets * s.set_size)
     out = np.zeros((len(pert_k), setup.stores[0].n_genes))
     tables = {"prior": prior_kg}
@@ -524,7 +522,7 @@ def predict_effects(setup: Setup, effect: Any, params: Any, pert_k: np.ndarray, 
             columns = slice(k * s.set_size, (k + 1) * s.set_size)
             batch = {
                 "control": setup.read_cells(store_k[pick], rows[pick, columns]),
-                "pert": setup.relabel_p[pert_k[pick]].astype(np.int32),
+                "pert": pert_k[pick].astype(np.int32),
                 "context": line_k[pick].astype(np.int32),
                 "prior": np.arange(_EVAL_BATCH, dtype=np.int32),
             }

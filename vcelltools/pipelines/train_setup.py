@@ -41,8 +41,9 @@ class Setup:
         (p, f) float32, standardised, zero where a perturbation has none; None without a feature file.
     mask_dg
         (stores, g) float32: genes that count in the loss.
-    relabel_p
-        Perturbation -> perturbation: the identity, but for the sanity mode that shuffles labels.
+    relabel_cp
+        (lines, perturbations) label that a training group goes by: its own, but for the sanity mode that shuffles
+        the labels of each line by itself. Evaluation always asks for true labels.
     visible_g
         Genes that the network sees and changes (1 or 0); None: all. A sanity mode hides some.
     """
@@ -55,7 +56,7 @@ class Setup:
     prior_kg: np.ndarray
     features_pf: np.ndarray | None
     mask_dg: np.ndarray
-    relabel_p: np.ndarray
+    relabel_cp: np.ndarray
     sanity: str | None
     visible_g: np.ndarray | None = None
 
@@ -79,7 +80,7 @@ class Setup:
 
         if not self.settings.restore_spread:
             return effect_kg
-        shared = PerturbationMean(self.effects).common(self.relabel_p[pert_k], line_k)
+        shared = PerturbationMean(self.effects).common(pert_k, line_k)
         return restore_spread(effect_kg, prior_kg, shared)
 
     @property
@@ -137,7 +138,7 @@ class Setup:
         store = batch.store_id[share]
         groups = batch.group_id[share]
         out = {
-            "pert": self.relabel_p[batch.perturbation_id[share]].astype(np.int32),
+            "pert": self.relabel_cp[batch.context_id[share], batch.perturbation_id[share]].astype(np.int32),
             "context": batch.context_id[share],
             "prior": np.where(batch.perturbation_id[share] > 0, groups + 1, 0).astype(np.int32),
             "dataset": store,
@@ -232,15 +233,16 @@ def make_setup(
         target=_TARGETS.get(sanity or "", "perturbed"),  # type: ignore[arg-type]
     )
     screen = make_screen(opened, split, sampler.perturbations, sampler.contexts, progress=progress)
-    relabel = np.arange(len(screen.perturbations))
+    relabel = np.tile(np.arange(len(screen.perturbations)), (len(sampler.contexts), 1))
     if sanity == "random-perturbations":
-        relabel[1:] = np.random.default_rng(settings.seed).permutation(relabel[1:])
+        rng = np.random.default_rng(settings.seed)
+        relabel[:, 1:] = rng.permuted(relabel[:, 1:], axis=1)  # one renaming for all lines would change nothing
     raw = read_features(Path(settings.features), screen.perturbations) if settings.features else None
-    effects = screen.get_effects(raw, relabel_p=relabel)
+    effects = screen.get_effects(raw, relabel_cp=relabel)
     mask = sampler.present.astype(np.float32)
     pert = sampler.groups["perturbation_id"].to_numpy(np.int64)
     line = sampler.groups["context_id"].to_numpy(np.int64)
-    prior = fit_prior(settings.prior, effects).predict(relabel[pert], line)
+    prior = fit_prior(settings.prior, effects).predict(relabel[line, pert], line)
     return Setup(
         settings=settings,
         stores=opened,
@@ -250,7 +252,7 @@ def make_setup(
         prior_kg=np.concatenate([np.zeros((1, prior.shape[1])), prior]).astype(np.float32),
         features_pf=None if raw is None else _standardise(raw),
         mask_dg=mask,
-        relabel_p=relabel,
+        relabel_cp=relabel,
         sanity=sanity,
     )
 
