@@ -69,8 +69,10 @@ def hvg(
     """
     from vcelltools.cli.output import Output
     from vcelltools.cli.render import show_hvg, show_hvg_plan
+    from vcelltools.kernels._jit import load_without_blas
 
     o = Output(json=json, quiet=quiet, verbose=verbose)
+    load_without_blas()
     many = [str(f) for f in files]
     if plan:
         from vcelltools.pipelines.hvg_plan import plan_hvg

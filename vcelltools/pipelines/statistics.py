@@ -362,11 +362,11 @@ def describe_source(dataset: Dataset) -> dict[str, Any]:
 
 
 def _plan(matrix: Matrix, n_batches: int, threads: int, max_values: int | None) -> list[Span]:
-    """Spans of about a million values; of eight million where rows are visited batch by batch."""
+    """Spans of about half a million values; of eight million where rows are visited batch by batch."""
     if max_values is not None:
         return matrix.plan(max_values=max_values)
     values = matrix.nnz if matrix.nnz is not None else matrix.shape[0] * matrix.shape[1]
-    most = 1 << 20
+    most = 1 << 19
     if n_batches > 1 and isinstance(matrix, CsrMatrix):
         wide = matrix.chunk_dtype.itemsize + matrix.index_dtype.itemsize > 8
         most = 1 << 22 if wide else 1 << 23
