@@ -8,8 +8,12 @@ base="${VCELLTOOLS_PEERS:-.peers}"
 mkdir -p "$base"
 
 find_python() { # VERSION
-    command -v "python$1" 2>/dev/null && return 0
-    ls -d "${PYENV_ROOT:-$HOME/.pyenv}"/versions/"$1".*/bin/python 2>/dev/null | tail -n 1
+    local python
+    for python in "$(command -v "python$1")" "${PYENV_ROOT:-$HOME/.pyenv}"/versions/"$1".*/bin/python; do
+        # pyenv puts a name on the PATH for versions that it has not switched on
+        "$python" -c "" 2>/dev/null && echo "$python" && return 0
+    done
+    return 0
 }
 
 make_peer() { # NAME PYTHON_VERSION PACKAGE...
