@@ -69,9 +69,13 @@ def hvg(
     """
     from vcelltools.cli.output import Output
     from vcelltools.cli.render import show_hvg, show_hvg_plan
-    from vcelltools.kernels._jit import load_without_blas
+    from vcelltools.io.probe import start_probe
 
     o = Output(json=json, quiet=quiet, verbose=verbose)
+    for file in files:
+        start_probe(file)  # in a child, while numba loads here
+    from vcelltools.kernels._jit import load_without_blas
+
     load_without_blas()
     many = [str(f) for f in files]
     if plan:

@@ -22,7 +22,21 @@ _SMALL_FILE = 16 << 20  # their text is read too; of larger files the structure 
 _STRIDE = 32  # a page of 4 kB holds more names than this
 _MAX_NODES = 20_000
 _MAX_CHUNKS = 10_000
-_verdicts: dict[tuple[str, int, int], str | None] = {}  # of files met already; None is good
+_Key = tuple[str, int, int]
+_verdicts: dict[_Key, str | None] = {}  # of files met already; None is good
+_started: dict[_Key, int] = {}  # the children that are still looking
+
+
+def start_probe(path: Path) -> None:
+    """Start the look at an HDF5 file, so that this process can import the rest meanwhile; any other path is left.
+
+    :func:`probe_h5` later takes the verdict.
+    """
+    try:
+        if path.is_file() and h5py.is_hdf5(path) and _can_fork() and (key := _get_key(path)) not in _verdicts:
+            _started.setdefault(key, _fork(path))
+    except OSError:
+        return  # whoever opens the file meets the same error and tells of it
 
 
 def probe_h5(path: Path) -> None:
@@ -35,32 +49,49 @@ def probe_h5(path: Path) -> None:
     DataError
         When the child died of a signal: a crash inside HDF5, or more than ``CPU_SECONDS`` of looping.
     """
-    stat = path.stat()
-    key = (os.path.realpath(path), stat.st_size, stat.st_mtime_ns)
+    key = _get_key(path)
     if key not in _verdicts:
-        if not hasattr(os, "fork") or threading.active_count() > 1:
-            return
-        _verdicts[key] = _get_verdict(path, deep=stat.st_size <= _SMALL_FILE)
+        pid = _started.pop(key, None)
+        if pid is None:
+            if not _can_fork():
+                return
+            pid = _fork(path)
+        _verdicts[key] = _get_verdict(pid)
     if (verdict := _verdicts[key]) is not None:
         raise DataError(
             f"{path}: the file is damaged: the HDF5 library {verdict} on its metadata", hint="copy or download it again"
         )
 
 
-def _get_verdict(path: Path, *, deep: bool) -> str | None:
-    """Return what became of the child that read the metadata, or None where all is well."""
+def _get_key(path: Path) -> _Key:
+    stat = path.stat()
+    return os.path.realpath(path), stat.st_size, stat.st_mtime_ns
+
+
+def _can_fork() -> bool:
+    return hasattr(os, "fork") and threading.active_count() == 1
+
+
+def _fork(path: Path) -> int:
+    """Start the child that reads the metadata; return its process id."""
+    deep = path.stat().st_size <= _SMALL_FILE
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of forking with native threads: the child uses none
         pid = os.fork()
-    if pid == 0:
-        try:
-            _limit()
-            with h5py.File(path, "r", locking="best-effort") as file:
-                _walk(file, deep=deep)
-        except BaseException:
-            pass  # this process meets the same error and tells of it
-        finally:
-            os._exit(0)
+    if pid:
+        return pid
+    try:
+        _limit()
+        with h5py.File(path, "r", locking="best-effort") as file:
+            _walk(file, deep=deep)
+    except BaseException:
+        pass  # this process meets the same error and tells of it
+    finally:
+        os._exit(0)
+
+
+def _get_verdict(pid: int) -> str | None:
+    """Wait for the child; return what became of it, or None where all is well."""
     _, status = os.waitpid(pid, 0)
     if not os.WIFSIGNALED(status):
         return None
