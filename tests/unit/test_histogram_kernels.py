@@ -11,7 +11,7 @@ from tests.make import as_layout, make_adata, make_counts
 from tests.oracles import count_histograms, unpack_histograms
 from vcelltools.errors import DataError, NotCountsError
 from vcelltools.io import open_dataset
-from vcelltools.pipelines import statistics
+from vcelltools.pipelines import count_pass
 from vcelltools.pipelines.statistics import scan
 
 
@@ -71,8 +71,8 @@ def test_unsorted_and_duplicate_entries_are_summed_and_explicit_zeros_ignored(la
 
 
 def test_many_large_values_drain_the_overflow_list(monkeypatch):
-    monkeypatch.setattr(statistics, "_OVERFLOW_ROOM", 64)
-    monkeypatch.setattr(statistics, "_COMPRESS_ABOVE", 500)
+    monkeypatch.setattr(count_pass, "_OVERFLOW_ROOM", 64)
+    monkeypatch.setattr(count_pass, "_COMPRESS_ABOVE", 500)
     rng = np.random.default_rng(0)
     X = rng.integers(0, 60, (300, 30)).astype(np.float64)
     X[::2] *= 7_001
@@ -87,7 +87,7 @@ def test_many_large_values_drain_the_overflow_list(monkeypatch):
 def test_more_batches_than_fit_take_more_passes(monkeypatch):
     X = as_layout(make_counts(80, 30, seed=3), "csr")
     _, one = scan_matrix(X, batches=6, threads=1)
-    monkeypatch.setattr(statistics, "HISTOGRAM_BUDGET", 4 * 30 * 40)
+    monkeypatch.setattr(count_pass, "HISTOGRAM_BUDGET", 4 * 30 * 40)
     _, many = scan_matrix(X, batches=6, threads=1)
     assert one.passes == 1 and many.passes > 1
     assert unpack_histograms(one.histograms) == unpack_histograms(many.histograms)

@@ -116,14 +116,8 @@ def scan_on_cluster(
         For a file that is stored gene by gene: its parts are not ranges of cells.
     """
     from vcelltools.histograms import add
-    from vcelltools.pipelines.statistics import (
-        Statistics,
-        _get_notes,
-        _get_warnings,
-        _Pass,
-        describe_source,
-        get_batches,
-    )
+    from vcelltools.pipelines.count_pass import Pass
+    from vcelltools.pipelines.statistics import get_batches, make_statistics
 
     path = str(Path(source).absolute())
     with open_dataset(path, modality=modality, layer=layer) as ds:
@@ -145,27 +139,14 @@ def scan_on_cluster(
             n_unsorted += unsorted
         progress.finish()
         assert merged is not None
-        last = _Pass(
+        counted = Pass(
             histograms=merged,
             library_size=library_size,
             genes_per_cell=genes_per_cell,
             n_duplicates=n_duplicates,
             n_unsorted=n_unsorted,
         )
-        return Statistics(
-            genes=ds.var.index,
-            batches=labels,
-            histograms=merged,
-            library_size=library_size,
-            genes_per_cell=genes_per_cell.astype(np.int32),
-            batch_n=batch_n,
-            n_duplicates=n_duplicates,
-            n_unsorted=n_unsorted,
-            bytes_read=total,
-            source=describe_source(ds),
-            warnings=_get_warnings(ds, last),
-            notes=_get_notes(ds, last, [merged]),
-        )
+        return make_statistics(ds, labels, batch_n, [counted], bytes_read=total)
 
 
 def _need_rows(ds: Dataset) -> None:
@@ -179,7 +160,8 @@ def _need_rows(ds: Dataset) -> None:
 
 def _scan_part(part: tuple[int, int], *, task: dict[str, Any]):
     """Count the cells of one part (on a worker)."""
-    from vcelltools.pipelines.statistics import _one_pass, get_batches, get_layout_of_pass
+    from vcelltools.pipelines.count_pass import count_spans, get_layout_of_pass
+    from vcelltools.pipelines.statistics import get_batches
 
     a, b = part
     with open_dataset(task["path"], modality=task["modality"], layer=task["layer"]) as ds:
@@ -188,7 +170,7 @@ def _scan_part(part: tuple[int, int], *, task: dict[str, Any]):
         spans = ds.matrix.plan(start=a, stop=b)
         codes = np.full(ds.n_cells, -1, np.int32)
         codes[a:b] = batch_n[a:b]
-        out = _one_pass(ds, codes, len(labels), widths, spans, 1, SILENT, partial=True)
+        out = count_spans(ds, codes, len(labels), widths, spans, 1, SILENT, partial=True)
         return (
             out.histograms,
             out.library_size[a:b].copy(),

@@ -13,20 +13,21 @@ import numpy as np
 
 from vcelltools.errors import DataError, UsageError
 from vcelltools.io import Dataset, open_dataset
-from vcelltools.io.atomic import check_output, to_plain
+from vcelltools.io.atomic import check_output
 from vcelltools.io.dataset import list_choices
 from vcelltools.io.extras import carry_extras
 from vcelltools.io.matrix import Matrix
 from vcelltools.io.write import LAYOUTS, H5adWriter, get_value_dtype
 from vcelltools.pipelines.rewrite import rewrite_matrix
 from vcelltools.progress import SILENT, Progress
+from vcelltools.results import Result
 
 if TYPE_CHECKING:
     from anndata import AnnData
 
 
 @dataclass(frozen=True, kw_only=True)
-class ConvertResult:
+class ConvertResult(Result):
     """What was written.
 
     Attributes
@@ -55,10 +56,6 @@ class ConvertResult:
     seconds: float
     groups: dict[str, int] | None = None
     warnings: tuple[str, ...] = ()
-
-    def to_json(self) -> dict[str, Any]:
-        """Return plain values."""
-        return to_plain({k: getattr(self, k) for k in self.__dataclass_fields__})
 
 
 def convert(

@@ -21,6 +21,7 @@ from typing import IO, Any
 from vcelltools import __version__
 from vcelltools.errors import DataError, EnvironmentFault, InterruptedRun, UsageError, VcellError
 from vcelltools.io.atomic import check_output, write_json, write_text
+from vcelltools.results import Result
 
 _STATE = "demo.json"
 _FAILURES: dict[int, type[VcellError]] = {2: UsageError, 3: DataError, 4: EnvironmentFault, 5: InterruptedRun}
@@ -72,7 +73,7 @@ QUICK = Sizes(genes=600, perturbations=12, cells=(1500, 2400, 1500), top=200, st
 
 
 @dataclass(frozen=True, kw_only=True)
-class DemoResult:
+class DemoResult(Result):
     """What the road ended with.
 
     Attributes
@@ -113,13 +114,8 @@ class DemoResult:
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values."""
-        body = {k: getattr(self, k) for k in self.__dataclass_fields__}
-        return body | {
-            "dpath": str(self.dpath),
-            "beats_mean": self.beats_mean,
-            "level": self.level,
-            "report": str(self.report_fpath),
-        }
+        report = str(self.report_fpath)
+        return {**super().to_json(), "beats_mean": self.beats_mean, "level": self.level, "report": report}
 
     @property
     def report_fpath(self) -> Path:

@@ -12,11 +12,12 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from vcelltools.errors import VcellError
+from vcelltools.results import Result
 
 _PACKAGES = (
     "vcelltools", "numpy", "numba", "h5py", "deflate", "zstandard", "scikit-misc", "scipy", "statsmodels", "pandas",
@@ -38,7 +39,7 @@ print(json.dumps({"backend": jax.default_backend(), "devices": kinds, "memory": 
 
 
 @dataclass(frozen=True, kw_only=True)
-class DoctorReport:
+class DoctorReport(Result):
     """What :func:`check_machine` found.
 
     Attributes
@@ -70,7 +71,7 @@ class DoctorReport:
     def to_json(self) -> dict[str, Any]:
         """Return plain values."""
         problems = [{"problem": p, "remedy": r} for p, r in self.problems]
-        return {"ok": not self.problems, **asdict(self), "problems": problems}
+        return {"ok": not self.problems, **super().to_json(), "problems": problems}
 
 
 def check_machine(folder: str | os.PathLike = ".", *, accelerators: bool = True) -> DoctorReport:

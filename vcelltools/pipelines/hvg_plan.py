@@ -10,8 +10,9 @@ import numpy as np
 
 from vcelltools.io import Dataset, open_dataset
 from vcelltools.io.counts import require_counts
+from vcelltools.pipelines.count_pass import get_layout_of_pass, scan_spans
 from vcelltools.pipelines.hvg import NEEDS_VALUES
-from vcelltools.pipelines.statistics import get_batches, get_layout_of_pass, scan_spans
+from vcelltools.pipelines.statistics import get_batches
 from vcelltools.stream import get_threads
 
 PROBE_BYTES = 64 << 20

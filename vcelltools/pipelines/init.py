@@ -12,9 +12,10 @@ from typing import Any
 from vcelltools.config import CONFIG_NAME, parse_config
 from vcelltools.errors import UsageError, VcellError
 from vcelltools.io import open_dataset
-from vcelltools.io.atomic import check_output, to_plain, write_text
+from vcelltools.io.atomic import check_output, write_text
 from vcelltools.pipelines.inspect import InspectReport, inspect
 from vcelltools.progress import SILENT, Progress
+from vcelltools.results import Result
 
 _SUFFIXES = (".h5ad", ".h5mu", ".h5", ".zarr")
 _OURS = re.compile(r"\.truth\.h5ad$|^pred\b|^prediction", re.IGNORECASE)
@@ -23,7 +24,7 @@ _SEPARATORS = ("|", ";", "+")
 
 
 @dataclass(frozen=True, kw_only=True)
-class InitResult:
+class InitResult(Result):
     """What was found and written.
 
     Attributes
@@ -42,10 +43,6 @@ class InitResult:
     datasets: tuple[str, ...]
     truth: str | None
     skipped: tuple[tuple[str, str], ...]
-
-    def to_json(self) -> dict[str, Any]:
-        """Return plain values."""
-        return to_plain({k: getattr(self, k) for k in self.__dataclass_fields__})
 
 
 def init(

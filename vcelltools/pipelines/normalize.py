@@ -15,13 +15,14 @@ import numpy as np
 from vcelltools.chunks import Chunk, CscChunk, CsrChunk, DenseChunk
 from vcelltools.errors import DataError, UsageError
 from vcelltools.io import Dataset, open_dataset
-from vcelltools.io.atomic import check_output, to_plain
+from vcelltools.io.atomic import check_output
 from vcelltools.io.counts import require_counts
 from vcelltools.io.extras import carry_extras
 from vcelltools.io.matrix import CscMatrix, Matrix, Span
 from vcelltools.io.write import H5adWriter
 from vcelltools.pipelines.rewrite import rewrite_matrix
 from vcelltools.progress import SILENT, Progress
+from vcelltools.results import Result
 from vcelltools.stream import run_spans
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ _FAULTS = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class NormalizeResult:
+class NormalizeResult(Result):
     """What was written.
 
     Attributes
@@ -61,10 +62,6 @@ class NormalizeResult:
     layout: str
     seconds: float
     warnings: tuple[str, ...] = ()
-
-    def to_json(self) -> dict[str, Any]:
-        """Return plain values."""
-        return to_plain({k: getattr(self, k) for k in self.__dataclass_fields__})
 
 
 def normalize(

@@ -29,6 +29,7 @@ from vcelltools.pipelines.train import final_part, load_best, peak_memory, predi
 from vcelltools.pipelines.train_run import RunFolder
 from vcelltools.pipelines.train_setup import Setup, make_setup
 from vcelltools.progress import SILENT, Progress
+from vcelltools.results import Result
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -43,7 +44,7 @@ _POOL = 2000  # control cells of a line that predictions are made from
 
 
 @dataclass(frozen=True, kw_only=True)
-class PredictResult:
+class PredictResult(Result):
     """What was written.
 
     Attributes
@@ -66,10 +67,6 @@ class PredictResult:
     rules: int | None
     warnings: tuple[str, ...]
     peak_memory_bytes: int
-
-    def to_json(self) -> dict[str, Any]:
-        """Return plain values."""
-        return {**self.__dict__, "out": str(self.out), "lines": list(self.lines), "warnings": list(self.warnings)}
 
 
 @dataclass(frozen=True, kw_only=True)

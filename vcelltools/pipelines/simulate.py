@@ -31,6 +31,7 @@ from vcelltools.pipelines.simworld import (
     rng,
 )
 from vcelltools.progress import SILENT, Progress
+from vcelltools.results import Result
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -116,7 +117,7 @@ class Settings:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SimulateResult:
+class SimulateResult(Result):
     """What was written.
 
     Attributes
@@ -147,10 +148,6 @@ class SimulateResult:
     control: str
     seconds: float
     settings: dict[str, Any] = field(default_factory=dict)
-
-    def to_json(self) -> dict[str, Any]:
-        """Return plain values."""
-        return to_plain({k: getattr(self, k) for k in self.__dataclass_fields__})
 
 
 @dataclass(frozen=True, kw_only=True)

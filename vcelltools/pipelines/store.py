@@ -35,6 +35,7 @@ from vcelltools.pipelines.store_format import (
 from vcelltools.pipelines.store_plan import StorePlan, make_plan
 from vcelltools.presets import resolve_preset
 from vcelltools.progress import SILENT, Progress
+from vcelltools.results import Result
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -46,7 +47,7 @@ _HASH_WHOLE = 4 << 30
 
 
 @dataclass(frozen=True, kw_only=True)
-class BuildResult:
+class BuildResult(Result):
     """What was built.
 
     Attributes
@@ -81,10 +82,6 @@ class BuildResult:
     bytes: int
     seconds: float
     warnings: tuple[str, ...]
-
-    def to_json(self) -> dict[str, Any]:
-        """Return plain values."""
-        return {f: getattr(self, f) for f in self.__dataclass_fields__}
 
 
 def _as_basis(basis: Basis | str | os.PathLike | Sequence[str]) -> Basis:
@@ -546,17 +543,13 @@ def open_store(path: str | os.PathLike) -> Store:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Verified:
+class Verified(Result):
     """What :func:`verify_store` found."""
 
     path: Path
     ok: bool
     problems: tuple[str, ...]
     n_cells: int | None
-
-    def to_json(self) -> dict[str, Any]:
-        """Return plain values."""
-        return {"path": self.path, "ok": self.ok, "problems": list(self.problems), "n_cells": self.n_cells}
 
 
 def verify_store(path: str | os.PathLike, *, progress: Progress = SILENT) -> Verified:

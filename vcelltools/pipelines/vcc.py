@@ -10,7 +10,7 @@ import json
 import os
 import tempfile
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +22,7 @@ from vcelltools.io import CscMatrix, Dataset, open_dataset
 from vcelltools.io.atomic import check_output
 from vcelltools.io.vcctar import Member, read_bytes, read_members, unpack, write_vcc
 from vcelltools.progress import SILENT, Progress
+from vcelltools.results import Result
 from vcelltools.scoring.checks import (
     Report,
     check_2025,
@@ -44,7 +45,7 @@ _META_LIMIT = 64 << 10
 
 
 @dataclass(frozen=True, kw_only=True)
-class PrepResult:
+class PrepResult(Result):
     """What :func:`prep` wrote."""
 
     out: Path
@@ -58,13 +59,9 @@ class PrepResult:
     contexts: tuple[str, ...]
     warnings: tuple[str, ...]
 
-    def to_json(self) -> dict[str, Any]:
-        """Return the result as plain values."""
-        return asdict(self)
-
 
 @dataclass(frozen=True, kw_only=True)
-class LintResult:
+class LintResult(Result):
     """What :func:`lint` found; ``ok`` means that there is no problem."""
 
     path: Path
@@ -73,10 +70,6 @@ class LintResult:
     problems: tuple[str, ...]
     warnings: tuple[str, ...]
     facts: dict[str, Any] = field(default_factory=dict)
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the result as plain values."""
-        return asdict(self)
 
 
 def prep(
