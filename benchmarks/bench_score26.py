@@ -1,32 +1,37 @@
-"""Whole commands side by side: ``vcelltools score --compat vcc2026`` and ``cell-eval2 run --preset vcc2026``.
+"""``vcelltools score --compat vcc2026`` against ``cell-eval2 run --preset vcc2026``: whole commands, numbers compared.
 
-    python benchmarks/bench_score26.py --cells 9000 --genes 6000 [--peer PYTHON] [--skip-peer]
+    python -m benchmarks.bench_score26 --cells 9000 --genes 6000 --rounds 3 [--skip-peer] [--anchors]
 
-Both read the same two h5ad files and write their results. The peer computes the six raw metrics alone; ours is timed
-so (``values_only``), with the baseline and the replicate that a score needs (``score``), and with a truth pack.
+Both read the same two h5ad files and write their results. The peer's ``run`` computes the six raw values alone. Ours is
+timed so (``values``), with both ends of the scale, which a score needs (``score``: what the command does when nothing
+else is asked for), and from a truth pack. ``--anchors`` lets the peer compute the ends too: ``run --anchor``, then
+``baseline``. Files are made once.
 """
 
 from __future__ import annotations
 
 import argparse
+import csv
 import json
-import resource
+import math
 import subprocess
 import sys
-import tempfile
-import time
 from pathlib import Path
 
-import anndata as ad
 import numpy as np
-import pandas as pd
-from scipy import sparse
+
+from benchmarks.harness import DATA, OURS, need_peer, run_once, save, take_turns
 
 CONTROL = "non-targeting"
 
 
-def make(n_cells: int, n_genes: int, n_perts: int, share_controls: float, strength: float, seed: int) -> ad.AnnData:
-    """Return negative-binomial counts: the truth with ``strength`` 1, weaker predictions below."""
+def make(path: Path, n_cells: int, n_genes: int, n_perts: int, share_controls: float, strength: float, seed: int):
+    """Write negative-binomial counts as CSR: the truth with ``strength`` 1, weaker predictions below."""
+    import pandas as pd
+    from scipy import sparse
+
+    from vcelltools.io.write import H5adWriter
+
     fixed = np.random.default_rng(0)
     base = fixed.gamma(0.5, 1.0, n_genes) + 0.005
     effect = fixed.normal(0, 0.6, (n_perts, n_genes)) * (fixed.random((n_perts, n_genes)) < 0.15)
@@ -35,80 +40,87 @@ def make(n_cells: int, n_genes: int, n_perts: int, share_controls: float, streng
     n_controls = int(n_cells * share_controls)
     code = np.concatenate([np.full(n_controls, -1), np.arange(n_cells - n_controls) % n_perts])
     rng.shuffle(code)
-    blocks = []
-    for a in range(0, n_cells, 500):
-        c = code[a : a + 500]
-        lfc = np.where(c[:, None] >= 0, effect[np.maximum(c, 0)] * strength, 0.0)
-        mean = base * np.exp(lfc) * rng.lognormal(0, 0.35, (len(c), 1))
-        blocks.append(sparse.csr_matrix(rng.poisson(rng.gamma(2.0, mean / 2.0)).astype(np.float32)))
     labels = np.array([CONTROL if c < 0 else f"G{c:05d}" for c in code])
     obs = pd.DataFrame({"target_gene": pd.Categorical(labels)}, index=[f"c{i}" for i in range(n_cells)])
     var = pd.DataFrame(index=[f"G{i:05d}" for i in range(n_genes)])
-    return ad.AnnData(sparse.vstack(blocks, format="csr"), obs, var)
+    with H5adWriter(path, n_genes=n_genes, var=var, obs=obs, dtype="float32", force=True) as w:
+        for a in range(0, n_cells, 500):
+            c = code[a : a + 500]
+            lfc = np.where(c[:, None] >= 0, effect[np.maximum(c, 0)] * strength, 0.0)
+            mean = base * np.exp(lfc) * rng.lognormal(0, 0.35, (len(c), 1))
+            block = sparse.csr_matrix(rng.poisson(rng.gamma(2.0, mean / 2.0)).astype(np.float32))
+            w.append_csr(block.indptr.astype(np.int64), block.indices, block.data)
 
 
-def timed(command: list[str]) -> dict[str, float]:
-    """Run a command; return its wall and CPU seconds, and the peak memory of the children up to now."""
-    start, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    wall = time.perf_counter() - start
-    if done.returncode:
-        sys.exit(f"{' '.join(command[:5])} failed:\n{done.stderr[-3000:]}")
-    used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    cpu = used.ru_utime + used.ru_stime - before.ru_utime - before.ru_stime
-    return {"wall_s": round(wall, 2), "cpu_s": round(cpu, 2), "peak_so_far_gb": round(used.ru_maxrss / 1e6, 2)}
+def check_equal(peer: Path, ours: Path) -> float:
+    """Compare the six raw values; return the largest difference."""
+    with next(peer.glob("agg_results.csv")).open() as f:
+        rows = list(csv.DictReader(f))
+    components = json.loads((ours / "score.json").read_text())["components"]
+    mean = next(r for r in rows if r["statistic"] == "mean")
+    worst = max(abs(float(mean[m]) - c["value"]) for m, c in components.items() if not math.isnan(c["value"]))
+    if not worst <= 1e-9:
+        raise SystemExit(f"the numbers differ by {worst}")
+    return worst
 
 
 def main() -> None:
-    """Make the files, run both, print one JSON object."""
-    ap = argparse.ArgumentParser(description=__doc__)
-    ap.add_argument("--cells", type=int, default=9000)
-    ap.add_argument("--genes", type=int, default=6000)
-    ap.add_argument("--perturbations", type=int, default=20)
-    ap.add_argument("--peer", default=None, help="Python of cell-eval2 0.20.0 [default: .peers]")
-    ap.add_argument("--skip-peer", action="store_true")
-    a = ap.parse_args()
-    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-    with tempfile.TemporaryDirectory() as folder:
-        real, pred = f"{folder}/real.h5ad", f"{folder}/pred.h5ad"
-        truth = make(a.cells, a.genes, a.perturbations, 0.15, 1.0, 1)
-        truth.write_h5ad(real)
-        make(a.cells, a.genes, a.perturbations, 0.15, 0.7, 2).write_h5ad(pred)
-        out = {"cells": a.cells, "genes": a.genes, "density": round(truth.X.nnz / np.prod(truth.shape), 3)}
-        ours = [sys.executable, "-m", "vcelltools.cli.main", "score", pred, "--compat", "vcc2026", "-q"]
-        pack = ["--truth-pack", f"{folder}/truth.npz"]
-        runs = {
-            "warm_up": ["--truth", real, "--no-anchors"],
-            "values_only": ["--truth", real, "--no-anchors"],
-            "score": ["--truth", real],
-            "makes_pack": ["--truth", real, *pack],
-            "with_pack": pack,
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cells", type=int, default=9000)
+    parser.add_argument("--genes", type=int, default=6000)
+    parser.add_argument("--perturbations", type=int, default=20)
+    parser.add_argument("--share-controls", type=float, default=0.15)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--skip-peer", action="store_true")
+    parser.add_argument("--anchors", action="store_true", help="let the peer compute both ends of the scale too")
+    parser.add_argument("--make", choices=("real", "pred"), help=argparse.SUPPRESS)
+    a = parser.parse_args()
+    name = f"{a.cells}x{a.genes}"
+    DATA.mkdir(parents=True, exist_ok=True)
+    paths = {side: DATA / f"score26_{name}_{side}.h5ad" for side in ("real", "pred")}
+    if a.make:
+        strength, seed = (1.0, 1) if a.make == "real" else (0.7, 2)
+        return make(paths[a.make], a.cells, a.genes, a.perturbations, a.share_controls, strength, seed)
+    for side, path in paths.items():  # in a process of its own: its memory must not count as the command's
+        if not path.exists():
+            subprocess.run(
+                [sys.executable, "-m", "benchmarks.bench_score26", *sys.argv[1:], "--make", side], check=True
+            )
+    pred, real = str(paths["pred"]), str(paths["real"])
+    pack = DATA / f"score26_{name}.pack"
+    pack.unlink(missing_ok=True)
+    score = [*OURS, "score", pred, "--compat", "vcc2026", "-q", "--force", "--out"]
+    out, theirs = DATA / "score26_ours", DATA / "score26_theirs"
+    run_once([*score, str(out), "--truth", real, "--truth-pack", str(pack)])  # compiles too, and makes the pack
+    whole = [*score, str(DATA / "score26_whole"), "--truth", real]
+    peer = "" if a.skip_peer else str(Path(need_peer("cell-eval2-0.20.0")).parent / "cell-eval2")
+    shared = ["--preset", "vcc2026", "--pert-col", "target_gene", "--set", "num_threads=2", "-o"]
+    run = [peer, "run", "-ap", pred, "-ar", real, *shared]
+    if a.anchors:
+        both = [*run, f"{theirs}_anchor", "--anchor", "&&", peer, "baseline", "-ar", real, *shared, f"{theirs}_base"]
+        commands = {"ours": whole, "peer": ["bash", "-c", " ".join(both)]}
+    else:
+        commands = {
+            "ours": [*score, str(out), "--truth", real, "--no-anchors"],
+            "with_both_ends": whole,
+            "from_pack": [*score, str(DATA / "score26_pack"), "--truth-pack", str(pack)],
+            "peer": [*run, str(theirs)],
         }
-        for name, options in runs.items():
-            out[name] = timed([*ours, *options, "--out", f"{folder}/{name}"])
-        if not a.skip_peer:
-            from tests.peers import find_peer
-
-            python = a.peer or find_peer("cell-eval2-0.20.0")
-            command = [str(Path(python).parent / "cell-eval2"), "run", "-ap", pred, "-ar", real, "--preset", "vcc2026",
-                       "--pert-col", "target_gene", "-o", f"{folder}/peer", "--set", "num_threads=1"]  # fmt: skip
-            out["peer"] = timed(command)
-            for what in ("wall_s", "cpu_s"):
-                out[f"times_faster_{what}"] = {k: round(out["peer"][what] / out[k][what], 1) for k in runs}
-    print(json.dumps(out, indent=1))
-    if not a.skip_peer:
-        from benchmarks.harness import save
-
-        ours = out["values_only"]  # the peer computes the raw values alone
-        row = {
-            "case": f"score26 {a.cells}x{a.genes}",
-            "size": [a.perturbations, a.cells, a.genes],
-            "ours_seconds": ours["wall_s"],
-            "with_both_ends_seconds": out["score"]["wall_s"],
-            "peer_seconds": out["peer"]["wall_s"],
-            "ratio": round(out["peer"]["wall_s"] / ours["wall_s"], 1),
-        }
-        save("score", [row])
+    if a.skip_peer:
+        del commands["peer"]
+    timings = take_turns(commands, a.rounds)
+    row = {"case": f"score26 {name}{' both ends' if a.anchors else ''}", "size": [a.perturbations, a.cells, a.genes],
+           "pack_mb": round(pack.stat().st_size / 1e6, 1)}  # fmt: skip
+    for what, t in timings.items():
+        row |= {f"{what}_seconds": round(t.wall, 2), f"{what}_peak_mb": round(t.peak_mb)}
+    if "peer" in timings:
+        row["ratio"] = round(timings["peer"].wall / timings["ours"].wall, 1)
+        if not a.anchors:
+            row["largest_difference"] = check_equal(theirs, out)
+            row["ratio_with_both_ends"] = round(timings["peer"].wall / timings["with_both_ends"].wall, 1)
+    print(row)
+    save("score", [row])
+    return None
 
 
 if __name__ == "__main__":

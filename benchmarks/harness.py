@@ -51,7 +51,9 @@ def run_once(command: list[str], *, env: dict[str, str] | None = None, timeout: 
     """Run a command; return (wall seconds, peak MB of the process). Stops the benchmark where it fails."""
     with tempfile.TemporaryFile() as log:
         began = time.perf_counter()
-        child = subprocess.Popen(command, stdout=log, stderr=log, env={**os.environ, **(env or {})}, cwd=DATA)
+        # as installed: byte code is kept
+        here = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"} | (env or {})
+        child = subprocess.Popen(command, stdout=log, stderr=log, env=here, cwd=DATA)
         _, status, usage = os.wait4(child.pid, 0)
         wall = time.perf_counter() - began
         child.returncode = os.waitstatus_to_exitcode(status)

@@ -98,7 +98,9 @@ def score(
     """
     from vcelltools.cli.output import Output
     from vcelltools.cli.render_score import get_defaults, run_2025, run_2026
+    from vcelltools.kernels._jit import load_without_blas
 
+    load_without_blas()
     o = Output(json=json, quiet=quiet, verbose=verbose)
     given = {"truth": truth, "profile": profile, "compat": compat, "pert_col": pert_col, "control": control,
              "out": out, "report": report}  # fmt: skip

@@ -20,6 +20,7 @@ from vcelltools.progress import SILENT, Progress
 
 S = TypeVar("S")
 R = TypeVar("R")
+_MAX_BLOCKS = 256
 
 
 def get_threads(threads: int | None = None) -> int:
@@ -34,6 +35,15 @@ def get_threads(threads: int | None = None) -> int:
     if threads < 1:
         raise UsageError(f"threads is {threads}; a whole number from 1 expected")
     return min(threads, 64)
+
+
+def plan_blocks(matrix: Matrix) -> list[Span]:
+    """Cut a matrix into spans of a million values or more, some hundreds of them at most.
+
+    For what is kept for every span: its size stays bounded however large the matrix is.
+    """
+    total = matrix.shape[0] * matrix.shape[1] if matrix.nnz is None else matrix.nnz
+    return matrix.plan(max_values=min(max(1 << 20, total // _MAX_BLOCKS), 1 << 23))
 
 
 def run_spans(

@@ -61,12 +61,13 @@ def test_files_report_and_pack(cli, pair):
 
 def test_damaged_packs_are_refused(cli, pair):
     from vcelltools.errors import DataError
+    from vcelltools.scoring.options26 import Options2026
     from vcelltools.scoring.pack26 import get_settings, read_pack, write_pack
     from vcelltools.scoring.vcc2026 import make_truth
 
     shared = {"pert_col": "target_gene", "control": CONTROL, "context_col": "context", "continuity": True,
               "target_gene_map": None}  # fmt: skip
-    settings = get_settings(**shared)
+    settings = get_settings(Options2026(**shared))
     whole = write_pack(pair / "w.pack", make_truth(pair / "real.h5ad", anchors=False, **shared), settings).read_bytes()
     assert read_pack(pair / "w.pack", settings)[0].labels.shape == (8,)
     rng = np.random.default_rng(0)

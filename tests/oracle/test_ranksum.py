@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vcelltools.errors import DataError
-from vcelltools.kernels.ranksum import GeneBuckets, adjust_bh, get_exact_tail, rank_sum
+from vcelltools.kernels.pvalues import adjust_bh, get_exact_tail
+from vcelltools.scoring.genebuckets import GeneBuckets, rank_sum
 
 
 def run(X: np.ndarray, codes: np.ndarray, control: int, **options):

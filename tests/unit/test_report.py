@@ -141,6 +141,9 @@ const second = $("svg[id$=volcano]").innerHTML;
 $("[id$=-pred]").click(); out.switched = $("svg[id$=volcano]").innerHTML !== second;
 const img = $("img[id$=heat]"), b = img.getBoundingClientRect();
 img.dispatchEvent(new PointerEvent("pointermove", {clientX: b.left + 2, clientY: b.bottom - 2}));
+const go = document.querySelectorAll(".go")[3];
+go.click();
+out.gone = [$("[id$=-title]"), $("select").selectedOptions[0]].every(e => e.textContent === go.textContent);
 out.cell = $("[id$=-cell]").textContent; out.heat = img.naturalWidth;
 out.images = document.querySelectorAll("img").length;
 out.wide = document.documentElement.scrollWidth - innerWidth;
@@ -170,6 +173,7 @@ def test_page_works_in_a_browser(tmp_path, width):
     assert out["dots"] > 100
     assert out["changed"]
     assert out["switched"]
+    assert out["gone"]
     assert " × " in out["cell"]
     assert out["heat"] == 6
     assert out["images"] == 1

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from vcelltools.kernels._jit import kernel
 
 
@@ -38,3 +40,56 @@ def effect_distances(a_pg, b_qg, skip_p, p0, p1, l1_pq, squared_pq):  # pragma: 
                 l2 += d * d
             l1_pq[p, q] = l1
             squared_pq[p, q] = l2
+
+
+@kernel()
+def csr_fill_rows(indptr, indices, data, rows, centre_g, out):  # pragma: no cover  compiled
+    """Write ``rows`` of a CSR matrix less ``centre_g`` to ``out`` (len(rows), g); duplicate entries are summed."""
+    for i in range(len(rows)):
+        out[i, :] = -centre_g
+        for j in range(indptr[rows[i]], indptr[rows[i] + 1]):
+            out[i, indices[j]] += data[j]
+
+
+@kernel()
+def sum_distances(dot, a2, b2, same, near, out_a):  # pragma: no cover  compiled
+    """Sum each row's Euclidean distances from products and squared lengths; return how many pairs are close.
+
+    Parameters
+    ----------
+    dot
+        (a, b) products a·b.
+    a2, b2
+        float64 squared lengths.
+    same
+        Whether both are the same rows: the distance of a row to itself is 0.
+    near
+        A pair counts as close where |a − b|² < near · (|a|² + |b|²): little is left after the subtraction.
+    out_a
+        (a,) output.
+    """
+    close = 0
+    for i in range(dot.shape[0]):
+        t0, t1, t2, t3 = 0.0, 0.0, 0.0, 0.0
+        row, m = dot[i], dot.shape[1]
+        for j in range(0, m - 3, 4):
+            s0, s1, s2, s3 = a2[i] + b2[j], a2[i] + b2[j + 1], a2[i] + b2[j + 2], a2[i] + b2[j + 3]
+            d0 = s0 - 2.0 * row[j]
+            d1 = s1 - 2.0 * row[j + 1]
+            d2 = s2 - 2.0 * row[j + 2]
+            d3 = s3 - 2.0 * row[j + 3]
+            close += (d0 < near * s0) + (d1 < near * s1) + (d2 < near * s2) + (d3 < near * s3)
+            t0 += math.sqrt(max(d0, 0.0))
+            t1 += math.sqrt(max(d1, 0.0))
+            t2 += math.sqrt(max(d2, 0.0))
+            t3 += math.sqrt(max(d3, 0.0))
+        for j in range(m // 4 * 4, m):
+            d = a2[i] + b2[j] - 2.0 * row[j]
+            close += d < near * (a2[i] + b2[j])
+            t0 += math.sqrt(max(d, 0.0))
+        if same:
+            d = a2[i] + b2[i] - 2.0 * row[i]
+            close -= d < near * (a2[i] + b2[i])
+            t0 -= math.sqrt(max(d, 0.0))
+        out_a[i] = (t0 + t1) + (t2 + t3)
+    return close

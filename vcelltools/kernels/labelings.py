@@ -72,10 +72,11 @@ def csr_count(indptr, indices, data, n_genes, col_start, slot_b, lib_b, nnz_sg, 
 
 
 @kernel()
-def csr_scatter(indptr, indices, data, col_start, cell_b, new_gene, cursor_g, cells, values):
-    """Append the rows of a checked chunk to a CSC matrix.
+def csr_scatter(indptr, indices, data, col_start, cell_b, new_gene, cursor_g, stop_g, cells, values):
+    """Append the rows of a checked chunk to a CSC matrix; False where a gene has more values than were counted.
 
-    ``cell_b`` is −1 for rows that are left out; a gene goes to the column ``new_gene`` of its position.
+    ``cell_b`` is −1 for rows that are left out; a gene goes to the column ``new_gene`` of its position, from
+    ``cursor_g`` to ``stop_g``.
     """
     for i in range(len(indptr) - 1):
         c = cell_b[i]
@@ -87,9 +88,12 @@ def csr_scatter(indptr, indices, data, col_start, cell_b, new_gene, cursor_g, ce
                 continue
             g = new_gene[indices[j] + col_start]
             k = cursor_g[g]
+            if k >= stop_g[g]:
+                return False
             cells[k] = c
             values[k] = v
             cursor_g[g] = k + 1
+    return True
 
 
 @kernel()
@@ -178,21 +182,19 @@ def _log1p_small(u):
 
 
 @kernel(inline=True)
-def _insert(keys, cells, lo, hi):
+def _insert(keys, lo, hi):
     """Sort a short run by insertion."""
     for j in range(lo + 1, hi):
-        key, cell = keys[j], cells[j]
+        key = keys[j]
         k = j
         while k > lo and keys[k - 1] > key:
             keys[k] = keys[k - 1]
-            cells[k] = cells[k - 1]
             k -= 1
         keys[k] = key
-        cells[k] = cell
 
 
 @kernel()
-def _radix(keys, cells, lo, hi, keys_b, cells_b, hist, shift, top):
+def _radix(keys, lo, hi, other, hist, shift, top):
     """Sort a run by the bits from ``shift`` up to ``top``, 11 at a time from below; the result lies in ``keys``."""
     digit = np.uint64(2047)
     moved = False
@@ -210,20 +212,17 @@ def _radix(keys, cells, lo, hi, keys_b, cells_b, hist, shift, top):
             b = np.int64((keys[j] >> by) & digit)
             k = hist[b]
             hist[b] = k + 1
-            keys_b[k] = keys[j]
-            cells_b[k] = cells[j]
-        keys, keys_b = keys_b, keys
-        cells, cells_b = cells_b, cells
+            other[k] = keys[j]
+        keys, other = other, keys
         moved = not moved
         shift += 11
     if moved:
         for j in range(lo, hi):
-            keys_b[j] = keys[j]
-            cells_b[j] = cells[j]
+            other[j] = keys[j]
 
 
 @kernel()
-def sort_genes(indptr, cells, logv, out_cells, out_tied, keys_a, keys_b, cells_b):
+def sort_genes(indptr, cells, logv, out_cells, out_tied, keys, other):
     """Sort each gene's cells by value, ascending.
 
     Parameters
@@ -234,54 +233,81 @@ def sort_genes(indptr, cells, logv, out_cells, out_tied, keys_a, keys_b, cells_b
         (m,) int32 cells and float64 positive values.
     out_cells, out_tied
         (m,) int32 the sorted cells; uint8, 1 where the value equals the one before it in the same gene.
-    keys_a, keys_b, cells_b
-        (m,) uint64, uint64, int32 scratch.
+    keys, other
+        (m,) uint64 scratch.
 
     Notes
     -----
-    Positive floats order as their bits. The 22 highest bits of (bits − smallest) that differ within the gene are
-    sorted by radix; the runs that still share them (ties, and what lies closer than a millionth of the range) are
-    short, and finished by insertion, or by radix again where they are not.
+    Positive floats order as their bits. A key is (bits − smallest), less as many low bits as the position in the gene
+    takes, and that position. The 22 highest bits that differ within the gene are sorted by radix; runs that still
+    share them (ties, and what lies closer than a millionth of the range) are short, and finished by insertion, or by
+    radix again where they are not. What is equal but for the bits that were cut off is put right from the values.
     """
     bits = logv.view(np.uint64)
     hist = np.zeros(2048, np.int64)
     for g in range(len(indptr) - 1):
         lo, hi = indptr[g], indptr[g + 1]
-        if lo == hi:
+        n = hi - lo
+        if n == 0:
             continue
         small, big = bits[lo], bits[lo]
         for j in range(lo, hi):
             small = min(small, bits[j])
             big = max(big, bits[j])
-        for j in range(lo, hi):
-            keys_a[j] = bits[j] - small
-            out_cells[j] = cells[j]
+        place = 0
+        while (n >> place) != 0:
+            place += 1
         width = 0
         while width < 64 and ((big - small) >> np.uint64(width)) != np.uint64(0):
             width += 1
-        if hi - lo <= 48:
-            _insert(keys_a, out_cells, lo, hi)
+        cut = np.uint64(max(width + place - 64, 0))
+        by = np.uint64(place)
+        for j in range(lo, hi):
+            keys[j] = (((bits[j] - small) >> cut) << by) | np.uint64(j - lo)
+        top = min(width + place, 64)
+        if n <= 48:
+            _insert(keys, lo, hi)
         elif width > 0:
-            low = max(width - 22, 0)
-            _radix(keys_a, out_cells, lo, hi, keys_b, cells_b, hist, low, width)
-            cut = np.uint64(low)
-            start = lo
-            while low > 0 and start < hi:
-                stop = start + 1
-                head = keys_a[start] >> cut
-                mixed = False
-                while stop < hi and keys_a[stop] >> cut == head:
-                    mixed = mixed or keys_a[stop] != keys_a[start]
-                    stop += 1
-                if mixed:
-                    if stop - start <= 48:
-                        _insert(keys_a, out_cells, start, stop)
-                    else:
-                        _radix(keys_a, out_cells, start, stop, keys_b, cells_b, hist, 0, low)
-                start = stop
-        out_tied[lo] = 0
-        for j in range(lo + 1, hi):
-            out_tied[j] = 1 if keys_a[j] == keys_a[j - 1] else 0
+            low = max(top - 22, place)
+            _radix(keys, lo, hi, other, hist, low, top)
+            if low > place:
+                high = np.uint64(low)
+                start = lo
+                while start < hi:
+                    head = keys[start] >> high
+                    stop = start + 1
+                    falls = False
+                    while stop < hi and keys[stop] >> high == head:
+                        falls = falls or keys[stop] < keys[stop - 1]
+                        stop += 1
+                    if falls:
+                        if stop - start <= 48:
+                            _insert(keys, start, stop)
+                        else:
+                            _radix(keys, start, stop, other, hist, place, low)
+                    start = stop
+        where = (np.uint64(1) << by) - np.uint64(1)
+        for j in range(lo, hi):
+            at = lo + np.int64(keys[j] & where)
+            if j > lo and keys[j] >> by == keys[j - 1] >> by and cut > 0:
+                k = j  # equal in what the key holds; the values decide
+                while (
+                    k > lo
+                    and keys[k - 1] >> by == keys[j] >> by
+                    and bits[lo + np.int64(keys[k - 1] & where)] > bits[at]
+                ):
+                    k -= 1
+                key = keys[j]
+                for q in range(j, k, -1):
+                    keys[q] = keys[q - 1]
+                keys[k] = key
+        before = lo
+        for j in range(lo, hi):
+            at = lo + np.int64(keys[j] & where)
+            out_cells[j] = cells[at]
+            same = j > lo and keys[j] >> by == keys[j - 1] >> by
+            out_tied[j] = 1 if same and bits[at] == bits[before] else 0
+            before = at
 
 
 @kernel()
@@ -296,6 +322,7 @@ def label_genes(
     code_n,
     control_of,
     shift_n,
+    grown_n,
     size_k,
     weight_k,
     total_k,
@@ -319,17 +346,18 @@ def label_genes(
     target_sum
         What a profile's counts are scaled to before log1p.
     code_n
-        (n,) int32 group of each cell, −1 left out.
+        (n,) int32 group of each cell; the last group takes what is left out: it has no weight and is its own control.
     control_of
-        (k,) int64 the group that holds each group's controls; a control group's own is itself.
-    shift_n
-        (n,) float64 ``library / (S − library)``, −1 where a cell holds all of its group's counts.
+        (k + 1,) int64 the group that holds each group's controls; a control group's own is itself.
+    shift_n, grown_n
+        (n,) float64 ``library / (S − library)`` and one more than that; both 0 for a cell that holds all of its
+        group's counts.
     size_k, weight_k, total_k
-        (k,) float64 cells, weight of each cell in the mean CPM, counts S of each group.
+        (k + 1,) float64 cells, weight of each cell in the mean CPM, counts S of each group.
     power_kt
-        (k, N_TERMS + 1) sums of the powers of ``shift`` over the group's cells up to SERIES_LIMIT.
+        (k + 1, N_TERMS + 1) sums of the powers of ``shift`` over the group's cells up to SERIES_LIMIT.
     big_ptr, big_cells
-        The cells of each group above SERIES_LIMIT.
+        The cells of each group above SERIES_LIMIT, and those that hold all counts.
     sum_gk, cpm_gk, twice_u_gk, tie_gk
         (w, k) float64 outputs: counts summed; mean CPM; twice the U of the group; sum of t³ − t over the ties.
     spread_k
@@ -339,36 +367,44 @@ def label_genes(
     -----
     With b the group's profile and t = (e^b − 1) / e^b, leaving out cell i moves an unexpressed gene by exactly
     log1p(t · shift_i). Its sums over the cells follow from the power sums of ``shift``, so a gene costs its stored
-    values and N_TERMS multiplications a group, not a pass over all cells.
+    values and N_TERMS multiplications a group, not a pass over all cells. Logarithms are taken of a whole gene at a
+    time, in a loop without branches that the compiler turns into vector instructions.
     """
     k_all = len(size_k)
+    most = 0
+    for g in range(len(indptr) - 1):
+        most = max(most, indptr[g + 1] - indptr[g])
+    group = np.empty(most, np.int32)
+    u0, u1 = np.empty(most), np.empty(most)
+    d0, d1 = np.empty(most), np.empty(most)
+    far = np.empty(most, np.int64)
     psum = np.zeros(k_all)
     csum = np.zeros(k_all)
     s1 = np.zeros(k_all)
     s2 = np.zeros(k_all)
     t_k = np.zeros(k_all)
     w_k = np.zeros(k_all)
-    u2 = np.zeros(k_all)
+    u2 = np.zeros(k_all, np.int64)
     tie = np.zeros(k_all)
-    nnz = np.zeros(k_all)
-    above = np.zeros(k_all)  # controls with a larger value
+    nnz = np.zeros(k_all, np.int64)
+    left = np.zeros(k_all, np.int64)  # controls that are not above the value
     tie_c = np.zeros(k_all)
     in_block = np.zeros(k_all, np.int64)
     touched = np.zeros(k_all, np.int64)
     for g in range(len(indptr) - 1):
-        lo, hi = indptr[g], indptr[g + 1]
+        lo = indptr[g]
+        n = indptr[g + 1] - lo
         psum[:] = 0.0
         csum[:] = 0.0
-        for j in range(lo, hi):
-            p = code_n[cells[j]]
-            if p >= 0:
-                psum[p] += np.float64(values[j])
-                csum[p] += cpm[j] * weight_k[p]
+        nnz[:] = 0
+        for j in range(n):
+            p = code_n[cells[lo + j]]
+            group[j] = p
+            psum[p] += np.float64(values[lo + j])
+            csum[p] += cpm[lo + j] * weight_k[p]
+            nnz[p] += 1
         for p in range(k_all):
-            sum_gk[g, p] = psum[p]
-            cpm_gk[g, p] = csum[p]
-            s1[p] = 0.0
-            s2[p] = 0.0
+            s1[p], s2[p], t_k[p], w_k[p] = 0.0, 0.0, 0.0, 0.0
             if psum[p] > 0.0 and size_k[p] >= 2.0:
                 x = target_sum * psum[p] / total_k[p]
                 t = x / (1.0 + x)
@@ -382,79 +418,104 @@ def label_genes(
                     h += 1.0 / m
                     sign = -sign
                 for d in range(big_ptr[p], big_ptr[p + 1]):
-                    dev = -np.log1p(x) if shift_n[big_cells[d]] < 0.0 else np.log1p(t * shift_n[big_cells[d]])
+                    c = big_cells[d]
+                    dev = -np.log1p(x) if grown_n[c] == 0.0 else np.log1p(t * shift_n[c])
                     a1 += dev
                     a2 += dev * dev
                 s1[p] = a1
                 s2[p] = a2
-        for j in range(lo, hi):
-            c = cells[j]
-            p = code_n[c]
-            if p < 0 or size_k[p] < 2.0 or shift_n[c] < 0.0:
-                continue
-            u0 = t_k[p] * shift_n[c]
-            u1 = u0 - (1.0 + shift_n[c]) * np.float64(values[j]) * w_k[p]
-            d0 = _log1p_small(u0) if u0 < 0.1 else np.log1p(u0)
-            d1 = _log1p_small(u1) if abs(u1) < 0.1 else np.log1p(max(u1, -1.0 + 1e-16))
-            s1[p] += d1 - d0
-            s2[p] += d1 * d1 - d0 * d0
+        n_far = 0
+        for j in range(n):
+            c, p = cells[lo + j], group[j]
+            a = t_k[p] * shift_n[c]
+            b = a - grown_n[c] * np.float64(values[lo + j]) * w_k[p]
+            u0[j], u1[j] = a, b
+            if a > 0.1 or abs(b) > 0.1:
+                far[n_far] = j
+                n_far += 1
+        for j in range(n):
+            d0[j] = _log1p_small(u0[j])
+            d1[j] = _log1p_small(u1[j])
+        for q in range(n_far):
+            j = far[q]
+            d0[j] = np.log1p(u0[j])
+            d1[j] = np.log1p(max(u1[j], -1.0 + 1e-16))
+        for j in range(n):
+            p = group[j]
+            s1[p] += d1[j] - d0[j]
+            s2[p] += d1[j] * d1[j] - d0[j] * d0[j]
+
         for p in range(k_all):
+            u2[p], tie[p], tie_c[p] = 0, 0.0, 0.0
+            left[p] = np.int64(size_k[p])
+        j = lo + n - 1
+        while j >= lo:
+            if tied[j] == 0:
+                p = code_n[sorted_cells[j]]
+                c = control_of[p]
+                u2[p] += 2 * left[c]
+                left[c] -= p == c
+                j -= 1
+                continue
+            if tied[j - 1] == 0:  # a pair, which is what most ties are
+                p, q = code_n[sorted_cells[j]], code_n[sorted_cells[j - 1]]
+                c, e = control_of[p], control_of[q]
+                if p == q:
+                    if p == c:
+                        tie_c[c] += 6.0
+                        left[c] -= 2
+                    else:
+                        tie[p] += 6.0
+                        u2[p] += 4 * left[c]
+                elif c == e and (p == c) != (q == c):  # a cell of the group and a control
+                    k = q if p == c else p
+                    tie[k] += 6.0
+                    u2[k] += 2 * left[c] - 1
+                    left[c] -= 1
+                else:
+                    u2[p] += 2 * left[c]
+                    u2[q] += 2 * left[e]
+                    left[c] -= p == c
+                    left[e] -= q == e
+                j -= 2
+                continue
+            n_touched = 0
+            while True:
+                p = code_n[sorted_cells[j]]
+                if in_block[p] == 0:
+                    touched[n_touched] = p
+                    n_touched += 1
+                in_block[p] += 1
+                j -= 1
+                if tied[j + 1] == 0:
+                    break
+            for m in range(n_touched):
+                p = touched[m]
+                c = control_of[p]
+                e = np.float64(in_block[c])
+                own = e * e * e - e
+                if p == c:
+                    tie_c[c] += own
+                else:
+                    a = in_block[p]
+                    u2[p] += a * (2 * left[c] - in_block[c])
+                    both = np.float64(a) + e
+                    tie[p] += (both * both * both - both) - own
+            for m in range(n_touched):  # the controls of this block count as passed only now
+                p = touched[m]
+                if p == control_of[p]:
+                    left[p] -= in_block[p]
+            for m in range(n_touched):
+                in_block[touched[m]] = 0
+        for p in range(k_all - 1):
+            sum_gk[g, p] = psum[p]
+            cpm_gk[g, p] = csum[p]
             if psum[p] > 0.0 and size_k[p] >= 2.0:
                 spread_k[p] += s2[p] - s1[p] * s1[p] / size_k[p]
-
-        u2[:] = 0.0
-        tie[:] = 0.0
-        nnz[:] = 0.0
-        above[:] = 0.0
-        tie_c[:] = 0.0
-        j = hi - 1
-        while j >= lo:
-            first = j
-            while tied[first] == 1:
-                first -= 1
-            if first == j:
-                p = code_n[sorted_cells[j]]
-                if p >= 0:
-                    c = control_of[p]
-                    if p == c:
-                        above[c] += 1.0
-                    else:
-                        u2[p] += 2.0 * (size_k[c] - above[c])
-                        nnz[p] += 1.0
-            else:
-                n_touched = 0
-                for m in range(first, j + 1):
-                    p = code_n[sorted_cells[m]]
-                    if p >= 0:
-                        if in_block[p] == 0:
-                            touched[n_touched] = p
-                            n_touched += 1
-                        in_block[p] += 1
-                for m in range(n_touched):
-                    p = touched[m]
-                    c = control_of[p]
-                    e = np.float64(in_block[c])
-                    own = e * e * e - e
-                    if p == c:
-                        tie_c[c] += own
-                    else:
-                        a = np.float64(in_block[p])
-                        u2[p] += a * (2.0 * (size_k[c] - above[c]) - e)
-                        nnz[p] += a
-                        both = a + e
-                        tie[p] += (both * both * both - both) - own
-                for m in range(n_touched):  # the controls of this block count as passed only now
-                    p = touched[m]
-                    if p == control_of[p]:
-                        above[p] += np.float64(in_block[p])
-                for m in range(n_touched):
-                    in_block[touched[m]] = 0
-            j = first - 1
-        for p in range(k_all):
             c = control_of[p]
             if p != c:
-                zeros_c = size_k[c] - above[c]
-                zeros = size_k[p] - nnz[p]
+                zeros_c = size_k[c] - np.float64(nnz[c])
+                zeros = size_k[p] - np.float64(nnz[p])
                 z = zeros + zeros_c
-                twice_u_gk[g, p] = u2[p] + zeros * zeros_c
+                twice_u_gk[g, p] = np.float64(u2[p]) + zeros * zeros_c
                 tie_gk[g, p] = tie[p] + tie_c[c] + (z * z * z - z)

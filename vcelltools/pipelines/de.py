@@ -13,7 +13,7 @@ from vcelltools.chunks import CscChunk, CsrChunk, DenseChunk
 from vcelltools.errors import DataError, NotCountsError, UsageError
 from vcelltools.io import Dataset, open_dataset
 from vcelltools.io.atomic import atomic_file, check_output
-from vcelltools.kernels.ranksum import adjust_bh
+from vcelltools.kernels.pvalues import adjust_bh
 from vcelltools.progress import SILENT, Progress
 from vcelltools.scoring.sides import Cells, ReadOptions, find_scale, read_cells, reduce_side
 from vcelltools.stream import run_spans

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
     from vcelltools.scoring.result import Result
-    from vcelltools.scoring.vcc2026 import Score2026
+    from vcelltools.scoring.result26 import Score2026
 
 __all__ = ["score"]
 
@@ -44,7 +44,7 @@ def score(
         (``ours``, ``cell-eval``, ``vcc2025``), ``pert_col``, ``control``, ``epsilon``, ``cpm_filter``,
         ``allow_discrete``, ``to_cp10k``, ``skip``, ``ceiling``, ``ceiling_seed``, ``baseline``, ``bootstrap``,
         ``layer``, ``threads``; see :class:`vcelltools.scoring.evaluate.Options`. With ``compat="vcc2026"`` those of
-        :func:`vcelltools.scoring.run26.run_vcc2026`.
+        :class:`vcelltools.scoring.options26.Options2026`.
 
     Returns
     -------

@@ -308,7 +308,7 @@ def check_2026(
     except DataError as e:
         report.problems.append(e.message.replace(f"{data.label}: ", ""))
         return report
-    report.nnz = int(census.nnz_sg.sum()) - census.n_duplicates
+    report.nnz = census.nnz
     if report.nnz > rules.max_nnz:
         report.problems.append(f"{report.nnz:,} stored values; at most {rules.max_nnz:,} are allowed")
     if labels is not None:

@@ -6,10 +6,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from vcelltools.kernels.ranksum import adjust_bh
+from vcelltools.kernels.pvalues import adjust_bh
 from vcelltools.kernels.transform import expm1_flat
 from vcelltools.scoring.compat import Rules
 from vcelltools.scoring.sides import Side
+
+ALPHA = 0.05
+"""Adjusted p below which a gene is significant."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,7 +109,7 @@ def make_effects(
         u_pg=sums.u_kg[perts],
         p_pg=p,
         fdr_pg=fdr,
-        significant_pg=fdr.astype(np.float32) < np.float32(0.05),
+        significant_pg=fdr.astype(np.float32) < np.float32(ALPHA),
         keep_pg=keep,
     )
 

@@ -11,11 +11,11 @@ import numpy as np
 
 from vcelltools.errors import DataError, UsageError
 from vcelltools.io import Dataset, open_dataset
-from vcelltools.kernels.ranksum import GeneBuckets
 from vcelltools.progress import SILENT, Progress
 from vcelltools.scoring.compat import COUNT_COLUMNS, METRICS, Rules, get_metrics, get_rules
 from vcelltools.scoring.effects import Effects, make_effects
 from vcelltools.scoring.frames import ScoreTable
+from vcelltools.scoring.genebuckets import GeneBuckets
 from vcelltools.scoring.metrics import Pair, compute
 from vcelltools.scoring.result import Ceiling, Component, Result
 from vcelltools.scoring.sides import Cells, ReadOptions, Scale, Side, find_scale, read_cells, reduce_side
@@ -175,18 +175,6 @@ def get_bulk(side: Side, rules: Rules) -> np.ndarray:
     return mean if rules.peer_precision else mean.astype(np.float64)
 
 
-def reorder(side: Side, order: np.ndarray) -> Side:
-    """Return the side with its genes in another order."""
-    from dataclasses import fields, replace
-
-    changed: dict[str, Any] = {}
-    for f in fields(side.sums):
-        value = getattr(side.sums, f.name)
-        if isinstance(value, np.ndarray) and f.name != "size_k":
-            changed[f.name] = value[..., order]
-    return replace(side, genes=side.genes[order], sums=replace(side.sums, **changed))
-
-
 def controls_differ(pred: Side, real: Side) -> bool:
     """Tell whether the prediction's controls are other cells than the truth's, judged by their sums."""
     a, b = pred.sums, real.sums
@@ -313,10 +301,9 @@ def _reduce_pred(
     own = control in opened.cells.labels
     if own:
         pred = reduce_side(
-            opened.dataset, opened.cells, control, opened.scale, read, progress=progress, phase="prediction"
-        )
-        if order is not None:
-            pred = reorder(pred, order)
+            opened.dataset, opened.cells, control, opened.scale, read, gene_order=order, progress=progress,
+            phase="prediction",
+        )  # fmt: skip
         if not rules.force_controls or not controls_differ(pred, real):
             return pred, warnings
         warnings.append(
@@ -331,11 +318,6 @@ def _reduce_pred(
         raise DataError(
             f"{opened.dataset.label}: its controls are not the truth's, and a truth pack does not keep them",
             hint="give --truth, or --compat cell-eval for controls as they are",
-        )
-    if order is not None:
-        raise DataError(
-            f"{opened.dataset.label}: its genes stand in another order than the truth's, and its controls differ",
-            hint="write the prediction in the truth's gene order",
         )
     # the labels of the truth; the prediction's own controls are left out
     position = {v: i for i, v in enumerate(real.labels)}
@@ -355,6 +337,7 @@ def _reduce_pred(
         control,
         opened.scale,
         read,
+        gene_order=order,
         borrowed=(source.dataset, part, source.scale),
         progress=progress,
         phase="prediction with the truth's controls",
@@ -383,7 +366,8 @@ def _edistance(
             borrowed = truth.opened
     return energy_distances(
         opened.dataset, opened.cells, opened.scale, options.control, raw=options.allow_discrete,
-        cp10k=options.to_cp10k, threads=options.threads, control_from=borrowed, progress=progress,
+        cp10k=options.to_cp10k, threads=options.threads, control_from=borrowed,
+        gene_order=order if borrowed is not None else None, progress=progress,
     )  # fmt: skip
 
 

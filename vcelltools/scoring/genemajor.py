@@ -6,14 +6,15 @@ from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 
 from vcelltools.chunks import CscChunk, CsrChunk, DenseChunk
 from vcelltools.errors import DataError, NotCountsError
-from vcelltools.io import Buffers, Dataset
+from vcelltools.io import Buffers, Dataset, Matrix, Span
 from vcelltools.progress import SILENT, Progress
-from vcelltools.stream import get_threads
+from vcelltools.stream import get_threads, plan_blocks, run_spans
 
 _BLOCK_VALUES = 1 << 21
 _TABLE_BYTES = 1 << 30
@@ -139,12 +140,29 @@ def read_ahead(dataset: Dataset, threads: int) -> Iterator[tuple[Rows, int]]:
 
 @dataclass(frozen=True, kw_only=True)
 class Census:
-    """What the first pass over a file found: library sizes, and how many values each gene has in each part."""
+    """What the first pass over a file found.
+
+    Attributes
+    ----------
+    part_n
+        (n,) part of each cell, −1 for those that are not scored.
+    library
+        (n,) float64 library sizes.
+    nnz_bsg
+        (blocks, parts, g) int32 values of each gene in each part, by the blocks in which the file is read.
+    n_duplicates
+        Entries that stand twice in a cell.
+    """
 
     part_n: np.ndarray
     library: np.ndarray
-    nnz_sg: np.ndarray
+    nnz_bsg: np.ndarray
     n_duplicates: int
+
+    @property
+    def nnz(self) -> int:
+        """Values of the parts' cells, duplicates counted once."""
+        return int(self.nnz_bsg.sum(dtype=np.int64)) - self.n_duplicates
 
 
 def take_census(
@@ -177,19 +195,28 @@ def take_census(
     """
     from vcelltools.kernels.labelings import csr_count
 
-    n, n_genes = dataset.n_cells, dataset.n_genes
+    matrix, n, n_genes = dataset.matrix, dataset.n_cells, dataset.n_genes
+    spans = plan_blocks(matrix)
+    number = {s.start: i for i, s in enumerate(spans)}
     library = np.zeros(n)
-    nnz_sg = np.zeros((max(n_parts, 1), n_genes), np.int64)
-    seen_g = np.full(n_genes, -1, np.int64)
-    fault = np.zeros(4, np.int64)
-    progress.start(f"checking the {what}", dataset.matrix.stored_bytes, "bytes")
-    for rows, n_bytes in read_ahead(dataset, get_threads(threads)):
-        b = len(rows.indptr) - 1
-        part_b, lib_b = part_n[rows.row_start : rows.row_start + b], library[rows.row_start : rows.row_start + b]
-        csr_count(rows.indptr, rows.indices, rows.data, n_genes, rows.col_start, part_b, lib_b, nnz_sg, seen_g, fault)
+    nnz_bsg = np.zeros((len(spans), max(n_parts, 1), n_genes), np.int32)
+    twice: list[int] = []
+
+    def visit(seen_g: np.ndarray, chunk: Any, span: Span) -> None:
+        rows = as_rows(chunk)
+        here = slice(rows.row_start, rows.row_start + len(rows.indptr) - 1)
+        fault = np.zeros(4, np.int64)
+        csr_count(
+            rows.indptr, rows.indices, rows.data, n_genes, rows.col_start, part_n[here], library[here],
+            nnz_bsg[number[span.start]], seen_g, fault,
+        )  # fmt: skip
         if fault[0]:
             _raise_fault(dataset, what, int(fault[0]), rows.row_start + int(fault[1]), int(fault[2]))
-        progress.advance(n_bytes)
+        twice.append(int(fault[3]))
+
+    progress.start(f"checking the {what}", matrix.stored_bytes, "bytes")
+    alone = 1 if _is_by_columns(matrix) else threads  # blocks of columns share the cells' library sizes
+    run_spans(matrix, spans, lambda: np.full(n_genes, -1, np.int64), visit, threads=alone, progress=progress)
     progress.finish()
     if max_total is not None and n and library.max() > max_total:
         i = int(library.argmax())
@@ -198,7 +225,11 @@ def take_census(
             f"{max_total:,.0f} counts (cell {dataset.obs.index[i]} has {library[i]:,.0f})",
             hint="scale the cells down to a library size within the cap",
         )
-    return Census(part_n=part_n, library=library, nnz_sg=nnz_sg, n_duplicates=int(fault[3]))
+    return Census(part_n=part_n, library=library, nnz_bsg=nnz_bsg, n_duplicates=sum(twice))
+
+
+def _is_by_columns(matrix: Matrix) -> bool:
+    return matrix.layout == "csc" or getattr(matrix, "axis", 0) == 1
 
 
 def _raise_fault(dataset: Dataset, what: str, status: int, row: int, gene: int) -> None:
@@ -237,34 +268,47 @@ def read_part(
     """
     from vcelltools.kernels.labelings import csc_append, csc_merge, csr_scatter
 
+    matrix = dataset.matrix
+    spans = plan_blocks(matrix)
+    number = {s.start: i for i, s in enumerate(spans)}
     rows = np.flatnonzero(census.part_n == part)
     cell_n = np.full(dataset.n_cells, -1, np.int32)
     cell_n[rows] = np.arange(len(rows), dtype=np.int32)
-    own_g = census.nnz_sg[part]
+    nnz_bg = census.nnz_bsg[:, part]
     new_gene = np.arange(dataset.n_genes)
     if gene_order is not None:
-        own_g = own_g[gene_order]
+        nnz_bg = nnz_bg[:, gene_order]
         new_gene[gene_order] = np.arange(dataset.n_genes)
+    own_g = nnz_bg.sum(axis=0, dtype=np.int64)
     more_g = np.zeros_like(own_g) if behind is None else np.diff(behind.indptr)
     indptr = np.concatenate([[0], np.cumsum(own_g + more_g)]).astype(np.int64)
     cells, values = np.empty(indptr[-1], np.int32), np.empty(indptr[-1], np.float32)
-    cursor = indptr[:-1].copy()
-    progress.start("reading counts", dataset.matrix.stored_bytes, "bytes")
-    for chunk, n_bytes in read_ahead(dataset, get_threads(threads)):
-        cell_b = cell_n[chunk.row_start : chunk.row_start + len(chunk.indptr) - 1]
-        csr_scatter(chunk.indptr, chunk.indices, chunk.data, chunk.col_start, cell_b, new_gene, cursor, cells, values)
-        progress.advance(n_bytes)
+    # every block knows its place in every gene, so blocks may come in any order
+    stop_bg = np.cumsum(nnz_bg, axis=0, dtype=np.int64) + indptr[:-1]
+
+    def visit(_: None, chunk: Any, span: Span) -> None:
+        block, i = as_rows(chunk), number[span.start]
+        cursor = stop_bg[i] - nnz_bg[i]
+        cell_b = cell_n[block.row_start : block.row_start + len(block.indptr) - 1]
+        fits = csr_scatter(
+            block.indptr, block.indices, block.data, block.col_start, cell_b, new_gene, cursor, stop_bg[i],
+            cells, values,
+        )  # fmt: skip
+        if not (fits and np.array_equal(cursor, stop_bg[i])):
+            raise DataError(f"{dataset.label}: the file changed while it was read")
+
+    progress.start("reading counts", matrix.stored_bytes, "bytes")
+    run_spans(matrix, spans, lambda: None, visit, threads=threads, progress=progress)
     progress.finish()
-    if not np.array_equal(cursor, indptr[:-1] + own_g):
-        raise DataError(f"{dataset.label}: the file changed while it was read")
     library = census.library[rows]
     if behind is not None:
+        cursor = indptr[:-1] + own_g
         csc_append(behind.indptr, behind.cells, behind.values, np.int32(len(rows)), cursor, cells, values)
         library = np.concatenate([library, behind.library])
     if census.n_duplicates:
         n = csc_merge(indptr, cells, values)
         cells, values = cells[:n], values[:n]
-    return GeneMajor(indptr=indptr, cells=cells, values=values, library=library, dense=dataset.matrix.layout == "dense")
+    return GeneMajor(indptr=indptr, cells=cells, values=values, library=library, dense=matrix.layout == "dense")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -294,10 +338,13 @@ class Tables:
 
 @dataclass
 class _Labeling:
+    """A labeling as the kernel takes it: one group more than there are, for the cells that are left out."""
+
     code: np.ndarray
     control_of: np.ndarray
     n_sets: int
     shift: np.ndarray
+    grown: np.ndarray
     size: np.ndarray
     weight: np.ndarray
     total: np.ndarray
@@ -310,37 +357,40 @@ def _prepare(code: np.ndarray, n_sets: int, per_set: int, library: np.ndarray, d
     from vcelltools.kernels.labelings import N_TERMS, SERIES_LIMIT
 
     n_groups = n_sets * per_set
-    code = np.ascontiguousarray(code, np.int32)
-    used = np.flatnonzero(code >= 0)
+    code = np.where(code < 0, n_groups, code).astype(np.int32)
+    used = np.flatnonzero(code < n_groups)
     group = code[used]
-    size = np.bincount(group, minlength=n_groups).astype(np.float64)
-    total = np.bincount(group, weights=library[used], minlength=n_groups)
+    size = np.bincount(group, minlength=n_groups + 1).astype(np.float64)
+    total = np.bincount(group, weights=library[used], minlength=n_groups + 1)
     rest = total[group] - library[used]
     # the sum of fractional counts may leave a rounding's worth where nothing is left
     alone = rest <= 1e-12 * total[group]
-    safe = np.where(alone, 1.0, rest)
-    shift = np.zeros(len(code))
-    shift[used] = np.where(alone, -1.0, library[used] / safe)
+    shift, grown = np.zeros(len(code)), np.zeros(len(code))
+    shift[used] = np.where(alone, 0.0, library[used] / np.where(alone, 1.0, rest))
     shift[used[total[group] <= 0]] = 0.0
-    is_big = (shift[used] > SERIES_LIMIT) | (shift[used] < 0)
-    power = np.zeros((n_groups, N_TERMS + 1))
+    grown[used] = np.where(alone, 0.0, 1.0 + shift[used])
+    is_big = (shift[used] > SERIES_LIMIT) | (alone & (total[group] > 0))
+    power = np.zeros((n_groups + 1, N_TERMS + 1))
     kept, kept_group = shift[used][~is_big], group[~is_big]
     term = np.ones(len(kept))
     for m in range(1, N_TERMS + 1):
         term = term * kept
-        power[:, m] = np.bincount(kept_group, weights=term, minlength=n_groups)
+        power[:, m] = np.bincount(kept_group, weights=term, minlength=n_groups + 1)
     big = used[is_big]
     big = big[np.argsort(code[big], kind="stable")]
+    weight = np.ones(n_groups + 1) if dense else 1.0 / np.maximum(size, 1.0)
+    weight[-1] = 0.0
     return _Labeling(
         code=code,
-        control_of=np.arange(n_groups) // per_set * per_set,
+        control_of=np.append(np.arange(n_groups) // per_set * per_set, n_groups),
         n_sets=n_sets,
         shift=shift,
+        grown=grown,
         size=size,
-        weight=np.ones(n_groups) if dense else 1.0 / np.maximum(size, 1.0),
+        weight=weight,
         total=np.maximum(total, 1e-300),
         power=power,
-        big_ptr=np.searchsorted(code[big], np.arange(n_groups + 1)).astype(np.int64),
+        big_ptr=np.searchsorted(code[big], np.arange(n_groups + 2)).astype(np.int64),
         big_cells=big.astype(np.int64),
     )
 
@@ -397,7 +447,7 @@ def _make_batch(
 ) -> Iterator[Tables]:
     from vcelltools.kernels.labelings import label_genes, sort_genes
 
-    out = [[np.zeros((counts.n_genes, len(lab.size))) for _ in range(4)] for lab in labelings]
+    out = [[np.zeros((counts.n_genes, len(lab.size) - 1)) for _ in range(4)] for lab in labelings]
     per_million = counts.library / 1e6
     per_million[per_million == 0] = 1.0
     blocks = _cut(counts.indptr)
@@ -412,14 +462,14 @@ def _make_batch(
         cpm /= per_million[cells]
         logv = np.log1p(cpm)
         order, tied = np.empty(m, np.int32), np.empty(m, np.uint8)
-        scratch = np.empty(m, np.uint64), np.empty(m, np.uint64), np.empty(m, np.int32)
+        scratch = np.empty(m, np.uint64), np.empty(m, np.uint64)
         sort_genes(indptr, cells, logv, order, tied, *scratch)
         spreads = []
         for lab, arrays in zip(labelings, out, strict=True):
-            spread = np.zeros(len(lab.size))
+            spread = np.zeros(len(lab.size) - 1)
             label_genes(
                 indptr, cells, values, cpm, order, tied, target_sum,
-                lab.code, lab.control_of, lab.shift, lab.size, lab.weight, lab.total, lab.power,
+                lab.code, lab.control_of, lab.shift, lab.grown, lab.size, lab.weight, lab.total, lab.power,
                 lab.big_ptr, lab.big_cells, *[x[a:b] for x in arrays], spread,
             )  # fmt: skip
             spreads.append(spread)
@@ -430,10 +480,10 @@ def _make_batch(
         spreads = list(pool.map(work, blocks))
     progress.finish()
     for i, lab in enumerate(labelings):
-        total = np.zeros(len(lab.size))
+        total = np.zeros(len(lab.size) - 1)
         for spread in spreads:  # in gene order, so that threads do not change the sum
             total += spread[i]
-        size = np.maximum(lab.size, 1.0)
+        size = np.maximum(lab.size[:-1], 1.0)
         spread_k = np.maximum(total * (size - 1.0) / size, 0.0)
         for k in range(lab.n_sets):
             own = slice(k * per_set, (k + 1) * per_set)

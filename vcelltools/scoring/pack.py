@@ -1,30 +1,22 @@
-"""A truth pack: what of the truth a scoring needs, in one small file, so that a leaderboard reads each prediction once.
-
-An uncompressed zip of numpy arrays is not what this is: arrays are packed with zstd, named and typed in a JSON
-header, and read back with every length checked. Nothing in it is executable.
-"""
+"""A truth pack: what of the truth a scoring needs in one small file, so that a leaderboard reads each file once."""
 
 from __future__ import annotations
 
-import json
 import os
-import struct
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vcelltools.errors import DataError, UsageError
-from vcelltools.io.atomic import atomic_file
-from vcelltools.kernels.ranksum import RankSums
-from vcelltools.scoring.effects import Effects
+from vcelltools.scoring.effects import ALPHA, Effects
+from vcelltools.scoring.genebuckets import RankSums
+from vcelltools.scoring.packfile import code_p, decode_p, read_packfile, write_packfile
 from vcelltools.scoring.sides import Side
 
 if TYPE_CHECKING:
     from vcelltools.scoring.evaluate import Options, Truth
 
-MAGIC = b"vctruth1"
-MAX_BYTES = 1 << 31
+MAGIC = b"vctruth2"
 _KEYS = ("profile", "compat", "pert_col", "control", "epsilon", "cpm_filter", "allow_discrete", "to_cp10k")
 
 
@@ -36,10 +28,8 @@ def write_pack(path: str | os.PathLike, truth: Truth, options: Options, *, force
     """Write a reduced truth.
 
     Pseudobulks keep their precision; log2 fold changes are kept exactly (float32) for significant genes and follow
-    from the pseudobulks for the others; adjusted p-values are kept in half precision, for drawing.
+    from the pseudobulks for the others; adjusted p-values are kept for drawing, in a byte each.
     """
-    import zstandard
-
     side, effects = truth.side, truth.effects
     arrays: dict[str, np.ndarray] = {
         "mean_kg": side.sums.mean_kg.astype(side.dtype),
@@ -52,7 +42,7 @@ def write_pack(path: str | os.PathLike, truth: Truth, options: Options, *, force
         arrays["log2fc"] = effects.log2fc_pg[significant].astype(np.float32)
         if effects.ratio_pg is not None:
             arrays["ratio"] = effects.ratio_pg[significant].astype(np.float32)
-        arrays["fdr_pg"] = effects.fdr_pg.astype(np.float16)
+        arrays["fdr"] = code_p(effects.fdr_pg)
         if options.profile == "extended":  # its weights follow from p
             arrays["p_pg"] = effects.p_pg
         if effects.keep_pg is not None:
@@ -60,7 +50,6 @@ def write_pack(path: str | os.PathLike, truth: Truth, options: Options, *, force
     if truth.energy_p is not None:
         arrays["energy_p"] = truth.energy_p
     header = {
-        "settings": _settings(options),
         "label": side.label,
         "genes": [str(g) for g in side.genes],
         "labels": list(side.labels),
@@ -73,64 +62,20 @@ def write_pack(path: str | os.PathLike, truth: Truth, options: Options, *, force
         "baseline": truth.base_means,
         "ceiling": truth.ceiling.values if truth.ceiling is not None else None,
         "notes": truth.notes,
-        "arrays": [[k, a.dtype.name, list(a.shape)] for k, a in arrays.items()],
     }
-    text = json.dumps(header).encode()
-    body = zstandard.ZstdCompressor(level=10).compress(
-        struct.pack("<Q", len(text)) + text + b"".join(np.ascontiguousarray(a).tobytes() for a in arrays.values())
-    )
-    with atomic_file(path, force=force) as tmp:
-        tmp.write_bytes(MAGIC + body)
-    return Path(path)
+    return write_packfile(path, MAGIC, _settings(options), [(header, arrays)], force=force)
 
 
 def read_pack(path: str | os.PathLike, options: Options) -> Truth:
-    """Read a truth pack made with the same settings.
-
-    Raises
-    ------
-    DataError
-        When the file is not a truth pack, or damaged.
-    UsageError
-        When it was made with other settings.
-    """
-    import zstandard
-
-    p = Path(path)
-    data = p.read_bytes()
-    if not data.startswith(MAGIC):
-        raise DataError(f"{p}: is not a truth pack", hint="--truth-pack writes one where --truth is given")
-    try:
-        size = zstandard.frame_content_size(data[len(MAGIC) :])
-        if not 0 < size < MAX_BYTES:
-            raise ValueError(f"it declares {size:,} bytes")
-        raw = zstandard.ZstdDecompressor().decompress(data[len(MAGIC) :], max_output_size=size)
-        (n,) = struct.unpack_from("<Q", raw)
-        header = json.loads(raw[8 : 8 + n])
-        arrays, at = {}, 8 + n
-        for name, dtype, shape in header["arrays"]:
-            kind = np.dtype(dtype)
-            count = int(np.prod(shape))
-            arrays[name] = np.frombuffer(raw, kind, count, at).reshape(shape).copy()
-            at += count * kind.itemsize
-        if at != len(raw):
-            raise ValueError(f"{len(raw) - at:,} bytes are left over")
-        return _make_truth(header, arrays, options, p)
-    except (ValueError, KeyError, TypeError, struct.error, zstandard.ZstdError, IndexError) as e:
-        raise DataError(f"{p}: the truth pack is damaged: {e}", hint="delete it and write it again") from e
+    """Read a truth pack made with the same settings; errors as :func:`read_packfile` raises them."""
+    (truth,) = read_packfile(path, MAGIC, _settings(options), lambda head, a: _make_truth(head, a, options))
+    return truth
 
 
-def _make_truth(header: dict[str, Any], arrays: dict[str, np.ndarray], options: Options, path: Path) -> Truth:
+def _make_truth(header: dict[str, Any], arrays: dict[str, np.ndarray], options: Options) -> Truth:
     from vcelltools.scoring.evaluate import Truth
     from vcelltools.scoring.result import Ceiling, ScoreTable
 
-    wanted = _settings(options)
-    for key, value in header["settings"].items():
-        if wanted[key] != value:
-            raise UsageError(
-                f"{path}: the truth pack was made with {key} = {value!r}, and {wanted[key]!r} is asked for",
-                hint="use the same settings, or write another pack",
-            )
     mean_kg, size_k = arrays["mean_kg"], arrays["size_k"]
     control = int(header["control"])
     labels = tuple(header["labels"])
@@ -164,7 +109,7 @@ def _make_truth(header: dict[str, Any], arrays: dict[str, np.ndarray], options: 
         if "ratio" in arrays:
             ratio = np.exp2(log2fc)
             ratio[significant] = arrays["ratio"]
-        fdr = arrays["fdr_pg"].astype(np.float64)
+        fdr = decode_p(arrays["fdr"].reshape(shape), significant, ALPHA)
         keep = None
         if "keep" in arrays:
             keep = np.unpackbits(arrays["keep"], count=n).astype(bool).reshape(shape)

@@ -22,7 +22,7 @@ from vcelltools.scoring.gaming import Check
 
 if TYPE_CHECKING:
     from vcelltools.scoring.result import Result
-    from vcelltools.scoring.vcc2026 import Score2026
+    from vcelltools.scoring.result26 import Score2026
 
 MAX_POINTS = 60_000
 """Points of all volcanoes together; a page of this size opens at once on a phone."""
@@ -126,7 +126,7 @@ class ReportData:
 def write_report(result: Result | Score2026, path: str | os.PathLike, *, force: bool = False, **names: str) -> Path:
     """Write the report of a scored prediction; ``names`` may give ``prediction`` and ``truth``."""
     from vcelltools.scoring.report_data import from_2025, from_2026
-    from vcelltools.scoring.vcc2026 import Score2026
+    from vcelltools.scoring.result26 import Score2026
 
     data = from_2026(result, **names) if isinstance(result, Score2026) else from_2025(result, **names)
     return write_text(path, make_html(data), force=force)

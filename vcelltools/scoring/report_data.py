@@ -13,8 +13,8 @@ from vcelltools.scoring.report import Panel, ReportComponent, ReportData
 
 if TYPE_CHECKING:
     from vcelltools.scoring.result import Result
+    from vcelltools.scoring.result26 import ContextScore, Score2026
     from vcelltools.scoring.sides import Side
-    from vcelltools.scoring.vcc2026 import ContextScore, Score2026
 
 # metric -> (title, what it says)
 WORDS = {

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import math
 import os
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,8 +13,10 @@ import numpy as np
 from vcelltools.errors import DataError, UsageError
 from vcelltools.io.atomic import atomic_file, check_output, write_json, write_text
 from vcelltools.progress import SILENT, Progress
+from vcelltools.scoring.options26 import Options2026
 from vcelltools.scoring.pack26 import get_settings, read_pack, write_pack
-from vcelltools.scoring.vcc2026 import Score2026, make_truth, score_vcc2026
+from vcelltools.scoring.result26 import Score2026
+from vcelltools.scoring.vcc2026 import make_truth, score_vcc2026
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -32,15 +33,8 @@ def run_vcc2026(
     truth_pack: str | os.PathLike | None = None,
     out: str | os.PathLike | None = None,
     force: bool = False,
-    pert_col: str = "target_gene",
-    control: str = "non-targeting",
-    context_col: str = "context",
-    layer: str | None = None,
-    target_gene_map: Mapping[str, str | None] | None = None,
-    continuity: bool = True,
-    anchors: bool = True,
-    threads: int | None = None,
     progress: Progress = SILENT,
+    **options: Any,
 ) -> Score2026:
     """Score by the 2026 rules, with a truth pack and output files where they are asked for.
 
@@ -50,6 +44,8 @@ def run_vcc2026(
         Read in place of ``truth`` where it exists; written where it does not.
     out
         A folder for ``results.csv``, ``agg_results.csv``, ``pred_de.csv``, ``real_de.csv`` and ``score.json``.
+    **options
+        See :class:`vcelltools.scoring.options26.Options2026`.
 
     Raises
     ------
@@ -57,17 +53,10 @@ def run_vcc2026(
         As :func:`vcelltools.scoring.vcc2026.score_vcc2026` does. Where there are values but no score (no ends to scale
         by), the result says so in ``problem``; nothing is raised.
     """
-    shared: dict[str, Any] = {
-        "pert_col": pert_col,
-        "control": control,
-        "context_col": context_col,
-        "continuity": continuity,
-        "target_gene_map": target_gene_map,
-    }
+    settings = get_settings(Options2026(**options))
     if out is not None:
         check_output(Path(out) / "score.json", force=force)
     pack = None if truth_pack is None else Path(truth_pack)
-    settings = get_settings(**shared)
     if pack is not None and pack.exists():
         truths = read_pack(pack, settings)
     else:
@@ -75,13 +64,10 @@ def run_vcc2026(
             raise UsageError("which cells are the truth?", hint="give the truth, or a truth pack that exists")
         if pack is not None:
             check_output(pack, force=force)
-        truths = make_truth(truth, **shared, layer=layer, anchors=anchors, threads=threads, progress=progress)
+        truths = make_truth(truth, progress=progress, **options)
         if pack is not None:
             write_pack(pack, truths, settings, force=force)
-    result = score_vcc2026(
-        pred, truths, pert_col=pert_col, control=control, context_col=context_col, layer=layer, continuity=continuity,
-        threads=threads, progress=progress,
-    )  # fmt: skip
+    result = score_vcc2026(pred, truths, progress=progress, **options)
     if out is not None:
         write_result(result, out, with_real=pack is None or truth is not None, force=force)
     return result

@@ -17,14 +17,13 @@ from vcelltools.errors import DataError
 from vcelltools.io import CscMatrix, Dataset, DenseMatrix
 from vcelltools.io.matrix import Matrix, Span
 from vcelltools.io.table import Column
-from vcelltools.kernels.ranksum import GeneBuckets, RankSums
 from vcelltools.kernels.scan import NOT_FINITE, csc_row_sums, csr_row_sums, scan_values
 from vcelltools.progress import SILENT, Progress
-from vcelltools.stream import get_threads, run_spans
+from vcelltools.scoring.genebuckets import GeneBuckets, RankSums
+from vcelltools.stream import get_threads, plan_blocks, run_spans
 
 FRACTION = 1e-3
 LOG1P_LIMIT = 15.0
-_MAX_BLOCKS = 256
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,7 +159,7 @@ def find_scale(
         For a negative or non-finite value, with its cell and gene.
     """
     matrix = dataset.matrix
-    spans = _plan(matrix)
+    spans = plan_blocks(matrix)
     found: list[Scale] = []
 
     def look(_: None, chunk: object, span: Span) -> None:
@@ -201,7 +200,7 @@ def find_scale_natural(dataset: Dataset, threads: int | None) -> Scale:
         _add_row_sums(dataset, chunk, True, partial_n)
 
     serial = 1 if isinstance(dataset.matrix, CscMatrix) else threads
-    run_spans(dataset.matrix, _plan(dataset.matrix), lambda: library_n, add, threads=serial)
+    run_spans(dataset.matrix, plan_blocks(dataset.matrix), lambda: library_n, add, threads=serial)
     return Scale(kind="log1p", library_n=library_n)
 
 
@@ -217,11 +216,6 @@ def _add_row_sums(dataset: Dataset, chunk: object, natural: bool, library_n: np.
         block = chunk.block.astype(np.float64)
         rows = slice(chunk.row_start, chunk.row_start + len(block))
         library_n[rows] += (np.expm1(block) if natural else block).sum(axis=1)
-
-
-def _plan(matrix: Matrix) -> list[Span]:
-    total = matrix.shape[0] * matrix.shape[1] if isinstance(matrix, DenseMatrix) else matrix.nnz
-    return matrix.plan(max_values=min(max(1 << 20, total // _MAX_BLOCKS), 1 << 23))
 
 
 Transform = Callable[[object], np.ndarray]
@@ -308,8 +302,8 @@ def _merge_duplicates(chunk: CsrChunk | CscChunk, data: np.ndarray) -> tuple[np.
 def get_capacity(matrix: Matrix) -> tuple[int, int]:
     """Return (values at most, blocks) that :func:`fill` will need for a matrix."""
     if isinstance(matrix, DenseMatrix):
-        return matrix.shape[0] * matrix.shape[1], 1 if matrix.axis == 1 else len(_plan(matrix))
-    return matrix.nnz, 1 if isinstance(matrix, CscMatrix) else len(_plan(matrix))
+        return matrix.shape[0] * matrix.shape[1], 1 if matrix.axis == 1 else len(plan_blocks(matrix))
+    return matrix.nnz, 1 if isinstance(matrix, CscMatrix) else len(plan_blocks(matrix))
 
 
 def fill(
@@ -330,7 +324,7 @@ def fill(
         For an index out of range, a negative or a non-finite value, with its cell and gene.
     """
     matrix = dataset.matrix
-    spans = _plan(matrix)
+    spans = plan_blocks(matrix)
     number = {s.start: i for i, s in enumerate(spans)}
     codes = np.ascontiguousarray(codes, np.int32)
     buckets.count_cells(codes)
@@ -447,6 +441,7 @@ def reduce_side(
     options: ReadOptions,
     *,
     codes: np.ndarray | None = None,
+    gene_order: np.ndarray | None = None,
     borrowed: tuple[Dataset, np.ndarray, Scale] | None = None,
     keep: list[GeneBuckets] | None = None,
     progress: Progress = SILENT,
@@ -458,8 +453,11 @@ def reduce_side(
     ----------
     codes
         Other codes than the cells' own (a half of the cells, say).
+    gene_order
+        Positions in the file of the genes of the result, or None for the file's own order.
     borrowed
-        Cells of another file to add, with their codes and scale: the truth's controls.
+        Cells of another file to add, with their codes and scale: the truth's controls. Its genes are in the order of
+        the result.
     keep
         The filled buckets are appended here, for whoever needs them longer.
     """
@@ -487,6 +485,8 @@ def reduce_side(
         progress.start(f"reading {phase}", source.matrix.stored_bytes, "bytes")
         n = fill(buckets, source, part, transform, first_block=first, threads=threads, progress=progress)
         progress.finish()
+        if gene_order is not None and source is dataset:
+            buckets.reorder(first, first + blocks, gene_order)
         first += blocks
         if n:
             notes.append(f"{source.label}: {n:,} duplicate entries were summed")
@@ -519,7 +519,7 @@ def reduce_side(
     library = scale.library_n
     return Side(
         label=dataset.label,
-        genes=dataset.var.index,
+        genes=dataset.var.index if gene_order is None else dataset.var.index[gene_order],
         labels=cells.labels,
         control=position,
         order=cells.order,

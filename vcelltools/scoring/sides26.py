@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from vcelltools.kernels.pvalues import adjust_bh, asymptotic_p
 from vcelltools.scoring.genemajor import Tables
 
 TARGET_SUM = 50_000.0
@@ -86,7 +87,7 @@ def make_de(tables: Tables, *, continuity: bool) -> DeTable:
     n1, n2 = tables.size_k[1:, None], tables.size_k[0]
     p_ph = rank_p(tables.twice_u_kg[1:, genes], tables.tie_kg[1:, genes], n1, n2, continuity=continuity)
     lfc_ph = np.log2((np.ascontiguousarray(tables.cpm_kg[1:, genes]) + EPSILON) / (control[genes] + EPSILON))
-    padj_ph = adjust(p_ph)
+    padj_ph = adjust_bh(p_ph)
     padj_ph[np.isnan(lfc_ph)] = 1.0
     return DeTable(genes=genes, lfc_ph=lfc_ph, p_ph=p_ph, padj_ph=padj_ph)
 
@@ -103,31 +104,8 @@ def rank_p(twice_u: np.ndarray, tie: np.ndarray, n1: np.ndarray, n2: float, *, c
     n1, n2
         Cells of the group and of the controls.
     """
-    from scipy.special import ndtr
-
-    n = n1 + n2
-    mean = n1 * n2 / 2.0
-    gap = np.abs(twice_u / 2.0 - mean)
-    if continuity:
-        gap = gap - 0.5
-    # all values tied: there is no spread, and no evidence
-    share = 1.0 - tie / (n**3 - n)
-    sd = np.sqrt(np.maximum(share, 0.0) * n1 * n2 * (n + 1.0) / 12.0)
-    z = np.divide(gap, sd, out=np.zeros_like(gap), where=sd > 0)
-    p = np.minimum(2.0 * ndtr(-z), 1.0)
-    p[~(np.broadcast_to(sd, p.shape) > 0)] = 1.0
+    twice, tie = np.ascontiguousarray(twice_u, np.float64), np.ascontiguousarray(tie, np.float64)
+    p = np.empty_like(twice)
+    sizes = np.ascontiguousarray(np.broadcast_to(n1, (len(twice), 1))[:, 0], np.float64)
+    asymptotic_p(twice / 2.0, tie, sizes, float(n2), 0.5 if continuity else 0.0, p)
     return p
-
-
-def adjust(p_ph: np.ndarray) -> np.ndarray:
-    """Return p adjusted by Benjamini and Hochberg within each row."""
-    m = p_ph.shape[1]
-    if m == 0:
-        return p_ph.copy()
-    order = np.argsort(p_ph, axis=1, kind="stable")
-    ranked = np.take_along_axis(p_ph, order, axis=1)
-    ranked *= m / np.arange(1, m + 1)
-    ranked = np.minimum.accumulate(ranked[:, ::-1], axis=1)[:, ::-1]
-    out = np.empty_like(p_ph)
-    np.put_along_axis(out, order, np.clip(ranked, 0.0, 1.0), axis=1)
-    return out

@@ -1,0 +1,157 @@
+"""Chunks of a matrix bucketed by gene: value bits and group codes, checked on the way.
+
+A chunk's values go to one run of memory, gene by gene, so that a gene can be gathered from all chunks without
+transposing the matrix. Values are read as bits: the checks for sign, NaN and infinity are integer comparisons.
+"""
+
+from __future__ import annotations
+
+from vcelltools.kernels._jit import kernel
+
+OK, BAD_INDEX, NEGATIVE, NOT_FINITE, DUPLICATE = 0, 1, 2, 3, 4
+
+
+@kernel()
+def csr_bucket(
+    indptr, indices, bits, codes_b, n_genes, magnitude, inf_bits, keys, groups, at, start_g, stop_g, seen_g
+):  # pragma: no cover  compiled
+    """Bucket one CSR chunk by gene into ``keys[at:]`` and ``groups[at:]``.
+
+    Parameters
+    ----------
+    indptr, indices
+        The chunk; indices are bounds-checked here.
+    bits
+        (nnz,) the values' bits as uint32 or uint64.
+    codes_b
+        (b,) group of each cell; negative leaves the cell out.
+    magnitude, inf_bits
+        Every bit but the sign, and the bits of +inf, of the float type.
+    start_g, stop_g
+        (g,) int64 outputs: where each gene's values lie in ``keys``.
+    seen_g
+        (g,) int32 workspace.
+
+    Returns
+    -------
+    status, position, kept
+        Status 0 for success, else a code and the position of the offender in ``indices``; values kept.
+    """
+    n = len(indptr) - 1
+    seen_g[:] = -1
+    start_g[:] = 0
+    marked = -1
+    for i in range(n):
+        leave_out = codes_b[i] < 0
+        last = -1
+        for j in range(indptr[i], indptr[i + 1]):
+            g = indices[j]
+            if g < 0 or g >= n_genes:
+                return BAD_INDEX, j, 0
+            v = bits[j]
+            if marked == i:
+                if seen_g[g] == i:
+                    return DUPLICATE, j, 0
+                seen_g[g] = i
+            elif g > last:
+                last = g
+            else:  # not in order, so a gene may come twice: from here on look at what the row has had
+                marked = i
+                for q in range(indptr[i], j + 1):
+                    if seen_g[indices[q]] == i:
+                        return DUPLICATE, q, 0
+                    seen_g[indices[q]] = i
+            if v != 0 and v < inf_bits:
+                if not leave_out:
+                    start_g[g] += 1
+            elif v & inf_bits == inf_bits:
+                return NOT_FINITE, j, 0
+            elif v & magnitude != 0:
+                return NEGATIVE, j, 0
+    position = at
+    for g in range(n_genes):
+        count = start_g[g]
+        start_g[g] = position
+        stop_g[g] = position
+        position += count
+    for i in range(n):
+        code = codes_b[i]
+        if code < 0:
+            continue
+        for j in range(indptr[i], indptr[i + 1]):
+            v = bits[j]
+            if v & magnitude != 0:
+                g = indices[j]
+                k = stop_g[g]
+                keys[k] = v
+                groups[k] = code
+                stop_g[g] = k + 1
+    return OK, 0, position - at
+
+
+@kernel()
+def csc_bucket(
+    indptr, indices, bits, codes_n, first_gene, magnitude, inf_bits, keys, groups, at, start_g, stop_g, seen_n
+):  # pragma: no cover  compiled
+    """Bucket the columns of a CSC chunk; arguments as in :func:`csr_bucket`, ``seen_n`` per cell."""
+    n_cells = len(codes_n)
+    position = at
+    seen_n[:] = -1
+    for c in range(len(indptr) - 1):
+        start_g[first_gene + c] = position
+        for j in range(indptr[c], indptr[c + 1]):
+            i = indices[j]
+            if i < 0 or i >= n_cells:
+                return BAD_INDEX, j, 0
+            if seen_n[i] == c:
+                return DUPLICATE, j, 0
+            seen_n[i] = c
+            v = bits[j]
+            if v & inf_bits == inf_bits:
+                return NOT_FINITE, j, 0
+            if v > magnitude and v & magnitude != 0:
+                return NEGATIVE, j, 0
+            if codes_n[i] >= 0 and v & magnitude != 0:
+                keys[position] = v
+                groups[position] = codes_n[i]
+                position += 1
+        stop_g[first_gene + c] = position
+    return OK, 0, position - at
+
+
+@kernel()
+def dense_bucket(
+    block, codes_b, first_gene, magnitude, inf_bits, keys, groups, at, start_g, stop_g
+):  # pragma: no cover  compiled
+    """Bucket a dense block (b, w) of value bits; arguments as in :func:`csr_bucket`."""
+    n, w = block.shape
+    for c in range(w):
+        start_g[first_gene + c] = 0
+    for i in range(n):
+        leave_out = codes_b[i] < 0
+        for c in range(w):
+            v = block[i, c]
+            if v & inf_bits == inf_bits:
+                return NOT_FINITE, i * w + c, 0
+            if v > magnitude and v & magnitude != 0:
+                return NEGATIVE, i * w + c, 0
+            if not leave_out and v & magnitude != 0:
+                start_g[first_gene + c] += 1
+    position = at
+    for c in range(first_gene, first_gene + w):
+        count = start_g[c]
+        start_g[c] = position
+        stop_g[c] = position
+        position += count
+    for i in range(n):
+        code = codes_b[i]
+        if code < 0:
+            continue
+        for c in range(w):
+            v = block[i, c]
+            if v & magnitude != 0:
+                k = stop_g[first_gene + c]
+                keys[k] = v
+                groups[k] = code
+                stop_g[first_gene + c] = k + 1
+    return OK, 0, position - at

@@ -1,0 +1,162 @@
+"""The file of a truth pack: a JSON header and named arrays, packed with zstd, every length checked on the way in.
+
+Arrays of more than one byte an element are stored as planes (all first bytes, then all second ones, …): signs and
+exponents lie together then and pack to little. Adjusted p-values, which a pack keeps for drawing alone, take one byte.
+Nothing in the file is executable.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+
+from vcelltools.errors import DataError, UsageError
+from vcelltools.io.atomic import atomic_file
+
+T = TypeVar("T")
+MAX_BYTES = 16 << 30
+_HINT = "--truth-pack with --truth writes one"
+_P_STEPS = 14.6  # per square root of −log10 p: 253 is 1e-300
+_P_MISSING = 255
+
+
+def narrow(values: np.ndarray) -> np.ndarray:
+    """Return whole numbers in the smallest unsigned type that holds them."""
+    top = int(values.max()) if values.size else 0
+    for kind in (np.uint8, np.uint16, np.uint32):
+        if top <= np.iinfo(kind).max:
+            return values.astype(kind)
+    return values.astype(np.uint64)
+
+
+def code_p(p: np.ndarray) -> np.ndarray:
+    """Return adjusted p-values as bytes, to some per cent of their logarithm; NaN is kept."""
+    size = -np.log10(np.clip(np.nan_to_num(p, nan=1.0), 1e-300, 1.0))
+    return np.where(np.isnan(p), _P_MISSING, np.round(_P_STEPS * np.sqrt(size))).astype(np.uint8)
+
+
+def decode_p(code: np.ndarray, significant: np.ndarray, alpha: float) -> np.ndarray:
+    """Return the adjusted p-values of :func:`code_p`, on the right side of ``alpha``."""
+    p = 10.0 ** -((code / _P_STEPS) ** 2)
+    p = np.where(significant, np.minimum(p, np.nextafter(alpha, 0)), np.maximum(p, alpha))
+    return np.where(code == _P_MISSING, np.nan, p)
+
+
+def write_packfile(
+    path: str | os.PathLike,
+    magic: bytes,
+    settings: dict[str, Any],
+    parts: list[tuple[dict[str, Any], dict[str, np.ndarray]]],
+    *,
+    force: bool = False,
+) -> Path:
+    """Write parts, each a header and named arrays; ``settings`` are what a reader must ask for."""
+    import zstandard
+
+    heads = [head | {"arrays": [[k, a.dtype.name, list(a.shape)] for k, a in arrays.items()]} for head, arrays in parts]
+    text = json.dumps({"settings": settings, "parts": heads}, default=lambda v: v.item()).encode()
+    size = 8 + len(text) + sum(a.nbytes for _, arrays in parts for a in arrays.values())
+    with atomic_file(path, force=force) as tmp, open(tmp, "wb") as f:
+        f.write(magic)
+        with zstandard.ZstdCompressor(level=9).stream_writer(f, size=size, closefd=False) as out:
+            out.write(struct.pack("<Q", len(text)))
+            out.write(text)
+            for _, arrays in parts:
+                for a in arrays.values():
+                    for plane in _get_planes(a):
+                        out.write(plane)
+    return Path(path)
+
+
+def _get_planes(a: np.ndarray) -> Iterator[Any]:
+    raw = np.ascontiguousarray(a).reshape(-1).view(np.uint8).reshape(-1, a.dtype.itemsize)
+    for k in range(a.dtype.itemsize if a.size else 0):
+        yield np.ascontiguousarray(raw[:, k]).data
+
+
+def read_packfile(
+    path: str | os.PathLike,
+    magic: bytes,
+    settings: dict[str, Any],
+    make: Callable[[dict[str, Any], dict[str, np.ndarray]], T],
+) -> list[T]:
+    """Return what ``make`` makes of each part.
+
+    Raises
+    ------
+    DataError
+        When the file is not such a pack, or damaged; what ``make`` raises as ValueError, KeyError, TypeError or
+        IndexError counts as damage.
+    UsageError
+        When it was made with other settings.
+    """
+    import zstandard
+
+    p = Path(path)
+    try:
+        with open(p, "rb") as f:
+            if f.read(len(magic)) != magic:
+                raise DataError(f"{p}: is not a truth pack of these rules and this version", hint=_HINT)
+            size = zstandard.frame_content_size(f.read(18))
+            if not 8 < size < MAX_BYTES:
+                raise ValueError(f"it declares {size:,} bytes")
+            f.seek(len(magic))
+            with zstandard.ZstdDecompressor().stream_reader(f) as stream:
+                return _read(stream, size, settings, p, make)
+    except FileNotFoundError as e:
+        raise DataError(f"{p}: no such file", hint=_HINT) from e
+    except (ValueError, KeyError, TypeError, struct.error, zstandard.ZstdError, IndexError, OverflowError) as e:
+        raise DataError(f"{p}: the truth pack is damaged: {e}", hint="delete it and write it again") from e
+
+
+def _read(
+    stream: Any,
+    size: int,
+    settings: dict[str, Any],
+    path: Path,
+    make: Callable[[dict[str, Any], dict[str, np.ndarray]], T],
+) -> list[T]:
+    left = size
+
+    def take(n: int) -> bytes:
+        nonlocal left
+        if not 0 <= n <= left:
+            raise ValueError(f"an array of {n:,} bytes where {left:,} are left")
+        out = stream.read(n)
+        if len(out) != n:
+            raise ValueError("it ends too early")
+        left -= n
+        return out
+
+    (n,) = struct.unpack("<Q", take(8))
+    header = json.loads(take(n))
+    for key, value in header["settings"].items():
+        if settings.get(key) != value:
+            raise UsageError(
+                f"{path}: the truth pack was made with {key} = {value!r}, and {settings.get(key)!r} is asked for",
+                hint="use the same settings, or write another pack",
+            )
+    out = []
+    for head in header["parts"]:
+        arrays = {}
+        for name, dtype, shape in head["arrays"]:
+            kind = np.dtype(dtype)
+            if kind.hasobject or any(not isinstance(k, int) or k < 0 for k in shape):
+                raise ValueError(f"the array {name!r} has the type {dtype!r} and shape {shape!r}")
+            count = int(np.prod(shape, dtype=object))
+            if count * kind.itemsize > left:
+                raise ValueError(f"an array of {count * kind.itemsize:,} bytes where {left:,} are left")
+            raw = np.empty((count, kind.itemsize), np.uint8)
+            for k in range(kind.itemsize):
+                raw[:, k] = np.frombuffer(take(count), np.uint8)
+            arrays[name] = raw.reshape(-1).view(kind).reshape(shape)
+        out.append(make(head, arrays))
+    if left:
+        raise ValueError(f"{left:,} bytes are left over")
+    return out
