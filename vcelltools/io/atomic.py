@@ -180,11 +180,13 @@ def to_plain(obj: Any) -> Any:
     kind = getattr(getattr(obj, "dtype", None), "kind", "")
     if kind and kind in "iubU":
         return obj.tolist()
-    if kind == "f" and getattr(obj, "ndim", 0) == 1:  # long columns: no look at each value where all are finite
-        from numpy import isfinite
+    if kind == "f" and getattr(obj, "ndim", 0) == 1:  # long columns: no look at each value
+        from numpy import flatnonzero, isfinite
 
         values = obj.tolist()
-        return values if isfinite(obj).all() else [to_plain(v) for v in values]
+        for i in flatnonzero(~isfinite(obj)).tolist():
+            values[i] = None
+        return values
     if hasattr(obj, "tolist"):
         return to_plain(obj.tolist())
     if isinstance(obj, os.PathLike):
