@@ -94,7 +94,7 @@ def bench_case(case: str, args: argparse.Namespace) -> dict:
     commands = {"ours": ours, "peer": theirs(SCANPY_REFERENCE)}
     if args.newest:
         commands["peer newest"] = theirs(SCANPY_NEWEST)
-    t = take_turns(commands, args.rounds)
+    t = take_turns(commands, args.rounds, source=path)
     row = {
         "case": case,
         "cells": int(args.cells * CASES[case][2]),
@@ -143,7 +143,7 @@ def bench_scaling(args: argparse.Namespace) -> list[dict]:
             ]
             for t in (1, 2)
         }  # fmt: skip
-        timings = take_turns(commands, args.rounds)
+        timings = take_turns(commands, args.rounds, source=path)
         with open_dataset(path) as ds:
             nnz = int(ds.matrix.nnz or 0)
         disk = statistics.median(measure_disk(path) for _ in range(3))

@@ -64,13 +64,28 @@ def run_once(command: list[str], *, env: dict[str, str] | None = None, timeout: 
     return wall, usage.ru_maxrss * scale / 1e6
 
 
-def take_turns(commands: dict[str, list[str]], rounds: int, *, warmup: int = 1) -> dict[str, Timing]:
-    """Run the commands in turn, ``rounds`` times after a warm-up; return their timings."""
+def warm(path: Path) -> None:
+    """Read a file, so that the page cache holds it: a peer's memory may have pushed it out."""
+    with open(path, "rb", buffering=0) as f:
+        buffer = bytearray(8 << 20)
+        while f.readinto(buffer):
+            pass
+
+
+def take_turns(
+    commands: dict[str, list[str]], rounds: int, *, warmup: int = 1, source: Path | None = None
+) -> dict[str, Timing]:
+    """Run the commands in turn, ``rounds`` times after a warm-up; return their timings.
+
+    Every run finds ``source`` in the page cache.
+    """
     out = {name: Timing() for name in commands}
     for i in range(warmup + rounds):
         for name, command in commands.items():
             if i < warmup and name.startswith("peer"):
-                continue  # a peer's warm-up is minutes; the page cache is warm from ours
+                continue  # a peer's warm-up is minutes
+            if source is not None:
+                warm(source)
             wall, peak = run_once(command)
             if i >= warmup:
                 out[name].walls.append(wall)

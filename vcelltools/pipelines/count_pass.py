@@ -78,11 +78,11 @@ def _sample_widths(matrix: CsrMatrix | DenseMatrix) -> np.ndarray:
 
 
 def _plan(matrix: Matrix, n_batches: int, threads: int, max_values: int | None) -> list[Span]:
-    """Spans of a quarter of a million values, which stay in cache; of eight million where batches take turns."""
+    """Spans of half a million values, which stay in cache; of eight million where batches take turns."""
     if max_values is not None:
         return matrix.plan(max_values=max_values)
     values = matrix.nnz if matrix.nnz is not None else matrix.shape[0] * matrix.shape[1]
-    most = 1 << 18
+    most = 1 << 19
     if n_batches > 1 and isinstance(matrix, CsrMatrix):
         wide = matrix.chunk_dtype.itemsize + matrix.index_dtype.itemsize > 8
         most = 1 << 22 if wide else 1 << 23
