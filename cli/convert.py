@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from vcelltools.cli.options import Force, InFile, Json, Layer, Modality, Quiet, Threads, Verbose
 from vcelltools.cli.output import Output
+
+if TYPE_CHECKING:
+    from vcelltools.pipelines.convert import ConvertResult
 
 Out = Annotated[Path, typer.Option("--out", "-o", help="The new h5ad.", show_default=False)]
 Layers = Annotated[
@@ -43,11 +47,10 @@ def convert(
 
     Example: vcelltools convert atlas.h5mu --modality rna --layout csc --dtype uint16 --out atlas.h5ad
     """
-    arguments = {k: v for k, v in locals().items() if k not in ("json", "quiet", "verbose", "file", "layers")}
+    options = dict(locals())
     from vcelltools.pipelines.convert import convert as run
 
-    output = Output(json=json, quiet=quiet, verbose=verbose)
-    _print(run(file, layers=layers or [], progress=output.progress, **arguments), output)
+    _write(run, options)
 
 
 def sample(
@@ -59,7 +62,7 @@ def sample(
         int | None, typer.Option("--per-group", help="Or: up to so many of every group of --by.", show_default=False)
     ] = None,
     by: Annotated[str | None, typer.Option("--by", metavar="COLUMN", help="Keep this column's proportions.")] = None,
-    seed: Annotated[int, typer.Option(min=0)] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Of the choice.")] = 0,
     compression: Compression = "none",
     modality: Modality = None,
     layer: Layer = None,
@@ -74,14 +77,16 @@ def sample(
 
     Example: vcelltools sample atlas.h5mu --per-group 200 --by feature_call --out small.h5ad
     """
-    arguments = {k: v for k, v in locals().items() if k not in ("json", "quiet", "verbose", "file", "layers")}
+    options = dict(locals())
     from vcelltools.pipelines.convert import sample as run
 
-    output = Output(json=json, quiet=quiet, verbose=verbose)
-    _print(run(file, layers=layers or [], progress=output.progress, **arguments), output)
+    _write(run, options)
 
 
-def _print(r, output: Output) -> None:
+def _write(run: Callable[..., ConvertResult], options: dict[str, Any]) -> None:
+    """Call the pipeline with a command's options and print what it wrote."""
+    output = Output(**{k: options.pop(k) for k in ("json", "quiet", "verbose")})
+    r = run(options.pop("file"), **{**options, "layers": options["layers"] or []}, progress=output.progress)
     output.warn(r.warnings)
     stored = "" if r.nnz is None else f", {r.nnz:,} non-zeros"
     output.result(r.to_json(), f"{r.n_cells:,} cells × {r.n_genes:,} genes{stored}")

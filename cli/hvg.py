@@ -9,7 +9,14 @@ import typer
 
 from vcelltools.cli.options import Force, Json, Layer, Modality, Quiet, Threads, Verbose
 
-Files = Annotated[list[Path], typer.Argument(metavar="FILE", show_default=False, help="h5ad, h5mu, 10x h5, zarr, …")]
+Files = Annotated[
+    list[Path],
+    typer.Argument(
+        metavar="FILE",
+        show_default=False,
+        help="h5ad, h5mu, 10x h5, 10x mtx folder, zarr store.",
+    ),
+]
 Top = Annotated[int, typer.Option("--top", min=1, help="How many genes to select.")]
 Out = Annotated[Path, typer.Option("--out", "-o", help="Gene list, best first; hvg_scores.json goes beside it.")]
 BatchKey = Annotated[

@@ -15,7 +15,7 @@ def inspect(
 ) -> None:
     """Describe a file without reading it whole: matrices, counts, columns with a role, genes, problems.
 
-    FILE is an h5ad, h5mu, 10x h5, 10x mtx folder or zarr store. -v lists every column.
+    -v lists every column.
 
     Example: vcelltools inspect KOLF.h5mu
     """

@@ -9,16 +9,16 @@ import typer
 
 from vcelltools.cli.options import Json, Quiet, Threads, Verbose
 
-Vcc = Annotated[Path, typer.Argument(metavar="SUBMISSION.vcc", show_default=False)]
+Vcc = Annotated[Path, typer.Argument(metavar="SUBMISSION.vcc", show_default=False, help="What prep wrote.")]
 Genes = Annotated[Path | None, typer.Option("--genes", "-g", help="The challenge's genes in order (CSV).")]
 Perturbations = Annotated[
     Path | None, typer.Option("--perturbations", "--perts", metavar="CSV", help="2026: pert_counts.csv.")
 ]
 Contexts = Annotated[
-    str | None, typer.Option("--contexts", metavar="A,B,C", help="2026: the contexts it must hold (default: its own).")
+    str | None, typer.Option("--contexts", metavar="A,B,C", help="2026: the contexts it must hold [default: its own].")
 ]
 CellsPer = Annotated[
-    int | None, typer.Option("--cells-per-perturbation", min=1, help="2026: cells of each perturbation (default: 400).")
+    int | None, typer.Option("--cells-per-perturbation", min=1, help="2026: cells of each perturbation [default: 400].")
 ]
 Control = Annotated[str, typer.Option("--control", metavar="LABEL", help="The control's label.")]
 Day = Annotated[str | None, typer.Option("--date", metavar="YYYY-MM-DD", help="2025: rules of this day.")]

@@ -14,6 +14,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from vcelltools import __version__
+from vcelltools.cli.help import Command
 from vcelltools.errors import VcellError
 
 _LEAVE_IN_ORDER = {"jax", "distributed", "multiprocessing.process"}
@@ -79,7 +80,7 @@ def _add_commands(name: str | None) -> None:
     for command in [name] if name in COMMANDS else list(COMMANDS):
         module, function, short = COMMANDS[str(command)]
         found = getattr(importlib.import_module(f"vcelltools.cli.{module}"), function)
-        app.command(command, short_help=short)(found)
+        app.command(command, short_help=short, cls=Command)(found)
 
 
 def _report(error: VcellError) -> int:

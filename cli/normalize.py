@@ -14,7 +14,7 @@ from vcelltools.cli.output import Output
 def normalize(
     file: InFile,
     out: Annotated[Path, typer.Option("--out", "-o", help="The new h5ad.", show_default=False)],
-    target_sum: Annotated[str, typer.Option(help="Counts a cell, or median.")] = "10000",
+    target_sum: Annotated[str, typer.Option(metavar="X", help="Counts a cell, or median.")] = "10000",
     log: Annotated[bool, typer.Option("--log/--no-log", help="Take log1p.")] = True,
     base: Annotated[float | None, typer.Option(help="Of the logarithm [default: e].", show_default=False)] = None,
     library_size: Annotated[

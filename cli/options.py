@@ -13,11 +13,14 @@ Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="More detail on s
 Force = Annotated[bool, typer.Option("--force", help="Overwrite an existing output.")]
 Threads = Annotated[
     int | None,
-    typer.Option("--threads", min=1, help="Worker threads (default: the usable cores).", show_default=False),
+    typer.Option("--threads", min=1, help="Worker threads [default: the usable cores].", show_default=False),
 ]
 Modality = Annotated[
     str | None,
-    typer.Option("--modality", metavar="M", help="Modality of an h5mu (default: the one that holds the counts)."),
+    typer.Option("--modality", metavar="M", help="Modality of an h5mu [default: the one that holds the counts]."),
 ]
-Layer = Annotated[str | None, typer.Option("--layer", metavar="L", help="X, raw, or a layer's name (default: X).")]
-InFile = Annotated[Path, typer.Argument(metavar="FILE", show_default=False)]
+Layer = Annotated[str | None, typer.Option("--layer", metavar="L", help="X, raw, or a layer's name [default: X].")]
+InFile = Annotated[
+    Path,
+    typer.Argument(metavar="FILE", show_default=False, help="h5ad, h5mu, 10x h5, 10x mtx folder or zarr store."),
+]

@@ -29,7 +29,7 @@ def predict(
     basis_only: Annotated[bool, Opt("--basis-only", help="The basis genes alone.")] = False,
     pert_col: Annotated[str, Opt(help="obs column of the labels.")] = "target_gene",
     control: Annotated[str | None, Opt(help="Label of the controls.", show_default=False)] = None,
-    seed: Annotated[int, Opt(min=0)] = 0,
+    seed: Annotated[int, Opt(min=0, help="Of the control cells that are moved.")] = 0,
     force: Force = False,
     json: Json = False,
     quiet: Quiet = False,

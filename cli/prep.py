@@ -13,16 +13,16 @@ Pred = Annotated[Path, typer.Argument(metavar="PRED", show_default=False, help="
 Genes = Annotated[Path, typer.Option("--genes", "-g", help="The challenge's genes in order, one a line (CSV).")]
 Out = Annotated[Path, typer.Option("--out", "-o", help="The .vcc to write.")]
 Year = Annotated[
-    int | None, typer.Option("--rules", metavar="YEAR", help="2025 or 2026 (default: 2026 where obs has contexts).")
+    int | None, typer.Option("--rules", metavar="YEAR", help="2025 or 2026 [default: 2026 where obs has contexts].")
 ]
 Perturbations = Annotated[
     Path | None, typer.Option("--perturbations", "--perts", metavar="CSV", help="2026: pert_counts.csv.")
 ]
 Contexts = Annotated[
-    str | None, typer.Option("--contexts", metavar="A,B,C", help="2026 (default: manifest.json's, or A,B,C).")
+    str | None, typer.Option("--contexts", metavar="A,B,C", help="2026 [default: manifest.json's, or A,B,C].")
 ]
 CellsPer = Annotated[
-    int | None, typer.Option("--cells-per-perturbation", min=1, help="2026: cells of each perturbation (default: 400).")
+    int | None, typer.Option("--cells-per-perturbation", min=1, help="2026: cells of each perturbation [default: 400].")
 ]
 PertCol = Annotated[str, typer.Option("--pert-col", metavar="C", help="obs column of the perturbation.")]
 Control = Annotated[str, typer.Option("--control", metavar="LABEL", help="The control's label.")]

@@ -12,7 +12,7 @@ from vcelltools.cli.options import Force, Json, Layer, Quiet, Threads, Verbose
 Pred = Annotated[Path, typer.Argument(metavar="PRED", show_default=False, help="The prediction: an h5ad.")]
 TruthFile = Annotated[
     Path | None,
-    typer.Option("--truth", metavar="REAL", help="The true cells (default: [score] truth of vcelltools.toml)."),
+    typer.Option("--truth", metavar="REAL", help="The true cells [default: [score] truth of vcelltools.toml]."),
 ]
 Pack = Annotated[
     Path | None,
@@ -20,25 +20,25 @@ Pack = Annotated[
 ]
 Profile = Annotated[
     str | None,
-    typer.Option("--profile", help="vcc, full, minimal, de, anndata, pds or extended (default: vcc)."),
+    typer.Option("--profile", help="vcc, full, minimal, de, anndata, pds or extended [default: vcc]."),
 ]
 Compat = Annotated[
     str | None,
-    typer.Option("--compat", help="ours, cell-eval (0.8.2), vcc2025 (0.6.6) or vcc2026 (default: ours)."),
+    typer.Option("--compat", help="ours, cell-eval (0.8.2), vcc2025 (0.6.6) or vcc2026 [default: ours]."),
 ]
 PertCol = Annotated[
-    str | None, typer.Option("--pert-col", metavar="C", help="obs column of the perturbation (default: target_gene).")
+    str | None, typer.Option("--pert-col", metavar="C", help="obs column of the perturbation [default: target_gene].")
 ]
 Control = Annotated[
-    str | None, typer.Option("--control", metavar="LABEL", help="The control's label (default: non-targeting).")
+    str | None, typer.Option("--control", metavar="LABEL", help="The control's label [default: non-targeting].")
 ]
 Out = Annotated[
-    Path | None, typer.Option("--out", "-o", metavar="DIR", help="Folder of the tables (default: score-PRED).")
+    Path | None, typer.Option("--out", "-o", metavar="DIR", help="Folder of the tables [default: score-PRED].")
 ]
 Report = Annotated[Path | None, typer.Option("--report", metavar="R.html", help="Write an HTML report too.")]
 Baseline = Annotated[
     Path | None,
-    typer.Option("--baseline", metavar="CSV", help="agg_results.csv of a baseline (default: the mean baseline)."),
+    typer.Option("--baseline", metavar="CSV", help="agg_results.csv of a baseline [default: the mean baseline]."),
 ]
 Epsilon = Annotated[float, typer.Option("--epsilon", min=0, help="Added to both means of a fold change.")]
 Cpm = Annotated[

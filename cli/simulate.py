@@ -13,11 +13,11 @@ from vcelltools.cli.output import Output
 
 def simulate(
     out: Annotated[Path, typer.Option("--out", "-o", help="sim.h5ad or sim.h5mu.", show_default=False)],
-    cells: Annotated[int, typer.Option(min=1)] = 10_000,
-    genes: Annotated[int, typer.Option(min=1)] = 36_000,
+    cells: Annotated[int, typer.Option(min=1, help="Cells in all.")] = 10_000,
+    genes: Annotated[int, typer.Option(min=1, help="Genes in all.")] = 36_000,
     perturbations: Annotated[int, typer.Option(min=0, help="Besides the control.")] = 100,
-    cell_lines: Annotated[int, typer.Option(min=1)] = 1,
-    batches: Annotated[int, typer.Option(min=1)] = 2,
+    cell_lines: Annotated[int, typer.Option(min=1, help="Cell lines that share the cells.")] = 1,
+    batches: Annotated[int, typer.Option(min=1, help="Batches of each cell line.")] = 2,
     seed: Annotated[int, typer.Option(min=0, help="Of this atlas's cells.")] = 0,
     like: Annotated[str, typer.Option(help="generic, or kolf: KOLF's column names and control.")] = "generic",
     layout: Annotated[str, typer.Option(help="csr, csc or dense.")] = "csr",

@@ -11,7 +11,6 @@ from vcelltools.cli.options import Force, Json, Quiet, Verbose
 from vcelltools.cli.output import Output
 
 Opt = typer.Option
-Number = Annotated[int | None, Opt(min=1, show_default=False)]
 
 
 def train(
@@ -25,11 +24,11 @@ def train(
         str | None, Opt(help="control-mean, perturbation-mean, ridge or transformer.", show_default=False)
     ] = None,
     size: Annotated[str | None, Opt(help="tiny, rn, base or large.", show_default=False)] = None,
-    steps: Number = None,
+    steps: Annotated[int | None, Opt(min=1, help="Steps of the optimiser.", show_default=False)] = None,
     sets: Annotated[int | None, Opt(min=1, help="Sets in a global batch.", show_default=False)] = None,
     set_size: Annotated[int | None, Opt(min=2, help="Cells in a set.", show_default=False)] = None,
-    seed: Annotated[int | None, Opt(min=0, show_default=False)] = None,
-    learning_rate: Annotated[float | None, Opt(min=0, show_default=False)] = None,
+    seed: Annotated[int | None, Opt(min=0, help="Of everything random.", show_default=False)] = None,
+    learning_rate: Annotated[float | None, Opt(min=0, help="The highest of its schedule.", show_default=False)] = None,
     minutes: Annotated[float | None, Opt(min=0, help="Stop after so long, resumable.", show_default=False)] = None,
     tpu: Annotated[bool, Opt("--tpu", help="Require TPUs and use them.")] = False,
     topology: Annotated[str | None, Opt(help="v5e-16, v5litepod-16, v5e:4x4, …", show_default=False)] = None,

@@ -13,10 +13,12 @@ import traceback
 import warnings
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
+from zarr.core.sync import cleanup_resources
 
-from tests.fuzz.mutations import mutate
+from tests.fuzz.mutations import make_zarr, mutate
 from tests.fuzz.oracle import read_naively
 from tests.fuzz.seeds import Seed, write_seed
 from vcelltools.errors import VcellError
@@ -39,6 +41,7 @@ def main() -> None:
         say({"start": number})
         faulthandler.dump_traceback_later(PATIENCE, exit=True)
         say({"done": number, **run_one(seed, number, folder)})
+        cleanup_resources()  # zarr's threads would keep the next HDF5 file from a quick look in a forked child
 
 
 def say(body: dict) -> None:
@@ -53,39 +56,78 @@ def make_mutant(seed: int, number: int, folder: Path) -> tuple[Seed, list[str], 
     path = folder / "mutant.h5ad"
     path.unlink(missing_ok=True)
     made = write_seed(path, rng)
-    return made, ([] if number % 10 == 0 else mutate(made, rng)), rng
+    whole = number % 10 == 0
+    if made.kind == "zarr":
+        return *make_zarr(made, rng, whole=whole), rng
+    return made, ([] if whole else mutate(made, rng)), rng
 
 
 def run_one(seed: int, number: int, folder: Path) -> dict:
     """Run one mutant; return its outcome and what was done to it."""
     made, names, rng = make_mutant(seed, number, folder)
-    about = {"kind": made.kind, "mutations": names}
-    with_batches = bool(rng.random() < 0.2) and made.kind in ("h5ad", "legacy", "h5mu")
+    verb = str(rng.choice(["hvg", "hvg", "hvg", "normalize", "convert"]))
+    about = {"kind": made.kind, "mutations": names, "verb": verb}
+    with_batches = verb == "hvg" and bool(rng.random() < 0.2) and made.kind in ("h5ad", "legacy", "h5mu")
+    out = folder / "out.h5ad"
+    out.unlink(missing_ok=True)
     try:
         if rng.random() < 0.5:
             look_around(made.path)
-        ours = rank(made.path, "batch" if with_batches else None, int(rng.integers(1, 3)))
+        threads = int(rng.integers(1, 3))
+        ours = run_verb(verb, made.path, out, "batch" if with_batches else None, threads)
     except VcellError as e:
-        if not names:
-            return {**about, "outcome": "refused undamaged", "said": str(e)}
-        return {**about, "outcome": "refused", "said": str(e)}
+        if out.exists():
+            return {**about, "outcome": "bug", "said": f"refused, and the output is there: {e}"}
+        return {**about, "outcome": "refused" if names else "refused undamaged", "said": str(e)}
     except Exception:
         return {**about, "outcome": "bug", "said": traceback.format_exc()}
     try:
-        counts, genes = read_naively(made.path, made.kind, made.matrix, made.var)
+        counts, genes = read_naively(made.path, made.kind, made.matrix, made.var, need_counts=verb != "convert")
     except Exception as e:
-        names_before = [f"gene{j}" for j in range(made.counts.shape[1])]
-        if not with_batches and ours == rank_naively(
-            made.counts, names_before
-        ):  # what is damaged does not matter, or was read around
-            return {**about, "outcome": "same as undamaged"}
+        if not with_batches:  # what is damaged does not matter, or was read around
+            before = [f"gene{j}" for j in range(made.counts.shape[1])]
+            if agree(ours, run_verb_naively(verb, made.counts, before)):
+                return {**about, "outcome": "same as undamaged"}
         return {**about, "outcome": "accepted invalid", "said": f"{type(e).__name__}: {e}"}
     if with_batches:
         return {**about, "outcome": "ranked by batch"}
-    theirs = rank_naively(counts, genes)
-    if ours != theirs:
+    theirs = run_verb_naively(verb, counts, genes)
+    if not agree(ours, theirs):
         return {**about, "outcome": "different", "said": f"{ours}\n{theirs}"}
     return {**about, "outcome": "same"}
+
+
+def run_verb(verb: str, path: Path, out: Path, batch_key: str | None, threads: int) -> Any:
+    """Run hvg, normalize or convert; return the genes' ranking, or what was written."""
+    if verb == "hvg":
+        return rank(path, batch_key, threads)
+    if verb == "normalize":
+        from vcelltools.pipelines.normalize import normalize
+
+        normalize(path, out, threads=threads)
+    else:
+        from vcelltools.pipelines.convert import convert
+
+        convert(path, out, threads=threads)
+    return read_naively(out, "h5ad", "X", "var", need_counts=False)
+
+
+def run_verb_naively(verb: str, counts: np.ndarray, genes: list[str]) -> Any:
+    """Do the same to the naive reader's dense matrix."""
+    if verb == "hvg":
+        return rank_naively(counts, genes)
+    if verb == "normalize":
+        size = counts.sum(axis=1, keepdims=True, dtype=np.float64)
+        return np.log1p(counts * (1e4 / np.where(size > 0, size, 1))), genes
+    return counts.astype(np.float64), genes
+
+
+def agree(ours: Any, theirs: Any) -> bool:
+    """Return whether two results are one: rankings to the bit, matrices to float32."""
+    if isinstance(ours, list):
+        return ours == theirs
+    (a, names), (b, wanted) = ours, theirs
+    return names == wanted and a.shape == b.shape and np.allclose(a, b, rtol=1e-6, atol=0, equal_nan=True)
 
 
 def look_around(path: Path) -> None:

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import h5py
 import numpy as np
 
 from tests.files import TEXT
+from tests.fuzz import zarrs
 from tests.fuzz.seeds import Seed
+from tests.fuzz.tenxfolder import mutate_folder
+from tests.fuzz.zarrs import copy_to_zarr
 
 Mutation = Callable[[h5py.File, Seed, np.random.Generator], None]
 SPECIAL = [
@@ -342,11 +346,33 @@ def change_bytes(path: Path, rng: np.random.Generator) -> str:
 
 def mutate(seed: Seed, rng: np.random.Generator) -> list[str]:
     """Apply one to three mutations to a seed's file; return their names."""
-    done = []
+    if seed.kind == "10x-folder":
+        return mutate_folder(seed.path, rng)
     if rng.random() < 0.3:
         return [change_bytes(seed.path, rng)]
-    for _ in range(int(rng.choice([1, 1, 1, 2, 3]))):
-        change = _pick(rng, STRUCTURAL)
+    return _change(seed, rng, STRUCTURAL)
+
+
+def make_zarr(seed: Seed, rng: np.random.Generator, *, whole: bool) -> tuple[Seed, list[str]]:
+    """Make a zarr store of a seed's file; unless ``whole``, what is in it is damaged before, or its files after."""
+    inside = not whole and rng.random() < 0.4
+    done = _change(seed, rng, [m for m in STRUCTURAL if m not in (never_write, damage_chunk, link_away)] * inside)
+    path = seed.path.with_suffix(".zarr")
+    copy_to_zarr(seed.path, path, rng)
+    for _ in range(0 if whole or inside else int(rng.choice([1, 1, 2]))):
+        change = _pick(rng, zarrs.MUTATIONS)
+        try:
+            change(path, rng)
+            done.append(change.__name__)
+        except (KeyError, ValueError, TypeError, OSError, IndexError):
+            done.append(f"({change.__name__})")
+    return replace(seed, path=path), done
+
+
+def _change(seed: Seed, rng: np.random.Generator, changes: list[Mutation]) -> list[str]:
+    done: list[str] = []
+    for _ in range(int(rng.choice([1, 1, 1, 2, 3])) if changes else 0):
+        change = _pick(rng, changes)
         try:
             with h5py.File(seed.path, "a") as f:
                 change(f, seed, rng)

@@ -5,13 +5,18 @@ It shares no code with the readers. What it calls invalid must be refused by the
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 
 import h5py
 import numpy as np
 
+from tests.fuzz import zarrs
+from tests.fuzz.tenxfolder import read_folder
+
 MAX_COUNT = 2**31 - 1
+Check = Callable[[np.ndarray], np.ndarray]
 
 
 class InvalidFileError(Exception):
@@ -24,18 +29,26 @@ def need(condition: object, reason: str) -> None:
         raise InvalidFileError(reason)
 
 
-def read_naively(path: Path, kind: str, matrix: str, var: str) -> tuple[np.ndarray, list[str]]:
-    """Return (dense (n, g) int64 counts, gene names).
+def read_naively(
+    path: Path, kind: str, matrix: str, var: str, *, need_counts: bool = True
+) -> tuple[np.ndarray, list[str]]:
+    """Return (dense (n, g) values, gene names): int64 counts, or float64 where any values will do.
 
     Raises
     ------
     Exception
         For whatever is wrong with the file.
     """
+    check = _check_counts if need_counts else _check_numbers
+    if kind == "zarr":
+        return _read_zarr(path, matrix, var, check)
+    if kind == "10x-folder":
+        counts, names = read_folder(path)
+        return check(counts), names
     with h5py.File(path, "r") as f:
         need(f.id.get_filesize() > 0, "empty")
         _refuse_links(f, matrix)
-        counts = _read_tenx(f, matrix) if kind.startswith("10x") else _read_matrix(f, matrix)
+        counts = _read_tenx(f, matrix, check) if kind.startswith("10x") else _read_matrix(f, matrix, check)
         need(counts.shape[0] > 0 and counts.shape[1] > 0, "no cells or genes")
         names = _read_names(f, kind, var, counts.shape[1])
         kinds = f[var].get("feature_type") if kind == "10x3" else None
@@ -68,7 +81,12 @@ def _read_array(d: object, ndim: int) -> np.ndarray:
     return np.asarray(d[()])
 
 
-def _check_values(values: np.ndarray) -> np.ndarray:
+def _check_numbers(values: np.ndarray) -> np.ndarray:
+    need(values.dtype.kind in "iufb", "not numbers")
+    return values.astype(np.float64)
+
+
+def _check_counts(values: np.ndarray) -> np.ndarray:
     need(values.dtype.kind in "iuf", "not numbers")
     if values.dtype.kind == "f":
         need(np.isfinite(values).all(), "not finite")
@@ -78,10 +96,10 @@ def _check_values(values: np.ndarray) -> np.ndarray:
     return values.astype(np.int64)
 
 
-def _read_matrix(f: h5py.File, key: str) -> np.ndarray:
+def _read_matrix(f: h5py.File, key: str, check: Check) -> np.ndarray:
     node = f[key]
     if isinstance(node, h5py.Dataset):
-        return _check_values(_read_array(node, 2))
+        return check(_read_array(node, 2))
     encoding = node.attrs.get("encoding-type", node.attrs.get("h5sparse_format"))
     encoding = encoding.decode() if isinstance(encoding, bytes) else str(encoding)
     shape = node.attrs.get("shape", node.attrs.get("h5sparse_shape"))
@@ -90,32 +108,55 @@ def _read_matrix(f: h5py.File, key: str) -> np.ndarray:
     need(kind in ("csr", "csc"), "encoding")
     parts = [_read_array(node[k], 1) for k in ("indptr", "indices", "data")]
     if kind == "csr":
-        return _expand(*parts, n, g)
-    return _expand(*parts, g, n).T
+        return _expand(*parts, n, g, check)
+    return _expand(*parts, g, n, check).T
 
 
-def _read_tenx(f: h5py.File, key: str) -> np.ndarray:
+def _read_zarr(path: Path, matrix: str, var: str, check: Check) -> tuple[np.ndarray, list[str]]:
+    for key in (matrix, var):
+        for part in [path / key, *(path / key).parents]:
+            need(part == path or path not in part.parents or not part.is_symlink(), "a link")
+    attrs = zarrs.read_attributes(path, matrix)
+    if not (path / matrix / "indptr").is_dir():
+        counts = check(zarrs.read_array(path, matrix))
+    else:
+        n, g = (int(s) for s in attrs["shape"])
+        kind = str(attrs["encoding-type"]).removesuffix("_matrix")
+        need(kind in ("csr", "csc"), "encoding")
+        parts = [zarrs.read_array(path, f"{matrix}/{k}") for k in ("indptr", "indices", "data")]
+        counts = _expand(*parts, n, g, check) if kind == "csr" else _expand(*parts, g, n, check).T
+    need(counts.ndim == 2 and min(counts.shape) > 0, "no cells or genes")
+    index = zarrs.read_attributes(path, var)["_index"]
+    names = zarrs.read_array(path, f"{var}/{index}")
+    need(names.shape == (counts.shape[1],), "names")
+    return counts, [str(v) for v in names.tolist()]
+
+
+def _read_tenx(f: h5py.File, key: str, check: Check) -> np.ndarray:
     node = f[key]
     g, n = (int(s) for s in _read_array(node["shape"], 1))
     need(len(_read_array(node["barcodes"], 1)) == n, "barcodes")
-    return _expand(*(_read_array(node[k], 1) for k in ("indptr", "indices", "data")), n, g)
+    return _expand(*(_read_array(node[k], 1) for k in ("indptr", "indices", "data")), n, g, check)
 
 
-def _expand(indptr: np.ndarray, indices: np.ndarray, data: np.ndarray, n_major: int, n_minor: int) -> np.ndarray:
+def _expand(
+    indptr: np.ndarray, indices: np.ndarray, data: np.ndarray, n_major: int, n_minor: int, check: Check
+) -> np.ndarray:
     need(indptr.dtype.kind in "iu" and indices.dtype.kind in "iu", "positions are not integers")
     need(n_major >= 0 and n_minor >= 0 and n_major * n_minor <= 10**7, "shape")
     need(len(indptr) == n_major + 1 and len(indices) == len(data), "lengths")
     bounds = [int(v) for v in indptr]
     need(bounds[0] == 0 and bounds[-1] == len(data), "ends of indptr")
     need(all(a <= b for a, b in pairwise(bounds)), "indptr falls")
-    values = _check_values(data)
-    out = np.zeros((n_major, n_minor), np.int64)
+    need(indptr.ndim == indices.ndim == data.ndim == 1, "dimensions")
+    values = check(data)
+    out = np.zeros((n_major, n_minor), values.dtype)
     for i in range(n_major):
         for j in range(bounds[i], bounds[i + 1]):
             at = int(indices[j])
             need(0 <= at < n_minor, "index out of range")
-            out[i, at] += int(values[j])
-    need(not out.size or out.max() <= MAX_COUNT, "sum of duplicates")
+            out[i, at] += values[j]
+    need(not out.size or out.dtype.kind == "f" or out.max() <= MAX_COUNT, "sum of duplicates")
     return out
 
 

@@ -10,8 +10,9 @@ import numpy as np
 from scipy import sparse
 
 from tests.files import TEXT, write_frame_tables, write_matrix
+from tests.fuzz.tenxfolder import write_folder
 
-KINDS = ("h5ad", "h5ad", "h5ad", "legacy", "h5mu", "10x3", "10x2")
+KINDS = ("h5ad", "h5ad", "h5ad", "legacy", "h5mu", "10x3", "10x2", "zarr", "zarr", "10x-folder")
 
 DTYPES = ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "float32", "float64", ">i4", ">f4")
 
@@ -29,7 +30,7 @@ class Seed:
 
 
 def write_seed(path: Path, rng: np.random.Generator) -> Seed:
-    """Write a random valid file at ``path``."""
+    """Write a random valid HDF5 file at ``path``, which a ``zarr`` is to be made of, or a 10x folder in its place."""
     n, g = int(rng.integers(12, 40)), int(rng.integers(10, 30))
     mean = rng.gamma(0.8, 2.0, g)
     counts = rng.poisson(rng.gamma(2.0, 0.5, (n, g)) * mean).astype(np.int64)
@@ -38,15 +39,17 @@ def write_seed(path: Path, rng: np.random.Generator) -> Seed:
     layout = str(rng.choice(["csr", "csc", "dense"]))
     if kind.startswith("10x"):
         layout = "csr"
+    if kind == "10x-folder":
+        folder = path.with_suffix(".tenx")
+        write_folder(folder, counts, rng)
+        return Seed(folder, kind, "", "", "", counts)
     storage = _get_storage(rng, layout)
-    dtype = str(
-        rng.choice(["int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "float32", "float64", ">i4", ">f4"])
-    )
+    dtype = str(rng.choice(DTYPES))
     index_dtype = str(rng.choice(["int32", "int32", "int64", "uint16", ">i4"]))
     options = {"layout": layout, "dtype": dtype, "index_dtype": index_dtype, **storage}
     libver = str(rng.choice(["earliest", "latest"]))
     with h5py.File(path, "w", libver=libver) as f:
-        if kind == "h5mu":
+        if kind == "h5mu" or (kind == "zarr" and rng.random() < 0.3):
             write_matrix(f.create_group("mod/rna"), "X", counts, **options)
             write_frame_tables(f["mod/rna"], n, g)
             write_matrix(f.create_group("mod/prot"), "X", counts[:, :4], layout="dense")

@@ -10,6 +10,7 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -630,6 +631,32 @@ def test_a_heap_that_hdf5_walks_for_ever_is_refused(good, run, monkeypatch):
     r = run(overwrite(good, good.read_bytes().index(b"GCOL") + 48, bytes(512)))
     assert r.code == 3
     assert "does not come to an end" in r.error
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="the look ahead needs a limit of the processor's time")
+def test_beside_other_threads_a_new_interpreter_looks(good, run, monkeypatch):
+    monkeypatch.setattr("vcelltools.io.probe.CPU_SECONDS", 1)
+    path = shutil.copy(good, good.with_name("other.h5ad"))
+    overwrite(Path(path), good.read_bytes().index(b"GCOL") + 48, bytes(512))
+    over = threading.Event()
+    thread = threading.Thread(target=over.wait)  # as a notebook has some: forking would be unsafe
+    thread.start()
+    try:
+        assert run(good).code == 0
+        r = run(Path(path))
+    finally:
+        over.set()
+        thread.join()
+    assert r.code == 3
+    assert "does not come to an end" in r.error
+
+
+def test_modalities_that_are_an_array_are_refused(tmp_path, run):
+    path = write_h5mu(tmp_path / "f.h5mu", {"rna": COUNTS})
+    with h5py.File(path, "a") as f:
+        del f["mod"]
+        f["mod"] = np.arange(3)
+    assert "mod is an array" in run(path).error
 
 
 @pytest.mark.parametrize("option", ["fletcher32", "scaleoffset", "gzip"])

@@ -351,6 +351,7 @@ def test_mtx_sums_repeated_entries_and_says_so(tmp_path):
         ("matrix.mtx", f"{MTX}5 2 1\n1 1 4\n", "3 features"),
         ("matrix.mtx", "%%MatrixMarket matrix array real general\n3 2\n1\n1\n1\n1\n1\n1\n", "array matrix"),
         ("matrix.mtx", "hello", "cannot be read"),
+        ("matrix.mtx", f"{MTX}3 2 2\n1 1 1e3\n2 2 4\n", "'e' stands among the entries"),
         ("barcodes.tsv", "AA\n", "1 barcodes"),
         ("features.tsv", "", "0 features"),
     ],
@@ -360,6 +361,17 @@ def test_damaged_mtx_folders_are_refused(tmp_path, name, text, match):
     (folder / name).write_text(text)
     with pytest.raises(DataError, match=match):
         open_dataset(folder)
+
+
+def test_feature_types_that_cannot_be_read_are_not_passed_over(tmp_path):
+    fixture = need_data("pbmc1k_citeseq_10x/pbmc_1k_citeseq_filtered_feature_bc_matrix.h5")
+    path = tmp_path / "f.h5"
+    path.write_bytes(fixture.read_bytes())
+    with h5py.File(path, "a") as f:
+        del f["matrix/features/feature_type"]
+        f.create_group("matrix/features/feature_type")
+    with pytest.raises(DataError, match="feature_type does not hold one entry"):
+        open_dataset(path)
 
 
 def test_an_mtx_folder_without_its_features_is_refused(tmp_path):
@@ -452,6 +464,45 @@ def test_an_absent_chunk_inside_a_shard_is_refused(tmp_path):
     raw[-4:] = google_crc32c.value(bytes(raw[-n_index:-4])).to_bytes(4, "little")
     shard.write_bytes(bytes(raw))
     with pytest.raises(DataError, match="absent"):
+        open_dataset(path)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
+@pytest.mark.parametrize(("zarr_format", "sharded"), VERSIONS)
+def test_a_chunk_under_another_name_is_absent(tmp_path, zarr_format, sharded):
+    path = write_zarr(tmp_path / "f.zarr", "csr", zarr_format, sharded=sharded)
+    chunk = path / ("X/data/1" if zarr_format == 2 else "X/data/c/1")
+    chunk.rename(chunk.with_name("99"))  # as many files as before
+    with pytest.raises(DataError, match="1 chunks of /X/data are absent"):
+        open_dataset(path)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
+@pytest.mark.parametrize(("zarr_format", "sharded"), VERSIONS)
+def test_a_cut_blosc_chunk_is_refused_not_read_beyond_its_end(tmp_path, zarr_format, sharded):
+    zarr = pytest.importorskip("zarr")
+    path = write_zarr(tmp_path / "f.zarr", "csr", zarr_format, sharded=sharded)
+    values = np.asarray(zarr.open_array(str(path / "X/data"), mode="r")[...])
+    options = {"shards": (150,)} if sharded else {}
+    if zarr_format == 2:
+        from numcodecs import Blosc
+
+        options["compressors"] = Blosc(cname="lz4")
+    else:
+        options["compressors"] = zarr.codecs.BloscCodec(cname="lz4")
+    root = zarr.open_group(str(path), mode="a")
+    a = root.create_array("X/data", shape=values.shape, dtype=values.dtype, chunks=(50,), overwrite=True, **options)
+    a[...] = values
+    with open_dataset(path) as ds:
+        np.testing.assert_array_equal(read_all(ds.matrix), COUNTS)
+    chunk = path / ("X/data/0" if zarr_format == 2 else "X/data/c/0")
+    raw = bytearray(chunk.read_bytes())
+    if sharded:
+        raw[12:16] = (10_000).to_bytes(4, "little")  # the first frame's length, in its header
+    else:
+        del raw[len(raw) // 2 :]
+    chunk.write_bytes(bytes(raw))
+    with pytest.raises(DataError, match="damaged"):
         open_dataset(path)
 
 

@@ -47,7 +47,8 @@ def _note_feature_types(var: TableBase) -> str | None:
 
 def _open_h5mu(path: Path, file: File, fd: int, modality: str | None, layer: str) -> Dataset:
     mod = get_node(file, "mod")
-    assert is_group(mod)
+    if not is_group(mod):
+        raise DataError(f"{path}: mod is an array where the modalities were expected", hint="copy the file again")
     names = list(mod)
     notes = []
     if not names:

@@ -13,7 +13,7 @@ import numpy as np
 
 from vcelltools.chunks import CscChunk, CsrChunk, DenseChunk
 from vcelltools.errors import DataError
-from vcelltools.io.matrix import DEFAULT_MAX_VALUES, Buffers, CscMatrix, CsrMatrix, DenseMatrix, Matrix, Span
+from vcelltools.io.matrix import DEFAULT_MAX_VALUES, Buffers, CscMatrix, CsrMatrix, DenseMatrix, Matrix, Span, cut_dense
 
 _MAX_BLOCK_BYTES = 4 << 30
 
@@ -166,12 +166,7 @@ class SelectedDenseMatrix(DenseMatrix):
         n, other = self.shape[self.axis], self.shape[1 - self.axis]
         stop = n if stop is None else stop
         item = self.stored_bytes / max(self.shape[0] * self.shape[1], 1)
-        spans, a = [], start
-        while a < stop:
-            b = min((a // step + 1) * step, stop)
-            spans.append(Span(a, b, (b - a) * other, int((b - a) * other * item)))
-            a = b
-        return spans
+        return cut_dense(start, stop, step, other, item)
 
     def read(self, span: Span, buffers: Buffers | None = None) -> DenseChunk:
         """Return the block of ``span``; genes are numbered within the selection."""

@@ -72,7 +72,23 @@ def check_indptr(indptr: np.ndarray, *, n_major: int, nnz: int, where: str) -> n
     return out
 
 
-class _Sparse:
+class _Shaped:
+    """Cells × genes."""
+
+    shape: tuple[int, int]
+
+    @property
+    def n_cells(self) -> int:
+        """Rows of the matrix."""
+        return self.shape[0]
+
+    @property
+    def n_genes(self) -> int:
+        """Columns of the matrix."""
+        return self.shape[1]
+
+
+class _Sparse(_Shaped):
     """What CSR and CSC share: a major axis with an indptr, ``indices`` and ``data``."""
 
     layout = ""
@@ -106,16 +122,6 @@ class _Sparse:
         )
         self.stored_bytes = indices.stored_bytes + data.stored_bytes
         self.filters = data.filters
-
-    @property
-    def n_cells(self) -> int:
-        """Rows of the matrix."""
-        return self.shape[0]
-
-    @property
-    def n_genes(self) -> int:
-        """Columns of the matrix."""
-        return self.shape[1]
 
     def plan(self, *, max_values: int = DEFAULT_MAX_VALUES, start: int = 0, stop: int | None = None) -> list[Span]:
         """Cut ``start:stop`` of the major axis into spans of at most ``max_values`` values (or one row)."""
@@ -169,7 +175,17 @@ class CscMatrix(_Sparse):
         return CscChunk(start=span.start, indptr=indptr, indices=indices, data=data, n_cells=self.shape[0])
 
 
-class DenseMatrix:
+def cut_dense(start: int, stop: int, step: int, width: int, item: float) -> list[Span]:
+    """Cut ``start:stop`` at the multiples of ``step``; a row has ``width`` values of ``item`` stored bytes each."""
+    spans, a = [], start
+    while a < stop:
+        b = min((a // step + 1) * step, stop)
+        spans.append(Span(a, b, (b - a) * width, int((b - a) * width * item)))
+        a = b
+    return spans
+
+
+class DenseMatrix(_Shaped):
     """A dense matrix: spans are blocks of whole rows, or of whole columns where it is chunked by columns.
 
     Attributes
@@ -194,16 +210,6 @@ class DenseMatrix:
         tall = chunks is not None and chunks[0] * self.shape[1] > chunks[1] * self.shape[0]
         self.axis = 1 if tall else 0
 
-    @property
-    def n_cells(self) -> int:
-        """Rows of the matrix."""
-        return self.shape[0]
-
-    @property
-    def n_genes(self) -> int:
-        """Columns of the matrix."""
-        return self.shape[1]
-
     def plan(self, *, max_values: int = DEFAULT_MAX_VALUES, start: int = 0, stop: int | None = None) -> list[Span]:
         """Cut the spans' axis into whole storage chunks of about ``max_values`` values."""
         n, other = self.shape[self.axis], self.shape[1 - self.axis]
@@ -212,12 +218,7 @@ class DenseMatrix:
         unit = chunks[self.axis] if chunks else 1
         step = max(1, max_values // max(other * unit, 1)) * unit
         item = self.stored_bytes / max(self.shape[0] * self.shape[1], 1)
-        spans, a = [], start
-        while a < stop:
-            b = min((a // step + 1) * step, stop)
-            spans.append(Span(a, b, (b - a) * other, int((b - a) * other * item)))
-            a = b
-        return spans
+        return cut_dense(start, stop, step, other, item)
 
     def read(self, span: Span, buffers: Buffers | None = None) -> DenseChunk:
         """Return the block of ``span``."""

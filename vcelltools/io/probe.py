@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import threading
 import warnings
 from pathlib import Path
@@ -42,7 +44,8 @@ def start_probe(path: Path) -> None:
 def probe_h5(path: Path) -> None:
     """Walk the file's groups, attributes and (of small files) texts in a child; each file once.
 
-    Nothing is done where forking is unsafe (other threads run) or unknown (Windows).
+    Where forking is unsafe (other threads run, as in a notebook) a new interpreter looks, which takes some tenths of
+    a second more.
 
     Raises
     ------
@@ -53,10 +56,9 @@ def probe_h5(path: Path) -> None:
     if key not in _verdicts:
         pid = _started.pop(key, None)
         if pid is None:
-            if not _can_fork():
-                return
-            pid = _fork(path)
-        _verdicts[key] = _get_verdict(pid)
+            _verdicts[key] = _get_verdict(os.waitpid(_fork(path), 0)[1]) if _can_fork() else _look_from_outside(path)
+        else:
+            _verdicts[key] = _get_verdict(os.waitpid(pid, 0)[1])
     if (verdict := _verdicts[key]) is not None:
         raise DataError(
             f"{path}: the file is damaged: the HDF5 library {verdict} on its metadata", hint="copy or download it again"
@@ -80,19 +82,36 @@ def _fork(path: Path) -> int:
         pid = os.fork()
     if pid:
         return pid
+    _look_and_exit(path, deep=deep)
+    return 0  # never reached
+
+
+def _look_and_exit(path: Path, *, deep: bool) -> None:
     try:
         _limit()
         with h5py.File(path, "r", locking="best-effort") as file:
             _walk(file, deep=deep)
     except BaseException:
-        pass  # this process meets the same error and tells of it
+        pass  # whoever opens the file meets the same error and tells of it
     finally:
         os._exit(0)
 
 
-def _get_verdict(pid: int) -> str | None:
-    """Wait for the child; return what became of it, or None where all is well."""
-    _, status = os.waitpid(pid, 0)
+def _look_from_outside(path: Path) -> str | None:
+    """Look in a new interpreter; return what became of it."""
+    deep = path.stat().st_size <= _SMALL_FILE
+    code = "import sys; from pathlib import Path; from vcelltools.io import probe; "
+    code += f"probe.CPU_SECONDS = {CPU_SECONDS}; probe._look_and_exit(Path(sys.argv[1]), deep={deep})"
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
+    try:
+        done = subprocess.run([sys.executable, "-c", code, path], env=env, capture_output=True, check=False)
+    except OSError:  # no interpreter to start: a program that embeds Python
+        return None
+    return _get_verdict(-done.returncode if done.returncode < 0 else 0)
+
+
+def _get_verdict(status: int) -> str | None:
+    """Return what a child's exit status tells of it, or None where all is well."""
     if not os.WIFSIGNALED(status):
         return None
     number = os.WTERMSIG(status)

@@ -144,6 +144,8 @@ def _read_features(file: File, root: str, n: int | None) -> tuple[np.ndarray, di
     for key in group:
         node = get_node(file, f"{root}/{key}")
         if key == "name" or node is None or is_group(node) or node.shape != (len(names),):
+            if key == "feature_type":  # passed over, antibodies would be counted as genes
+                raise DataError(f"{file.filename}: {root}/{key} does not hold one entry a feature", hint=_HINT)
             continue
         values = read_small(file, node)
         columns[renamed.get(key, key)] = to_text(values) if values.dtype.kind in "OSU" else values
@@ -281,9 +283,23 @@ def _read_mtx(fpath: Path, shape: tuple[int, int]) -> coo_array:
         # an entry takes 6 bytes of text at least, and gzip saves at most a factor of 1,032
         if nnz * 6 > fpath.stat().st_size * (1_032 if fpath.suffix == ".gz" else 1):
             raise DataError(f"{fpath}: its header promises {nnz:,} entries, more than the file can hold (truncated?)")
+        _check_numbers(fpath, field)
         return mmread(fpath, spmatrix=False)
     except (OSError, EOFError, ValueError, OverflowError, TypeError, zlib.error) as e:
         raise DataError(f"{fpath}: cannot be read as a Matrix Market file: {' '.join(str(e).split())}") from e
+
+
+def _check_numbers(fpath: Path, field: str) -> None:
+    """Refuse what scipy's parser passes over in silence: it takes ``1e3`` among integers for 1."""
+    allowed = b"0123456789+- \t\r\n" + (b"" if "integer" in field else b".eE")
+    with gzip.open(fpath, "rb") if fpath.suffix == ".gz" else fpath.open("rb") as f:
+        for line in f:
+            if not line.startswith(b"%") and line.strip():  # the line of sizes; what follows is entries alone
+                break
+        while block := f.read(1 << 22):
+            odd = block.translate(None, delete=allowed)
+            if odd:
+                raise DataError(f"{fpath}: {odd[:1].decode('latin-1')!r} stands among the entries of {field} values")
 
 
 def _read_tsv(mtx_fpath: Path, *names: str) -> list[list[str]]:

@@ -146,11 +146,7 @@ def check_chunks(file: ZarrFile, node: Any) -> int:
     if known is not None:
         return known
     folder = file.get_dpath(node)
-    shards = getattr(node, "shards", None)
-    unit = shards or node.chunks
-    grid = [-(-n // c) for n, c in zip(node.shape, unit, strict=True)]
-    expected = math.prod(grid)
-    found, stored = 0, 0
+    sizes: dict[str, int] = {}
     for at, _, names in os.walk(folder):
         for name in names:
             if name in _META_FILES:
@@ -158,23 +154,48 @@ def check_chunks(file: ZarrFile, node: Any) -> int:
             fpath = Path(at, name)
             if fpath.is_symlink():
                 raise DataError(f"{file.filename}: {fpath} is a symbolic link; it is not followed")
-            found += 1
-            stored += fpath.stat().st_size
-    absent = expected - found
-    if absent <= 0 and shards is not None:
-        absent = _count_absent_in_shards(file, node, folder, grid)
+            sizes[fpath.relative_to(folder).as_posix()] = fpath.stat().st_size
+    shards = getattr(node, "shards", None)
+    grid = [-(-n // c) for n, c in zip(node.shape, shards or node.chunks, strict=True)]
+    expected = math.prod(grid)
+    _check_number(file, node, expected - len(sizes), expected)  # before they are named: there may be billions
+    keys = [node.metadata.encode_chunk_key(pos) for pos in np.ndindex(*grid)]
+    absent = sum(key not in sizes for key in keys)
+    if absent == 0 and shards is not None:
+        absent = _check_shards(file, node, folder, keys, grid)
+    elif absent == 0 and "blosc" in get_codec_labels(node):
+        for key in keys:
+            with (folder / key).open("rb") as f:
+                _check_blosc(f"{file.filename}: {node.name}: chunk {key}", f.read(16), sizes[key])
+    _check_number(file, node, absent, expected)
+    stored = sum(sizes.values())
+    file._checked[node.path] = stored
+    return stored
+
+
+def _check_number(file: ZarrFile, node: Any, absent: int, expected: int) -> None:
     if absent > 0:
         raise DataError(
             f"{file.filename}: {absent:,} chunks of {node.name} are absent (of {expected:,} files); "
             "reading would give zeros",
             hint="copy the store again, or write it with write_empty_chunks=True",
         )
-    file._checked[node.path] = stored
-    return stored
 
 
-def _count_absent_in_shards(file: ZarrFile, node: Any, folder: Path, grid: list[int]) -> int:
-    """Count the chunks that the shards' own indexes mark as absent, inside the array's bounds."""
+def _check_blosc(where: str, head: bytes, size: int) -> None:
+    """Compare the length that a Blosc frame says it has (bytes 12 to 16) with what is there.
+
+    The codec takes the frame's word for it and would read beyond the end of a cut one.
+    """
+    says = int.from_bytes(head[12:16], "little") if len(head) == 16 else -1
+    if says != size:
+        raise DataError(
+            f"{where} is damaged: {size:,} bytes where its header says {max(says, 0):,}", hint="copy the store again"
+        )
+
+
+def _check_shards(file: ZarrFile, node: Any, folder: Path, keys: list[str], grid: list[int]) -> int:
+    """Count the chunks that the shards' own indexes mark as absent, inside the array's bounds; check the others."""
     config = next((c for name, c in _get_codecs(node) if name == "sharding_indexed"), None)
     if config is None:
         return 0
@@ -185,21 +206,28 @@ def _count_absent_in_shards(file: ZarrFile, node: Any, folder: Path, grid: list[
     n_inner = math.prod(per_shard)
     size = 16 * n_inner + (4 if "crc32c" in names else 0)
     at_end = str(config.get("index_location", "end")).rsplit(".", maxsplit=1)[-1] == "end"
+    blosc = "blosc" in get_codec_labels(node)
     absent = 0
-    encoding = node.metadata.chunk_key_encoding
-    for pos in np.ndindex(*grid):
-        fpath = folder / encoding.encode_chunk_key(pos)
-        total = fpath.stat().st_size if fpath.is_file() else 0
-        if total < size:
-            raise DataError(f"{file.filename}: the shard {fpath.name} of {node.name} is absent or cut short")
-        with fpath.open("rb") as f:
+    for pos, key in zip(np.ndindex(*grid), keys, strict=True):
+        where = f"{file.filename}: {node.name}: shard {key}"
+        with (folder / key).open("rb") as f:
+            total = os.fstat(f.fileno()).st_size
+            if total < size:
+                raise DataError(f"{where} is cut short ({total:,} bytes)", hint="copy the store again")
             f.seek(total - size if at_end else 0)
             index = np.frombuffer(f.read(16 * n_inner), "<u8").reshape(*per_shard, 2)
-        inside = tuple(
-            slice(0, -(-min(n - p * s, s) // c))
-            for n, p, s, c in zip(node.shape, pos, node.shards, node.chunks, strict=True)
-        )
-        absent += int(np.count_nonzero(index[inside][..., 0] == _ABSENT))
+            inside = tuple(
+                slice(0, -(-min(n - p * s, s) // c))
+                for n, p, s, c in zip(node.shape, pos, node.shards, node.chunks, strict=True)
+            )
+            found = index[inside].reshape(-1, 2)
+            there = found[:, 0] != _ABSENT
+            absent += int(np.count_nonzero(~there))
+            for offset, length in found[there].tolist() if blosc else ():
+                if offset + length > total:
+                    raise DataError(f"{where} is damaged: its index points past its end", hint="copy the store again")
+                f.seek(offset)
+                _check_blosc(where, f.read(16), length)
     return absent
 
 

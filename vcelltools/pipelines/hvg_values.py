@@ -79,22 +79,29 @@ def _sum_fixed(
     return out[0], out[1]
 
 
+def _visit(
+    kernels: tuple[Callable, Callable, Callable], chunk: object, batch: np.ndarray, library: np.ndarray, tail: tuple
+) -> None:
+    """Call the kernel for the chunk's layout (CSR, CSC, dense) with its cells' batches and library sizes."""
+    if isinstance(chunk, CsrChunk):
+        rows = slice(chunk.start, chunk.start + chunk.n_rows)
+        kernels[0](chunk.indptr, chunk.indices, chunk.data, batch[rows], library[rows], *tail)
+    elif isinstance(chunk, CscChunk):
+        kernels[1](chunk.indptr, chunk.indices, chunk.data, chunk.start, batch, library, *tail)
+    elif isinstance(chunk, DenseChunk):
+        rows = slice(chunk.row_start, chunk.row_start + len(chunk.block))
+        kernels[2](chunk.block, chunk.col_start, batch[rows], library[rows], *tail)
+
+
 def _get_normalised_mean_variance(
     dataset: Dataset, stats: Statistics, *, log: bool, threads: int | None, progress: Progress
 ) -> tuple[np.ndarray, np.ndarray]:
     """(k, g) mean and variance (ddof 1) of CP10K values, or of their log1p."""
     batch, library, g = stats.batch_n.astype(np.int64), stats.library_size, stats.n_genes
+    kernels = m.csr_normalised_moments, m.csc_normalised_moments, m.dense_normalised_moments
 
     def call(chunk: object, sum1: np.ndarray, sum2: np.ndarray) -> None:
-        tail = (TARGET_SUM, log, g, sum1, sum2)
-        if isinstance(chunk, CsrChunk):
-            rows = slice(chunk.start, chunk.start + chunk.n_rows)
-            m.csr_normalised_moments(chunk.indptr, chunk.indices, chunk.data, batch[rows], library[rows], *tail)
-        elif isinstance(chunk, CscChunk):
-            m.csc_normalised_moments(chunk.indptr, chunk.indices, chunk.data, chunk.start, batch, library, *tail)
-        elif isinstance(chunk, DenseChunk):
-            rows = slice(chunk.row_start, chunk.row_start + len(chunk.block))
-            m.dense_normalised_moments(chunk.block, chunk.col_start, batch[rows], library[rows], *tail)
+        _visit(kernels, chunk, batch, library, (TARGET_SUM, log, g, sum1, sum2))
 
     s1, s2 = _sum_fixed(dataset, stats, call, "normalised moments", threads, progress)
     n = stats.histograms.n_cells_k.astype(np.float64)[:, None]
@@ -220,17 +227,10 @@ def _rank_pearson(
         rate[k] = s1 / max(s1.sum(), 1.0)
     clip = np.full(n_batches, np.sqrt(float(h.n_cells_k[0])))
     flat = rate.reshape(-1)
+    kernels = m.csr_residual_moments, m.csc_residual_moments, m.dense_residual_moments
 
     def call(chunk: object, sum1: np.ndarray, sum2: np.ndarray) -> None:
-        tail = (flat, clip, theta, g, sum1, sum2)
-        if isinstance(chunk, CsrChunk):
-            rows = slice(chunk.start, chunk.start + chunk.n_rows)
-            m.csr_residual_moments(chunk.indptr, chunk.indices, chunk.data, batch[rows], library[rows], *tail)
-        elif isinstance(chunk, CscChunk):
-            m.csc_residual_moments(chunk.indptr, chunk.indices, chunk.data, chunk.start, batch, library, *tail)
-        elif isinstance(chunk, DenseChunk):
-            rows = slice(chunk.row_start, chunk.row_start + len(chunk.block))
-            m.dense_residual_moments(chunk.block, chunk.col_start, batch[rows], library[rows], *tail)
+        _visit(kernels, chunk, batch, library, (flat, clip, theta, g, sum1, sum2))
 
     s1, s2 = _sum_fixed(dataset, stats, call, "residuals", threads, progress)
     score = np.zeros((n_batches, g))

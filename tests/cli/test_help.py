@@ -1,0 +1,64 @@
+"""The help of every command: each option explained, one voice; and the shell completion."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from tests.conftest import run_cli
+from vcelltools.cli.main import COMMANDS
+
+WIDE = {"COLUMNS": "150", "TERMINAL_WIDTH": "150"}
+FILES = {"hvg": "FILE...", "basis": "[FILE]...", "verify": "[STORE]...", "inspect": "FILE", "score": "PRED"}
+
+
+@pytest.fixture(scope="module")
+def helps():
+    return {c: run_cli(c, "--help", env=WIDE) for c in COMMANDS}
+
+
+@pytest.mark.parametrize("command", list(COMMANDS))
+def test_help_explains_everything(helps, command):
+    done = helps[command]
+    assert done.code == 0 and done.stderr == ""
+    text = done.stdout
+    assert text.startswith(f"Usage: vcelltools {command} [OPTIONS]")
+    assert f"Example: vcelltools {command}" in text or f"; vcelltools {command}" in text, "an example"
+    assert not re.search(r"<\w+|\(default|x>=|\{", text), "ranges and defaults are said in one way"
+    for line in text[text.index("Options:") :].splitlines()[1:]:
+        assert re.search(r"^\s+-.*\S(  \S|$)|^\s{12,}\S", line), f"{command}: {line!r}"
+    entries = re.findall(r"^  (-\S.*?)(?:  +(.*))?$", text, re.M)
+    lines = text.splitlines()
+    for option, said in entries:
+        if not said:  # too long for the column: it goes on below
+            at = next(i for i, x in enumerate(lines) if x.startswith(f"  {option}"))
+            said = lines[at + 1].strip()  # noqa: PLW2901
+        assert said and not said.startswith("["), f"{command} {option} is not explained"
+
+
+@pytest.mark.parametrize("command", list(FILES))
+def test_usage_says_what_may_repeat(helps, command):
+    assert helps[command].stdout.splitlines()[0].split("[OPTIONS] ")[1] == FILES[command]
+
+
+def test_every_option_of_a_word_lists_its_values_or_names_them(helps):
+    for command, word in (("hvg", "seurat_v3_paper"), ("score", "vcc2026"), ("train", "ridge"), ("convert", "zstd")):
+        assert word in helps[command].stdout
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_names_the_commands(shell):
+    instruction = {"bash": "complete_bash", "zsh": "complete_zsh", "fish": "complete_fish"}[shell]
+    words = {"COMP_WORDS": "vcelltools ", "COMP_CWORD": "1", "_TYPER_COMPLETE_ARGS": "vcelltools "}
+    env = {**words, "_VCELLTOOLS_COMPLETE": instruction, "_TYPER_COMPLETE_FISH_ACTION": "get-args"}
+    done = run_cli(env=env)
+    assert done.code == 0, done.stderr
+    for command in ("hvg", "build-store", "score"):
+        assert command in done.stdout
+
+
+def test_completion_of_options():
+    words = {"COMP_WORDS": "vcelltools hvg --fl", "COMP_CWORD": "2", "_VCELLTOOLS_COMPLETE": "complete_bash"}
+    done = run_cli(env=words)
+    assert done.code == 0 and "--flavor" in done.stdout, done.stderr
