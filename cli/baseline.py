@@ -51,7 +51,8 @@ def baseline(
         r = prepare_baseline(kind, options)(out, rules=rules, force=force, progress=o.progress)
         o.result(r.to_json())
         o.done(
-            f"{out}: {kind} of {r.n_perturbations:,} perturbations in {r.n_cells:,} cells. Next: vcelltools score {out}"
+            f"wrote {out}: {kind} of {r.n_perturbations:,} perturbations in {r.n_cells:,} cells; "
+            f"next: vcelltools score {out}"
         )
         return
     from vcelltools.io.atomic import check_output
@@ -60,8 +61,8 @@ def baseline(
 
     if kind not in ("control-mean", "perturbation-mean"):
         raise UsageError(f"--kind {kind}: not a mean of the true cells", hint="--store STORE, for a model that learns")
-    check_output(out, force=force)
+    check_output(out, force=force, sources=[truth])
     options = Options(compat="cell-eval", pert_col=pert_col, control=control, layer=layer, threads=threads)
     _, n = write_baseline(truth, out, kind=kind, options=options, force=force, progress=o.progress)
     o.result({"out": str(out), "kind": kind, "n_cells": n})
-    o.done(f"{out}: the {kind} baseline in {n:,} cells. Next: vcelltools score {out} --truth {truth}")
+    o.done(f"wrote {out}: the {kind} baseline in {n:,} cells; next: vcelltools score {out} --truth {truth}")

@@ -59,6 +59,6 @@ def basis(
     o = Output(json=json, quiet=quiet, verbose=verbose)
     options = {"top": top, "rule": rule, "force": force_gene, "exclude": exclude, "aliases": aliases}
     run, default = choose_basis_job(files, options, force_targets=force_targets)
-    target = check_output(out or default, force=force)
+    target = check_output(out or default, force=force, sources=files or ())
     result = run(flavor=flavor, threads=threads, progress=o.progress)
     return show_basis(o, result, result.write(target, force=force))

@@ -87,6 +87,8 @@ def _write(run: Callable[..., ConvertResult], options: dict[str, Any]) -> None:
     """Call the pipeline with a command's options and print what it wrote."""
     output = Output(**{k: options.pop(k) for k in ("json", "quiet", "verbose")})
     r = run(options.pop("file"), **{**options, "layers": options["layers"] or []}, progress=output.progress)
+    for n in r.notes:
+        output.note(n)
     output.warn(r.warnings)
     stored = "" if r.nnz is None else f", {r.nnz:,} non-zeros"
     output.result(r.to_json(), f"{r.n_cells:,} cells × {r.n_genes:,} genes{stored}")

@@ -44,7 +44,7 @@ def de(
     from vcelltools.pipelines.de import de as compute
 
     o = Output(json=json, quiet=quiet, verbose=verbose)
-    check_output(out, force=force)
+    check_output(out, force=force, sources=[file])
     result = compute(
         file, test=test, pert_col=pert_col, control=control, keep=keep, epsilon=epsilon, min_cpm=min_cpm,
         continuity=continuity, exact=exact, modality=modality, layer=layer, threads=threads, progress=o.progress,
@@ -55,4 +55,7 @@ def de(
     found = sorted(result.significant().items(), key=lambda kv: -kv[1])
     o.table(["perturbation", "genes with FDR < 0.05"], [list(kv) for kv in found])
     o.result({**result.to_json(), "out": str(out)})
-    o.done(f"{out}: {len(found):,} perturbations × {len(result.genes):,} genes against {result.n_controls:,} controls")
+    o.done(
+        f"wrote {out}: {len(found):,} perturbations × {len(result.genes):,} genes "
+        f"against {result.n_controls:,} controls"
+    )

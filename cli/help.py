@@ -39,13 +39,15 @@ class Command(TyperCommand):
                 name = p.metavar or (p.name or "").upper()
                 arguments.append((name + ("..." if p.nargs == -1 else ""), record[1].replace("  [required]", "")))
             else:
-                options.append((record[0], _say_range(record[1])))
+                options.append((record[0], say_range(record[1])))
         for title, rows in (("Arguments", arguments), ("Options", options)):
             if rows:
                 with formatter.section(title):
                     formatter.write_dl(rows)
 
 
-def _say_range(text: str) -> str:
+def say_range(text: str) -> str:
+    """Say a range of the parser's in words."""
     text = re.sub(r"([\d.e-]+)<=x<=([\d.e-]+)", r"\1 to \2", text)
+    text = text.replace("is not in the range x>=", "is not x>=")
     return re.sub(r"x>=([\d.e-]+)", r"at least \1", text)

@@ -96,7 +96,7 @@ def hvg(
 
     for target in (out, plot):
         if target is not None:
-            check_output(target, force=force)
+            check_output(target, force=force, sources=many)
     result = compute_hvg(
         many, top=top, flavor=flavor, batch_key=batch_key, modality=modality, layer=layer, span=span,
         min_share=min_share, theta=theta, stats_dpath=stats, threads=threads, dask=dask,

@@ -14,7 +14,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from vcelltools import __version__
-from vcelltools.cli.help import Command
+from vcelltools.cli.help import Command, say_range
 from vcelltools.errors import VcellError
 
 _LEAVE_IN_ORDER = {"jax", "distributed", "multiprocessing.process"}
@@ -155,7 +155,8 @@ def _handle_usage(e: Exception) -> int:
 
         context = getattr(e, "ctx", None)
         path = context.command_path if context is not None else "vcelltools"
-        return _report(UsageError(e.format_message().rstrip("."), hint=f"{path} --help"))
+        message = say_range(e.format_message().rstrip(".")).replace(" (Possible options: ", "; possible: ").rstrip(")")
+        return _report(UsageError(message, hint=f"{path} --help"))
     if type(e).__name__ == "Abort":
         return _report_interrupt()
     raise e

@@ -43,6 +43,10 @@ def normalize(
 
     output = Output(json=json, quiet=quiet, verbose=verbose)
     r = run(file, target_sum=parse_target_sum(target_sum), progress=output.progress, **arguments)
+    for n in r.notes:
+        output.note(n)
     output.warn(r.warnings)
     output.result(r.to_json(), f"{r.n_cells:,} cells × {r.n_genes:,} genes, {r.n_empty:,} cells without counts")
-    output.done(f"wrote {r.out} ({r.layout}, float32, {r.target_sum:g} a cell)")
+    output.done(
+        f"wrote {r.out} ({r.layout}, float32, {r.target_sum:g} a cell); next: vcelltools score PRED --truth {r.out}"
+    )

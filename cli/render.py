@@ -19,6 +19,10 @@ def get_peak_memory() -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
+def _say_bytes(n: int) -> str:
+    return f"{n / 1e9:.2f} GB" if n >= 1e9 else f"{n / 1e6:.1f} MB"
+
+
 def show_hvg(o: Output, result: HvgResult, out: Path) -> None:
     """Print what ``hvg`` did."""
     body: dict[str, Any] = {
@@ -39,9 +43,9 @@ def show_hvg(o: Output, result: HvgResult, out: Path) -> None:
     o.warn(result.warnings)
     o.result(body)
     o.done(
-        f"{out}: {len(result.order):,} of {len(result.genes):,} genes over {result.n_cells:,} cells by "
-        f"{result.settings['flavor']}, {result.bytes_read / 1e9:.2f} GB in {result.seconds:.1f} s; "
-        f"scores beside it in hvg_scores.json. Next: vcelltools build-store FILE --basis {out}"
+        f"wrote {out} and hvg_scores.json beside it: {len(result.order):,} of {len(result.genes):,} genes over "
+        f"{result.n_cells:,} cells by {result.settings['flavor']}, {_say_bytes(result.bytes_read)} in "
+        f"{result.seconds:.1f} s; next: vcelltools build-store FILE --basis {out}"
     )
 
 

@@ -29,7 +29,7 @@ def show_demo(o: Output, result: Any) -> None:
     o.note("\n" + _verdict(result))
     o.note(f"\n{NEXT}\n")
     steps = f"{result.ran} steps ran" + (f", {result.skipped} were done before" if result.skipped else "")
-    o.done(f"{result.report_fpath}: the report; {steps}, {result.seconds:.0f} s in all")
+    o.done(f"wrote {result.report_fpath}, the report; {steps}, {result.seconds:.0f} s in all")
 
 
 def _verdict(result: Any) -> str:

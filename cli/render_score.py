@@ -125,7 +125,7 @@ def run_2026(
     o.result({**body, "out": str(out)})
     average = f"score {result.avg_score:.4f}" if result.avg_score == result.avg_score else "no score was asked for"
     also = f", {report}" if report is not None else ""
-    o.done(f"{out}{also}: {average} by the 2026 rules (0 is the mean response, 1 a replicate of the experiment)")
+    o.done(f"wrote {out}{also}: {average} by the 2026 rules (0 is the mean response, 1 a replicate of the experiment)")
 
 
 def show_score(o: Output, result: Result, folder: Path, report: Path | None) -> None:
@@ -152,9 +152,9 @@ def show_score(o: Output, result: Result, folder: Path, report: Path | None) -> 
     also = f", {report}" if report is not None else ""
     average = "undefined" if result.avg_score is None else f"{result.avg_score:.4f}"
     o.done(
-        f"{folder}{also}: average score {average} over {len(result.components)} metrics and "
+        f"wrote {folder}{also}: average score {average} over {len(result.components)} metrics and "
         f"{len(result.table.names):,} perturbations by the rules of {result.compat} "
-        "(0 is the mean baseline, 1 the best). Next: results.csv tells which perturbations are missed"
+        "(0 is the mean baseline, 1 the best); next: results.csv tells which perturbations are missed"
     )
 
 

@@ -54,7 +54,6 @@ PIPELINES = {
     "de-wilcoxon": "vc.de(d / 'csr.h5ad', threads=2)",
     "de-nb": "vc.de(d / 'csr.h5ad', test='nb', threads=2)",
     "score": "vc.score(d / 'csr.h5ad', d / 'csr.h5ad', allow_discrete=True, threads=2)",
-    "sample": "from vcelltools.pipelines.convert import sample; sample(d / 'csr.h5ad', d / 's.h5ad', n=200, threads=2)",
     "convert": "from vcelltools.pipelines.convert import convert; convert(d / 'csr.h5ad', d / 'c.h5ad', layout='csc')",
     "simulate": "vc.simulate(d / 'sim.h5ad', cells=1500, genes=200, perturbations=6, threads=2)",
 }

@@ -220,7 +220,7 @@ def test_output_is_guarded(box):
     before = (box / "p25.vcc").read_bytes()
     prep(box / "p25.h5ad", box / "p25.vcc", genes=box / "genes.csv", force=True)
     assert (box / "p25.vcc").read_bytes()[:512] == before[:512]
-    with pytest.raises(UsageError, match="the prediction itself"):
+    with pytest.raises(UsageError, match="the input itself"):
         prep(box / "p25.h5ad", box / "p25.h5ad", genes=box / "genes.csv", force=True)
 
 

@@ -13,7 +13,7 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -23,17 +23,20 @@ from vcelltools.errors import EnvironmentFault, UsageError
 _SPACE_MARGIN = 16 << 20
 
 
-def check_output(path: str | os.PathLike, *, force: bool, need_bytes: int = 0) -> Path:
+def check_output(path: str | os.PathLike, *, force: bool, need_bytes: int = 0, sources: Iterable[object] = ()) -> Path:
     """Check, before any work is done, that ``path`` can be written; return it.
 
     Raises
     ------
     UsageError
-        When it exists and ``force`` is off.
+        When it exists and ``force`` is off; when it is one of the ``sources`` (what is not a path does not count).
     EnvironmentFault
         When the folder is read-only or the disk has less than ``need_bytes`` free.
     """
     p = Path(path)
+    for source in sources:
+        if isinstance(source, str | os.PathLike) and p.exists() and os.path.exists(source) and p.samefile(source):
+            raise UsageError(f"{p} is the input itself", hint="choose another --out")
     if p.exists() and not force:
         raise UsageError(f"{p} exists", hint="--force overwrites it")
     folder = p.parent

@@ -45,8 +45,9 @@ class Codec:
             raise UsageError(f"compression {compression!r} is not known", hint=f"one of: {', '.join(COMPRESSIONS)}")
         top = {"gzip": 12, "zstd": 22}.get(self.name)
         if level is not None and (top is None or not 1 <= level <= top):
+            what = "no compression" if self.name == "none" else self.name
             raise UsageError(
-                f"compression level {level} does not fit {self.name}", hint="gzip takes 1 to 12, zstd 1 to 22"
+                f"compression level {level} does not go with {what}", hint="gzip takes 1 to 12, zstd 1 to 22"
             )
         self.options: dict[str, Any] = {}
         pack: Callable[[np.ndarray], bytes] | None = None

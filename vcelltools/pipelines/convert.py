@@ -42,8 +42,8 @@ class ConvertResult(Result):
         Cells by group, where cells were sampled by a column.
     seconds
         Wall time.
-    warnings
-        What the user should know.
+    notes, warnings
+        What the reader decided; what the user should know.
     """
 
     out: Path
@@ -55,6 +55,7 @@ class ConvertResult(Result):
     layers: tuple[str, ...]
     seconds: float
     groups: dict[str, int] | None = None
+    notes: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
 
 
@@ -105,6 +106,8 @@ def convert(
         "chunk_len": chunk_len,
         "contiguous": contiguous,
     }
+    if contiguous and chunk_len is not None:
+        raise UsageError("a contiguous matrix has no chunks", hint="leave --chunk-len or --contiguous out")
     packing = {"compression": compression, "level": level, "force": force}
     with open_dataset(source, modality=modality, layer=layer) as ds:
         return _copy(ds, out, None, layers, storage, packing, threads, progress)
@@ -163,7 +166,7 @@ def choose_rows(
     if frac is not None and not 0 < frac <= 1:
         raise UsageError(f"a share of {frac}; above 0 and up to 1 expected")
     if n is not None and not 1 <= n <= ds.n_cells:
-        raise UsageError(f"{n:,} cells of {ds.n_cells:,}")
+        raise UsageError(f"{n:,} cells cannot be taken of {ds.n_cells:,}", hint="at least 1, at most all of them")
     if per_group is not None and per_group < 1:
         raise UsageError(f"{per_group} cells a group; at least 1 expected")
     if seed < 0:
@@ -210,10 +213,10 @@ def _copy(
     groups: dict[str, int] | None = None,
 ) -> ConvertResult:
     began = time.monotonic()
-    path = check_output(out, force=packing["force"])
+    path = check_output(out, force=packing["force"], sources=[ds.source])
     if path.suffix != ".h5ad":
         raise UsageError(f"{path}: the name does not end in .h5ad")
-    notes = list(ds.notes)
+    notes: list[str] = []
     names = _choose_layers(ds, layers, notes)
     settings = _get_storage(ds.matrix, storage, rows)
     n_cells = ds.n_cells if rows is None else len(rows)
@@ -255,6 +258,7 @@ def _copy(
         layers=tuple(names),
         groups=groups,
         seconds=time.monotonic() - began,
+        notes=tuple(ds.notes),
         warnings=tuple(notes),
     )
 

@@ -50,8 +50,8 @@ class NormalizeResult(Result):
         What every cell was scaled to.
     seconds
         Wall time.
-    warnings
-        What the user should know.
+    notes, warnings
+        What the reader decided; what the user should know.
     """
 
     out: Path
@@ -61,6 +61,7 @@ class NormalizeResult(Result):
     target_sum: float
     layout: str
     seconds: float
+    notes: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
 
 
@@ -113,13 +114,13 @@ def normalize(
         raise UsageError(f"base {base} is not a base of logarithms", hint="2, 10, or leave it out for e")
     if base is not None and not log:
         raise UsageError("a base without log1p has no meaning")
-    path = check_output(out, force=force)
+    path = check_output(out, force=force, sources=[source])
     if path.suffix != ".h5ad":
         raise UsageError(f"{path}: the name does not end in .h5ad")
     with open_dataset(source, modality=modality, layer=layer) as ds:
         require_counts(ds)
         m = ds.matrix
-        notes = list(ds.notes)
+        notes: list[str] = []
         sizes = _get_library_size(ds, library_size, target_sum, threads, progress)
         target = float(np.median(sizes[sizes > 0])) if target_sum is None and sizes is not None else target_sum
         assert target is not None
@@ -162,6 +163,7 @@ def normalize(
         target_sum=target,
         layout=m.layout,
         seconds=time.monotonic() - began,
+        notes=tuple(ds.notes),
         warnings=tuple(notes),
     )
 

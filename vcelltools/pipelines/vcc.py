@@ -121,9 +121,7 @@ def prep(
     """
     if encoding not in (32, 64):
         raise UsageError(f"encoding {encoding} is not known", hint="32 or 64 bits a value")
-    if Path(out).exists() and os.path.samefile(pred, out):
-        raise UsageError(f"{out} is the prediction itself", hint="choose another --out")
-    check_output(out, force=force)
+    check_output(out, force=force, sources=[pred, genes])
     names = read_genes(genes)
     with open_dataset(pred, layer=layer) as data:
         if year is None:

@@ -1,0 +1,112 @@
+"""What every command says of wrong input: the exit code, one line that names the remedy, and one object with --json."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from tests.conftest import run_cli
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    d = tmp_path_factory.mktemp("errors")
+
+    def run(*args):
+        done = run_cli(*args, "-q", cwd=d)
+        assert done.code == 0, f"{args}\n{done.stderr}"
+
+    sim = ("--cells", 300, "--genes", 120, "--perturbations", 5, "--inert", 0)
+    run("simulate", "--out", "x.h5ad", *sim)
+    run("simulate", "--out", "m.h5mu", *sim, "--like", "kolf", "--guides")
+    run("normalize", "x.h5ad", "--out", "n.h5ad")
+    run("basis", "x.h5ad", "--top", 40, "--out", "basis.txt")
+    run("build-store", "x.h5ad", "--basis", "basis.txt", *STORE, "--name", "x")
+    run("baseline", "--truth", "n.h5ad", "--out", "base.h5ad")
+    (d / "text.h5ad").write_text("hello\n")
+    return d
+
+
+STORE = ("--pert-col", "target_gene", "--control", "non-targeting")
+BUILD = ("build-store", "x.h5ad", "--basis", "basis.txt", "--name", "q")
+SCORE = ("score", "base.h5ad", "--truth", "n.h5ad", "--out", "sc")
+TRAIN = ("train", "--store", "stores/x", "--out", "r")
+SIM = ("simulate", "--out", "y.h5ad", "--cells", 10, "--genes", 50, "--perturbations", 3)
+
+# (arguments, exit code, what the message holds)
+CASES = [
+    # files that are not there, or not what they seem
+    (("inspect", "absent.h5ad"), 3, "no such file"),
+    (("inspect", "text.h5ad"), 3, "not an HDF5 file"),
+    (("hvg", "absent.h5ad", "--out", "h.txt"), 3, "no such file"),
+    (("score", "absent.h5ad", "--truth", "n.h5ad"), 3, "no such file"),
+    (("verify", "stores/absent"), 3, ""),
+    (("lint", "absent.vcc"), 3, "no such file"),
+    (("init", "absent"), 2, "no such folder"),
+    (("build-store", "x.h5ad", "--basis", "absent.txt", *STORE, "--name", "q"), 3, "absent.txt"),
+    # the wrong part of a file
+    (("hvg", "m.h5mu", "--modality", "zzz", "--out", "h.txt"), 3, "modalities: guide, rna"),
+    (("hvg", "x.h5ad", "--modality", "rna", "--out", "h.txt"), 3, "leave --modality out"),
+    (("hvg", "x.h5ad", "--layer", "zzz", "--out", "h.txt"), 3, "it has: X"),
+    (("hvg", "x.h5ad", "--batch-key", "zzz", "--out", "h.txt"), 3, "columns: target_gene"),
+    (("hvg", "n.h5ad", "--out", "h.txt"), 3, "not counts"),
+    (("normalize", "n.h5ad", "--out", "q.h5ad"), 3, "not counts"),
+    (("normalize", "x.h5ad", "--out", "q.h5ad", "--library-size", "target_gene"), 3, "does not hold numbers"),
+    (("de", "x.h5ad", "--pert-col", "zzz", "--out", "d.csv"), 3, "zzz"),
+    (("de", "x.h5ad", "--control", "NT", "--out", "d.csv"), 3, "non-targeting"),
+    ((*BUILD, "--pert-col", "zzz", "--control", "non-targeting"), 3, "zzz"),
+    ((*BUILD, "--pert-col", "target_gene", "--control", "NT"), 3, "non-targeting"),
+    ((*BUILD, *STORE, "--group-by", "zzz"), 3, "zzz"),
+    ((*SCORE, "--pert-col", "zzz"), 3, "zzz"),
+    ((*SCORE, "--control", "NT"), 3, "NT"),
+    # outputs
+    (("hvg", "x.h5ad", "--out", "basis.txt"), 2, "--force"),
+    (("hvg", "x.h5ad", "--out", "x.h5ad", "--force"), 2, "the input itself"),
+    (("normalize", "x.h5ad", "--out", "x.h5ad", "--force"), 2, "the input itself"),
+    (("convert", "x.h5ad", "--out", "./x.h5ad", "--force"), 2, "the input itself"),
+    (("sample", "x.h5ad", "-n", 5, "--out", "x.h5ad", "--force"), 2, "the input itself"),
+    (("de", "x.h5ad", "--out", "x.h5ad", "--force"), 2, "the input itself"),
+    (("baseline", "--truth", "n.h5ad", "--out", "n.h5ad", "--force"), 2, "the input itself"),
+    (("basis", "x.h5ad", "--out", "x.h5ad", "--force"), 2, "the input itself"),
+    (("normalize", "x.h5ad", "--out", "q.txt"), 2, ".h5ad"),
+    (("simulate", "--out", "q.txt"), 2, ".h5ad"),
+    # values and contradictions
+    (("hvg", "x.h5ad", "--out", "h.txt", "--top", 0), 2, "not at least 1"),
+    (("hvg", "x.h5ad", "--out", "h.txt", "--flavor", "zzz"), 2, "seurat_v3"),
+    (("hvg", "x.h5ad", "--topp", 5), 2, "--top"),
+    (("hgv",), 2, "hvg"),
+    (("sample", "x.h5ad", "--out", "q.h5ad"), 2, "exactly one"),
+    (("sample", "x.h5ad", "-n", 5, "--frac", 0.1, "--out", "q.h5ad"), 2, "exactly one"),
+    (("sample", "x.h5ad", "-n", -5, "--out", "q.h5ad"), 2, "cannot be taken"),
+    (("convert", "x.h5ad", "--out", "q.h5ad", "--level", 3), 2, "no compression"),
+    (("convert", "x.h5ad", "--out", "q.h5ad", "--contiguous", "--chunk-len", 9), 2, "no chunks"),
+    (("convert", "x.h5ad", "--out", "q.h5ad", "--index-dtype", "int8"), 2, "int32"),
+    ((*SIM, "--depth", 100, "--density", 0.1), 2, "one of the two"),
+    ((*SIM, "--guides"), 2, ".h5mu"),
+    ((*SCORE, "--profile", "zzz"), 2, "vcc"),
+    ((*SCORE, "--compat", "zzz"), 2, "cell-eval"),
+    ((*TRAIN, "--model", "zzz"), 2, "ridge"),
+    ((*TRAIN, "--dry-run"), 2, "--topology"),
+    (("train", "--store", "stores/absent", "--out", "r"), 3, "absent"),
+    (("baseline", "--truth", "n.h5ad", "--kind", "ridge", "--out", "q.h5ad"), 2, "--store"),
+    (("score", "base.h5ad"), 2, "--truth"),
+    ((*TRAIN, "--tpu"), 4, "TPU"),
+]
+
+
+@pytest.mark.parametrize(
+    ("args", "code", "said"), CASES, ids=lambda v: " ".join(map(str, v)) if isinstance(v, tuple) else ""
+)
+def test_the_error_is_one_line_and_one_object(files, args, code, said):
+    done = run_cli(*args, "--json", cwd=files)
+    assert done.code == code, done.stderr
+    if args[0] == "verify":  # its result tells of the problems
+        assert json.loads(done.stdout)["ok"] is False
+        return
+    error = json.loads(done.stdout)["error"]
+    assert error["exit_code"] == code and error["kind"]
+    line = done.stderr.strip().splitlines()[-1]
+    assert line.startswith("error: ") and error["message"] in line
+    assert said in line, line
+    assert not (files / "q.h5ad").exists() and not (files / "stores" / "q").exists()
