@@ -27,7 +27,9 @@ def predict(
     genes: Annotated[Path | None, Opt(help="The genes wanted, in order (CSV).", show_default=False)] = None,
     source: Annotated[Path | None, Opt(help="The file behind the store, where it moved.", show_default=False)] = None,
     basis_only: Annotated[bool, Opt("--basis-only", help="The basis genes alone.")] = False,
-    pert_col: Annotated[str, Opt(help="obs column of the labels.")] = "target_gene",
+    pert_col: Annotated[
+        str | None, Opt(metavar="C", help="obs column of the labels [default: as score's, target_gene].")
+    ] = None,
     control: Annotated[str | None, Opt(help="Label of the controls.", show_default=False)] = None,
     seed: Annotated[int, Opt(min=0, help="Of the control cells that are moved.")] = 0,
     force: Force = False,
@@ -46,6 +48,10 @@ def predict(
     from vcelltools.model.mesh import choose_platform
     from vcelltools.pipelines.predict import predict as predict_run
 
+    if pert_col is None:  # the truth that score will compare with has it under the configured name
+        from vcelltools.config import load_config
+
+        options["pert_col"] = (None if rules else load_config()[0].score.pert_col) or "target_gene"
     output = Output(json=json, quiet=quiet, verbose=verbose)
     choose_platform(tpu=False)
     r = predict_run(**options, lines=tuple(line or ()), progress=output.progress)

@@ -7,7 +7,7 @@ import os
 import re
 import tomllib
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_type_hints
 
 import msgspec
 from msgspec import Meta, field
@@ -17,7 +17,8 @@ from vcelltools.errors import DataError, UsageError
 CONFIG_NAME = "vcelltools.toml"
 T = TypeVar("T")
 
-Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]*$", max_length=100)]
+NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._+-]*$"
+Name = Annotated[str, Meta(pattern=NAME_PATTERN, max_length=100)]
 Positive = Annotated[int, Meta(ge=1)]
 Label = str | int | float | bool
 
@@ -218,11 +219,11 @@ def _explain(text: str, cls: type, where: str) -> DataError:
     """Turn the library's message into one that names the key and the remedy."""
     message, _, path = text.partition(" - at `$")
     path = path.rstrip("`").lstrip(".")
+    names = re.findall(r"[A-Za-z_]+", path)
+    owner = next((_KNOWN[n] for n in reversed(names) if n in _KNOWN), cls)
     unknown = re.search(r"unknown field `(.*)`", message)
     if unknown:
         key = unknown.group(1)
-        names = re.findall(r"[A-Za-z_]+", path)
-        owner = next((_KNOWN[n] for n in reversed(names) if n in _KNOWN), cls)
         keys = _field_names(owner)
         near = difflib.get_close_matches(key, keys, 1, 0.5)
         hint = f"did you mean {near[0]!r}?" if near else f"valid keys: {', '.join(keys)}"
@@ -231,6 +232,11 @@ def _explain(text: str, cls: type, where: str) -> DataError:
     missing = re.search(r"missing required field `(.*)`", message)
     if missing:
         return DataError(f"{where}: {f'[{path}] ' if path else ''}{missing.group(1)!r} is missing")
+    choice = re.search(r"Invalid enum value (.*)", message)
+    if choice and names:
+        values = get_args(get_type_hints(owner).get(names[-1]))
+        hint = f"one of: {', '.join(map(str, values))}" if values else None
+        return DataError(f"{where}: {path} {choice.group(1)} is not known", hint=hint)
     return DataError(f"{where}: {path or 'the file'}: {message[:1].lower()}{message[1:]}")
 
 

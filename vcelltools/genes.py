@@ -255,6 +255,8 @@ def make_basis(
 def read_aliases(path: str | os.PathLike) -> dict[str, str]:
     """Read a tab-separated table ``alias, symbol or id``; an alias of several genes is dropped as ambiguous."""
     fpath = Path(path)
+    if not fpath.exists():
+        raise DataError(f"{fpath}: no such file", hint="two columns, tab-separated: alias, symbol or id")
     try:
         lines = fpath.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as e:

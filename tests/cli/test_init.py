@@ -105,3 +105,10 @@ def test_command_and_the_road_after_it(project, cli):
     built = cli("build-store", "--json", cwd=project)
     assert built.code == 0, built.stderr
     assert (project / "stores" / "kolf" / "manifest.json").exists()
+
+
+def test_a_modality_of_guides_is_pointed_at(papalexi, tmp_path):
+    shutil.copy(papalexi, tmp_path / "screen.h5mu")
+    r = init(tmp_path)
+    assert r.datasets == ()
+    assert "modality 'guide' may hold the guides" in r.skipped[0][1] and "obs column" in r.skipped[0][1]

@@ -54,6 +54,10 @@ def test_the_documented_file():
         ("[[datasets]]\nname = 'a'\nguides = { separator = '|' }", r"unknown key 'separator' \(did you mean 'sep'\?\)"),
         ("[store]\nzzz = 1", r"unknown key 'zzz' \(valid keys: path, target_sum, seed\)"),
         ("[[datasets]]\npath = 'a'", r"'name' is missing"),
+        (
+            "[[datasets]]\nname = 'a'\nguides = { policy = 'both' }",
+            r"policy 'both' is not known \(one of: single, combination, first\)",
+        ),
         ("[[datasets]]\nname = 'a'\ncontrol_is_missing = 1", r"control_is_missing.*expected `bool`"),
         ("[basis]\ntop = 0", r"basis.top: .*>= 1"),
         ("[basis]\ntop = '5'", r"basis.top: .*expected `int`"),

@@ -78,6 +78,7 @@ def init(
     names: list[str] = []
     truth: str | None = None
     pert: tuple[str, list[str]] | None = None
+    columns: list[tuple[str, tuple[str, ...]]] = []
     files = _find_files(root)
     progress.start("inspect", len(files), "files")
     for file in files:
@@ -100,8 +101,11 @@ def init(
             continue
         name = _make_name(file, names)
         names.append(name)
+        columns.append((column.name, tuple(report.control)))
         blocks.append(_describe(name, shown, file, report))
     progress.finish()
+    if truth is None and len(set(columns)) == 1:
+        pert = columns[0][0], list(columns[0][1])  # what a truth among these files will call them
     text = _compose(blocks, skipped, truth, pert)
     parse_config(text, where=str(path))  # what is written must load
     write_text(path, text, force=force)
@@ -124,7 +128,9 @@ def _get_reason_to_skip(report: InspectReport) -> str | None:
     if not any(m.is_counts for m in report.matrices):
         return "no matrix of it looks like counts"
     if report.get_column("perturbation") is None:
-        return "no obs column looks like the perturbation (pert_col)"
+        guides = next((n.partition("; ")[2] for n in report.notes if n.endswith("may hold the guides")), "")
+        more = f"; {guides}: write each cell's label into an obs column (docs/guide.md)" if guides else ""
+        return f"no obs column looks like the perturbation (pert_col){more}"
     return None
 
 
@@ -265,10 +271,14 @@ def _compose(
         "",
         "[score]",
     ]
-    if truth is None or pert is None:
-        head.append('# truth = "…"         # the real file that predictions are scored against')
-        return "\n".join(head) + "\n"
-    head += [f"truth = {_quote(truth)}", f"pert_col = {_quote(pert[0])}"]
-    if len(pert[1]) == 1:
+    if truth is None:
+        head.append(
+            '# truth = "…"         # the real file, log1p (vcelltools normalize), that predictions are scored against'
+        )
+    else:
+        head.append(f"truth = {_quote(truth)}")
+    if pert is not None:
+        head.append(f"pert_col = {_quote(pert[0])}")
+    if pert is not None and len(pert[1]) == 1:
         head.append(f"control = {_quote(pert[1][0])}")
     return "\n".join(head) + "\n"

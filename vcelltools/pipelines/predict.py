@@ -187,7 +187,8 @@ def _predict(
     used = {store_id[r.line] for r in requests}
     if len(used) > 1:
         raise UsageError(
-            "the lines belong to several stores: their genes differ", hint="--line; one store a prediction"
+            "the held-out lines belong to several stores, whose genes differ: one prediction for each",
+            hint=f"--line, of one store: {', '.join(sorted({r.line for r in requests}))}",
         )
     store = setup.stores[used.pop()]
     writer = _Writer(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import threading
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vcelltools.config import DatasetConfig, Guides, convert, load_config
+from vcelltools.config import NAME_PATTERN, DatasetConfig, Guides, convert, load_config
 from vcelltools.errors import DataError, UsageError
 from vcelltools.genes import Basis, make_basis, read_aliases, read_basis
 from vcelltools.io import Dataset, open_dataset
@@ -98,6 +99,10 @@ def make_spec(source: Any, name: str | None, options: dict[str, Any]) -> Dataset
         if not isinstance(source, str | os.PathLike):
             raise UsageError("a store of an AnnData needs a name", hint="name=...")
         name = Path(source).name.split(".")[0]
+    if not re.match(NAME_PATTERN, name):
+        raise UsageError(
+            f"a store cannot be called {name!r}", hint="--name of letters, digits and ._+-, a letter first"
+        )
     values = {k: os.fspath(v) if isinstance(v, Path) else v for k, v in options.items() if v is not None}
     for key in ("control", "group_by", "keep"):
         if isinstance(values.get(key), tuple):

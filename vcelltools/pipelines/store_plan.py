@@ -7,6 +7,7 @@ context), and within a run by a seeded hash of the barcode. So the bytes depend 
 from __future__ import annotations
 
 import difflib
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -354,6 +355,8 @@ def read_libsize(ds: Dataset, spec: DatasetConfig) -> tuple[np.ndarray | None, s
             i = int(np.argmin(whole))
             raise DataError(f"{ds.label}: obs/{spec.library_size} of cell {i:,} is {values[i]}, not a total of counts")
         return values.astype(np.int64), f"obs/{spec.library_size}"
+    if spec.stats is not None and not os.path.exists(os.path.join(spec.stats, "manifest.json")):
+        raise DataError(f"{spec.stats}: holds no gene statistics", hint="vcelltools hvg FILE --stats DIR writes them")
     if spec.stats is None or isinstance(ds.matrix, CsrMatrix):  # a pass over cells adds them up on its way
         return None, "the matrix"
     from vcelltools.pipelines.statistics import describe_source, load_statistics

@@ -159,6 +159,11 @@ def choose_basis_job(
     conf, base = load_config()
     if not files and not conf.datasets:
         raise UsageError("a basis of what?", hint="give FILEs, or [[datasets]] in vcelltools.toml")
+    if files and force_targets:
+        raise UsageError(
+            "--force-targets needs the data sets of vcelltools.toml, which says where the targets stand",
+            hint="leave FILE out, or name the genes with --force-gene",
+        )
     values = {k: v for k, v in options.items() if v not in (None, []) and k != "aliases"}
     if options.get("aliases"):
         values["aliases"] = read_aliases(options["aliases"])

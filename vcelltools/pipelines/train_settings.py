@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
-from vcelltools.errors import UsageError
+from vcelltools.errors import DataError, UsageError
 
 Positive = Annotated[int, Meta(ge=1)]
 Count = Annotated[int, Meta(ge=0)]
@@ -119,7 +119,11 @@ def make_settings(table: dict[str, Any], options: dict[str, Any]) -> TrainSettin
     from vcelltools.config import convert
 
     given = {k: v for k, v in options.items() if v is not None}
-    settings = convert({**table, **given}, TrainSettings, where="[train]")
+    convert(table, TrainSettings, where="[train]")
+    try:
+        settings = convert({**table, **given}, TrainSettings, where="train")
+    except DataError as e:  # the file is sound: it is an option
+        raise UsageError(e.message, hint=e.hint) from e
     if settings.energy == settings.mse == settings.sinkhorn == 0:
         raise UsageError("every loss has weight 0", hint="energy, mse or sinkhorn above 0")
     return settings
