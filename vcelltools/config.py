@@ -235,8 +235,8 @@ def _explain(text: str, cls: type, where: str) -> DataError:
     choice = re.search(r"Invalid enum value (.*)", message)
     if choice and names:
         values = get_args(get_type_hints(owner).get(names[-1]))
-        hint = f"one of: {', '.join(map(str, values))}" if values else None
-        return DataError(f"{where}: {path} {choice.group(1)} is not known", hint=hint)
+        allowed = f"one of: {', '.join(map(str, values))}" if values else None
+        return DataError(f"{where}: {path} {choice.group(1)} is not known", hint=allowed)
     return DataError(f"{where}: {path or 'the file'}: {message[:1].lower()}{message[1:]}")
 
 

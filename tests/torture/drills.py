@@ -216,6 +216,69 @@ def flip_bits(work: Path, seconds: float, seed: int) -> Drill:
     return drill
 
 
+def flip_statistics(work: Path, seconds: float, seed: int) -> Drill:
+    """Flip one bit of saved statistics: they are refused, or say the same as before."""
+    from vcelltools.errors import DataError
+    from vcelltools.io import open_dataset
+    from vcelltools.pipelines.statistics import load_statistics, save_statistics, scan
+
+    drill = Drill("flipped bits in statistics")
+    rng = np.random.default_rng(seed)
+    saved = work / "statistics"
+    with open_dataset(_write_source(work)) as ds:
+        save_statistics(scan(ds, batch_key="batch"), saved)
+    files = sorted(saved.iterdir())
+    for _ in rounds(seconds):
+        path = files[int(rng.integers(len(files)))]
+        raw = path.read_bytes()
+        at, bit = int(rng.integers(len(raw))), int(rng.integers(8))
+        damaged = bytearray(raw)
+        damaged[at] ^= 1 << bit
+        path.write_bytes(damaged)
+        drill.add("bit flips")
+        try:
+            load_statistics(saved)
+            drill.failures.append(f"{path.name}, byte {at}, bit {bit}: read as if whole")
+        except DataError:
+            drill.add("refused")
+        except Exception as e:
+            drill.failures.append(f"{path.name}, byte {at}, bit {bit}: {type(e).__name__}: {e}")
+        path.write_bytes(raw)
+    load_statistics(saved)
+    return drill
+
+
+def fill_disk_of_builds(work: Path, seconds: float, seed: int) -> Drill:
+    """Let the disk run full while a store is replaced: exit code 4, the old store whole."""
+    import vcelltools as vc
+
+    drill = Drill("full disks under build-store")
+    rng = np.random.default_rng(seed)
+    source = _write_source(work)
+    (work / "basis.txt").write_text("".join(f"GENE{i:05d}\n" for i in range(300)))
+    build = ("build-store", source.name, "--basis", "basis.txt", "--name", "s", "--pert-col", "target_gene")
+    COMMANDS["build-store"] = (*build, "--control", "non-targeting")
+    try:
+        code, err = _run(work, "build-store")
+        if code:
+            drill.failures.append(f"without a limit: exit status {code}: {err[-300:]}")
+            return drill
+        before = vc.open_store(work / "stores" / "s").sha256
+        for _ in rounds(seconds):
+            code, err = _run(work, "build-store", limit=int(2 ** rng.uniform(10, 21)))
+            if code == 0:
+                before = vc.open_store(work / "stores" / "s").sha256
+                continue
+            drill.add("full disks")
+            if code != 4:
+                drill.failures.append(f"exit status {code}, not 4: {err[-300:]}")
+            if vc.open_store(work / "stores" / "s").sha256 != before or not vc.verify_store(work / "stores" / "s").ok:
+                drill.failures.append("the old store is not whole")
+    finally:
+        del COMMANDS["build-store"]
+    return drill
+
+
 def mutate_containers(work: Path, seconds: float, seed: int) -> Drill:
     """Damage .vcc files: lint always answers."""
     from tests.unit.test_vcc_container import GENES, make
@@ -250,11 +313,13 @@ def mutate_containers(work: Path, seconds: float, seed: int) -> Drill:
 
 # drill -> its share of the time
 DRILLS = {
-    mutate_files: 0.35,
+    mutate_files: 0.33,
     kill_builds: 0.2,
-    kill_commands: 0.15,
-    fill_disks: 0.15,
-    flip_bits: 0.08,
+    kill_commands: 0.1,
+    fill_disks: 0.1,
+    fill_disk_of_builds: 0.1,
+    flip_bits: 0.06,
+    flip_statistics: 0.04,
     mutate_containers: 0.07,
 }
 

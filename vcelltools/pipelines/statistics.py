@@ -225,7 +225,7 @@ def merge(parts: list[Statistics]) -> Statistics:
     )
 
 
-SCHEMA = 1
+SCHEMA = 2  # 1 had no hash of the manifest
 _ARRAYS = ("library_size", "genes_per_cell", "batch_n")
 _HIST = ("offsets", "counts", "over_batch", "over_gene", "over_value", "over_count", "n_cells_k")
 
@@ -262,7 +262,15 @@ def save_statistics(stats: Statistics, dpath: str | os.PathLike, *, force: bool 
         "notes": list(stats.notes),
         "sha256": hashes,
     }
-    return write_json(d / "manifest.json", body, force=True)
+    return write_json(d / "manifest.json", {**body, "manifest_sha256": _hash_json(body)}, force=True)
+
+
+def _hash_json(body: dict[str, Any]) -> str:
+    import hashlib
+
+    from vcelltools.io.atomic import dump_json
+
+    return hashlib.sha256(dump_json(body).encode()).hexdigest()
 
 
 def load_statistics(dpath: str | os.PathLike) -> Statistics:
@@ -286,6 +294,8 @@ def load_statistics(dpath: str | os.PathLike) -> Statistics:
         ) from e
     if body.get("schema") != SCHEMA or body.get("kind") != "gene statistics":
         raise DataError(f"{d}: gene statistics of schema {body.get('schema')!r}; {SCHEMA} expected")
+    if body.pop("manifest_sha256", None) != _hash_json(body):
+        raise DataError(f"{d / 'manifest.json'}: damaged (its own hash does not fit)", hint="delete the folder")
     arrays = {}
     for name in (*_ARRAYS, *_HIST, "genes"):
         fpath = d / f"{name}.npy"
