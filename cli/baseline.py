@@ -59,7 +59,11 @@ def baseline(
     from vcelltools.scoring.baseline import write_baseline
     from vcelltools.scoring.evaluate import Options
 
-    if kind not in ("control-mean", "perturbation-mean"):
+    if store or split or features or rules:
+        raise UsageError("--truth and --store are two ways to a baseline", hint="leave one of them out")
+    if kind not in ("control-mean", "perturbation-mean", "ridge"):
+        raise UsageError(f"--kind {kind}: unknown", hint="one of: control-mean, perturbation-mean, ridge")
+    if kind == "ridge":
         raise UsageError(f"--kind {kind}: not a mean of the true cells", hint="--store STORE, for a model that learns")
     check_output(out, force=force, sources=[truth])
     options = Options(compat="cell-eval", pert_col=pert_col, control=control, layer=layer, threads=threads)

@@ -22,7 +22,7 @@ def de(
     ] = None,
     epsilon: Annotated[float, typer.Option(min=0, help="Added to both means, in counts per ten thousand.")] = 1e-9,
     min_cpm: Annotated[
-        float | None, typer.Option(metavar="T", help="Genes at most this CPM in both groups leave.")
+        float | None, typer.Option(min=0, metavar="T", help="Genes at most this CPM in both groups leave.")
     ] = None,
     continuity: Annotated[bool, typer.Option("--continuity/--no-continuity", help="wilcoxon: correction.")] = True,
     exact: Annotated[bool, typer.Option("--exact", help="wilcoxon: exact p for small untied groups.")] = False,

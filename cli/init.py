@@ -14,7 +14,8 @@ from vcelltools.cli.output import Output
 def init(
     folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Where the data files lie.")] = Path(),
     out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="[default: vcelltools.toml in FOLDER]", show_default=False)
+        Path | None,
+        typer.Option("--out", "-o", help="The file to write [default: vcelltools.toml in FOLDER].", show_default=False),
     ] = None,
     force: Force = False,
     json: Json = False,
@@ -35,4 +36,5 @@ def init(
     output.warn([f"left out {name}: {reason}" for name, reason in r.skipped])
     output.result(r.to_json(), "\n".join(r.datasets))
     n = len(r.datasets)
-    output.done(f"wrote {r.out} with {n} data set{'' if n == 1 else 's'}; check it, then: vcelltools basis")
+    found = f"{n} data set{'' if n == 1 else 's'}; check it" if n else "no data set: describe yours in it"
+    output.done(f"wrote {r.out} with {found}, then: vcelltools basis")

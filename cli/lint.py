@@ -54,6 +54,10 @@ def lint(
     )  # fmt: skip
     output.warn(result.warnings)
     output.result(result.to_json(), "\n".join([f"problem: {p}" for p in result.problems] or ["no problem found"]))
-    output.done(f"{path}: {'good' if result.ok else f'{len(result.problems)} problems'} ({result.rules} rules)")
+    output.done(f"{path}: {'good' if result.ok else _count(len(result.problems))} ({result.rules} rules)")
     if not result.ok:
         raise typer.Exit(3)
+
+
+def _count(n: int) -> str:
+    return f"{n} problem{'' if n == 1 else 's'}"

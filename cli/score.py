@@ -42,7 +42,8 @@ Baseline = Annotated[
 ]
 Epsilon = Annotated[float, typer.Option("--epsilon", min=0, help="Added to both means of a fold change.")]
 Cpm = Annotated[
-    float | None, typer.Option("--cpm-filter", metavar="T", help="Genes at most this CPM in both groups leave the DE.")
+    float | None,
+    typer.Option("--cpm-filter", min=0, metavar="T", help="Genes at most this CPM in both groups leave the DE."),
 ]
 Ceiling = Annotated[bool, typer.Option("--ceiling", help="Score one half of the truth against the other too.")]
 Seed = Annotated[int, typer.Option("--ceiling-seed", help="Of the split.")]

@@ -85,6 +85,15 @@ CASES = [
     ((*SIM, "--depth", 100, "--density", 0.1), 2, "one of the two"),
     ((*SIM, "--guides"), 2, ".h5mu"),
     ((*SCORE, "--profile", "zzz"), 2, "vcc"),
+    ((*SCORE, "--cpm-filter", -1), 2, "not at least 0"),
+    (("de", "x.h5ad", "--min-cpm", -1, "--out", "d.csv"), 2, "not at least 0"),
+    (("baseline", "--truth", "n.h5ad", "--kind", "zzz", "--out", "q.h5ad"), 2, "perturbation-mean"),
+    (("baseline", "--truth", "n.h5ad", "--store", "stores/x", "--out", "q.h5ad"), 2, "--store"),
+    (("build-store", "x.h5ad", "--basis", "basis.txt", *STORE, "--name", "../q"), 2, "--name"),
+    ((*BUILD, *STORE, "--stats", "absent"), 3, "holds no gene statistics"),
+    (("basis", "x.h5ad", "--force-targets", "--out", "b.txt"), 2, "--force-gene"),
+    (("basis", "x.h5ad", "--aliases", "absent.tsv", "--out", "b.txt"), 3, "no such file"),
+    ((*TRAIN, "--size", "zzz"), 2, "tiny, rn"),
     ((*SCORE, "--compat", "zzz"), 2, "cell-eval"),
     ((*TRAIN, "--model", "zzz"), 2, "ridge"),
     ((*TRAIN, "--dry-run"), 2, "--topology"),
@@ -101,8 +110,9 @@ CASES = [
 def test_the_error_is_one_line_and_one_object(files, args, code, said):
     done = run_cli(*args, "--json", cwd=files)
     assert done.code == code, done.stderr
-    if args[0] == "verify":  # its result tells of the problems
-        assert json.loads(done.stdout)["ok"] is False
+    if args[0] in ("verify", "lint"):  # their results tell of the problems
+        body = json.loads(done.stdout)
+        assert body["ok"] is False and said in str(body)
         return
     error = json.loads(done.stdout)["error"]
     assert error["exit_code"] == code and error["kind"]

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
+import sys
 
 import pytest
 
@@ -23,13 +26,14 @@ def test_help_explains_everything(helps, command):
     done = helps[command]
     assert done.code == 0 and done.stderr == ""
     text = done.stdout
-    assert text.startswith(f"Usage: vcelltools {command} [OPTIONS]")
+    assert text.startswith("Usage: ") and f" {command} [OPTIONS]" in text.splitlines()[0]
     assert f"Example: vcelltools {command}" in text or f"; vcelltools {command}" in text, "an example"
     assert not re.search(r"<\w+|\(default|x>=|\{", text), "ranges and defaults are said in one way"
     for line in text[text.index("Options:") :].splitlines()[1:]:
         assert re.search(r"^\s+-.*\S(  \S|$)|^\s{12,}\S", line), f"{command}: {line!r}"
-    entries = re.findall(r"^  (-\S.*?)(?:  +(.*))?$", text, re.M)
-    lines = text.splitlines()
+    options = text[text.index("Options:") :]
+    entries = re.findall(r"^  (-\S.*?)(?:  +(.*))?$", options, re.M)
+    lines = options.splitlines()
     for option, said in entries:
         if not said:  # too long for the column: it goes on below
             at = next(i for i, x in enumerate(lines) if x.startswith(f"  {option}"))
@@ -47,18 +51,23 @@ def test_every_option_of_a_word_lists_its_values_or_names_them(helps):
         assert word in helps[command].stdout
 
 
+def complete(**env: str) -> subprocess.CompletedProcess:
+    """Run the command line under its own name, which completion goes by."""
+    code = "import sys; sys.argv = ['vcelltools']; from vcelltools.cli.main import main; main()"
+    command = [sys.executable, "-c", code]
+    return subprocess.run(command, env={**os.environ, **env}, capture_output=True, text=True, check=False)
+
+
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
 def test_completion_names_the_commands(shell):
     instruction = {"bash": "complete_bash", "zsh": "complete_zsh", "fish": "complete_fish"}[shell]
     words = {"COMP_WORDS": "vcelltools ", "COMP_CWORD": "1", "_TYPER_COMPLETE_ARGS": "vcelltools "}
-    env = {**words, "_VCELLTOOLS_COMPLETE": instruction, "_TYPER_COMPLETE_FISH_ACTION": "get-args"}
-    done = run_cli(env=env)
-    assert done.code == 0, done.stderr
+    done = complete(**words, _VCELLTOOLS_COMPLETE=instruction, _TYPER_COMPLETE_FISH_ACTION="get-args")
+    assert done.returncode == 0, done.stderr
     for command in ("hvg", "build-store", "score"):
         assert command in done.stdout
 
 
 def test_completion_of_options():
-    words = {"COMP_WORDS": "vcelltools hvg --fl", "COMP_CWORD": "2", "_VCELLTOOLS_COMPLETE": "complete_bash"}
-    done = run_cli(env=words)
-    assert done.code == 0 and "--flavor" in done.stdout, done.stderr
+    done = complete(COMP_WORDS="vcelltools hvg --fl", COMP_CWORD="2", _VCELLTOOLS_COMPLETE="complete_bash")
+    assert done.returncode == 0 and "--flavor" in done.stdout, done.stderr
