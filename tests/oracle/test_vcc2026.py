@@ -15,7 +15,7 @@ from vcelltools.errors import DataError
 from vcelltools.scoring.metrics26 import METRICS
 from vcelltools.scoring.vcc2026 import score_vcc2026
 
-ANCHORED = ("anchored", "uneven")
+ANCHORED = ("anchored", "uneven", "category-order")
 UNCORRECTED = ("plain", "ties", "equal", "uneven", "zero-group")
 TOLERANCE = 1e-9
 

@@ -76,12 +76,13 @@ def make_pair(seed: int, *, n_perts=8, n_cells=40, n_controls=150, n_genes=300, 
         for p in range(n_perts):
             at = pred_obs == labels[p]
             pred[at] = np.round(pred[at].mean(axis=0))
-    return _adata(real, real_obs, genes, layout), _adata(pred, pred_obs, genes, layout)
+    return _adata(real, real_obs, genes, layout, oddity), _adata(pred, pred_obs, genes, layout)
 
 
-def _adata(X, obs, genes, layout):
+def _adata(X, obs, genes, layout, oddity=""):
     n = len(obs)
-    frame = pd.DataFrame({"target_gene": pd.Categorical(obs)}, index=[f"c{i}" for i in range(n)])
+    order = sorted(set(obs), reverse=oddity == "category-order")  # the replicate's random stream follows it
+    frame = pd.DataFrame({"target_gene": pd.Categorical(obs, categories=order)}, index=[f"c{i}" for i in range(n)])
     X = {"csr": sparse.csr_matrix, "csc": sparse.csc_matrix, "dense": np.asarray}[layout](X)
     return ad.AnnData(X=X, obs=frame, var=pd.DataFrame(index=genes))
 
@@ -102,5 +103,6 @@ PAIRS = {
     "some-unresolved": {"seed": 13, "oddity": "some-unresolved"},
     "few-de": {"seed": 14, "oddity": "few-de"},
     "anchored": {"seed": 16, "n_cells": 120, "n_controls": 400, "noise": 0.5},
+    "category-order": {"seed": 17, "n_cells": 60, "n_controls": 200, "oddity": "category-order"},
     "no-de": {"seed": 15, "oddity": "no-de"},
 }

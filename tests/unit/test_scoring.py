@@ -402,3 +402,12 @@ def test_other_gene_order_with_the_truths_controls(layout):
     assert list(got.pred.genes) == genes
     np.testing.assert_array_equal(got.pred.sums.u_kg, plain.pred.sums.u_kg)
     np.testing.assert_allclose(got.to_frame(), plain.to_frame(), rtol=1e-9, atol=1e-12)
+
+
+def test_tables_of_an_earlier_scoring_do_not_stay(tmp_path):
+    pred, real, labels, genes, _ = make_pair(62)
+    pair = [make_adata(sp.csr_matrix(x), labels, genes) for x in (pred, real)]
+    vc.score(*pair, ceiling=True, out=tmp_path)
+    assert (tmp_path / "ceiling_results.csv").exists()
+    vc.score(*pair, profile="pds", out=tmp_path, force=True)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["agg_results.csv", "results.csv", "score.json"]

@@ -28,20 +28,22 @@ def get_seeds() -> list[int]:
     return [int(s) for s in np.random.SeedSequence(0).generate_state(N_SPLITS)]
 
 
-def split_halves(code: np.ndarray, sorted_groups: np.ndarray, seed: int) -> np.ndarray:
-    """Return a labeling of two sets: two halves of every group, drawn in the order ``sorted_groups`` by one generator.
+def split_halves(code: np.ndarray, group_order: np.ndarray, seed: int) -> np.ndarray:
+    """Return a labeling of two sets: two halves of every group, drawn in the order ``group_order`` by one generator.
+
+    The order is that of the column's categories, which need not be sorted (text order where it is not categorical).
 
     The cell that an odd group has over is left out.
     """
     rng = np.random.default_rng(seed)
     out = np.full(len(code), -1, np.int32)
     order = np.argsort(code, kind="stable")
-    bounds = np.searchsorted(code[order], np.arange(len(sorted_groups) + 1))
-    for k in sorted_groups:
+    bounds = np.searchsorted(code[order], np.arange(len(group_order) + 1))
+    for k in group_order:
         mixed = rng.permutation(order[bounds[k] : bounds[k + 1]])
         half = len(mixed) // 2
         out[mixed[:half]] = k
-        out[mixed[half : 2 * half]] = k + len(sorted_groups)
+        out[mixed[half : 2 * half]] = k + len(group_order)
     return out
 
 

@@ -235,6 +235,9 @@ class Result:
         files = self.get_files(folder)
         for path in files.values():
             check_output(path, force=force)
+        for name in ("real_de.csv", "pred_de.csv", "ceiling_results.csv", "agg_ceiling_results.csv"):
+            if force and name not in files:  # of an earlier scoring: it would pass for one of this
+                (Path(folder) / name).unlink(missing_ok=True)
         with ThreadPoolExecutor(max(1, threads)) as pool:
             jobs = []
             for name, side, table in (

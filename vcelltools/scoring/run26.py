@@ -84,6 +84,8 @@ def write_result(
     files = {n: Path(folder) / n for n in names}
     for path in files.values():
         check_output(path, force=force)
+    if force and not with_real:  # of an earlier scoring: it would pass for one of this
+        (Path(folder) / "real_de.csv").unlink(missing_ok=True)
     head, rows = result.to_rows()
     write_text(files["results.csv"], _to_csv(head, rows), force=force)
     first = 2 if "context" in head else 1

@@ -32,6 +32,7 @@ from vcelltools.scoring.metrics26 import METRICS, compare, finite_mean, get_sign
 from vcelltools.scoring.options26 import Options2026
 from vcelltools.scoring.result26 import Component, ContextScore, Score2026, average, get_interval
 from vcelltools.scoring.rules import RULES_2026
+from vcelltools.scoring.sides import read_cells
 from vcelltools.scoring.sides26 import TARGET_SUM, Side, make_side
 
 if TYPE_CHECKING:
@@ -161,6 +162,7 @@ def make_truth(
         labels_n = get_labels(data, o.pert_col, "truth")
         contexts, context_n = get_contexts(data, o.context_col)
         genes = get_genes(data, "truth")
+        in_order = read_cells(data, o.pert_col, None).order
         census = take_census(
             data,
             context_n,
@@ -178,15 +180,17 @@ def make_truth(
             check_groups(in_n, labels, o.control, where, o.pert_col)
             order = {label: k + 1 for k, label in enumerate(labels)} | {o.control: 0}
             code = np.array([order[label] for label in in_n], np.int32)
+            group_order = np.array([order[v] for v in in_order if v in order])
             target_p, warnings = resolve_targets(labels, genes, o.target_gene_map, where)
             read = partial(read_part, data, census, i, threads=o.threads, progress=progress)
-            out.append(_make_context(read, code, labels, genes, target_p, context, warnings, o, progress))
+            out.append(_make_context(read, code, group_order, labels, genes, target_p, context, warnings, o, progress))
     return out
 
 
 def _make_context(
     read: Callable[[], GeneMajor],
     code: np.ndarray,
+    group_order: np.ndarray,
     labels: np.ndarray,
     genes: np.ndarray,
     target_p: np.ndarray,
@@ -201,8 +205,7 @@ def _make_context(
     thin = [str(label) for label, n in zip(labels, sizes[1:], strict=True) if n < 2]
     splits = []
     if o.anchors and not thin and sizes[0] >= 2:
-        sorted_groups = np.argsort(np.array([o.control, *labels], dtype=str), kind="stable")
-        splits = [split_halves(code, sorted_groups, seed) for seed in get_seeds()]
+        splits = [split_halves(code, group_order, seed) for seed in get_seeds()]
     counts = read()  # only here, so that it can go before the baseline is made
     library = float(np.median(counts.library[code > 0]))
     tables = make_tables(
