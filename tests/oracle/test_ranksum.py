@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import scipy.sparse as sp
@@ -70,6 +72,39 @@ def test_large_genes_take_the_long_radix():
     X = rng.gamma(1.0, 1.0, (9000, 2)) * (rng.random((9000, 2)) < 0.8)
     codes = rng.integers(0, 3, 9000).astype(np.int32)
     check(X.astype(np.float32), codes, 0)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_values_that_share_their_highest_bits(dtype):
+    """Runs of close values by the hundred, and by the few, with ties among them: what the radix leaves is put right."""
+    rng = np.random.default_rng(8)
+    n = 4000
+    X = np.empty((n, 3))
+    X[:, 0] = 1e3 + rng.integers(0, 300, n) * (2.0**-10 if dtype == np.float32 else 2.0**-40)
+    X[:200, 0] = rng.random(200)
+    X[:, 1] = np.repeat(rng.random(n // 4) * 10, 4) + rng.integers(0, 3, n) * (1e-6 if dtype == np.float32 else 1e-12)
+    X[:, 2] = np.where(rng.random(n) < 0.5, 1e-30, rng.random(n))
+    codes = rng.integers(0, 4, n).astype(np.int32)
+    check(X.astype(dtype), codes, 0)
+
+
+def test_rows_in_any_order_and_duplicates_in_them():
+    X = (np.arange(12) % 5).reshape(3, 4).astype(np.float32)
+    s = sp.csr_matrix(X)
+    codes = np.array([0, 1, 1], np.int32)
+    whole = run(X, codes, 0)
+    indices, data = s.indices.copy(), s.data.copy()
+    for a, b in pairwise(s.indptr):
+        indices[a:b], data[a:b] = indices[a:b][::-1].copy(), data[a:b][::-1].copy()
+    turned = rank_sum(s.indptr, indices, data, codes, n_genes=4, n_groups=2, control=0)
+    np.testing.assert_array_equal(turned.u_kg, whole.u_kg)
+    np.testing.assert_array_equal(turned.sum_kg, whole.sum_kg)
+    for late in ([0, 2, 1, 2], [2, 1, 0, 1], [0, 1, 2, 0]):
+        with pytest.raises(DataError, match="duplicate"):
+            rank_sum(
+                np.array([0, 4, 4]), np.array(late, np.int32), np.ones(4, np.float32), codes[:2], n_genes=4, n_groups=2,
+                control=0,
+            )  # fmt: skip
 
 
 @settings(max_examples=40, deadline=None)

@@ -411,3 +411,37 @@ def test_tables_of_an_earlier_scoring_do_not_stay(tmp_path):
     assert (tmp_path / "ceiling_results.csv").exists()
     vc.score(*pair, profile="pds", out=tmp_path, force=True)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["agg_results.csv", "results.csv", "score.json"]
+
+
+def test_adjusted_p_in_a_byte():
+    from vcelltools.scoring.packfile import code_p, decode_p
+
+    p = np.array([0.0, 1e-310, 1e-200, 1e-8, 0.0499999, 0.05, 0.3, 1.0, np.nan])
+    got = decode_p(code_p(p), p < 0.05, 0.05)
+    assert np.isnan(got[-1])
+    np.testing.assert_array_equal(got[:-1] < 0.05, p[:-1] < 0.05)
+    np.testing.assert_allclose(np.log10(got[2:4]), np.log10(p[2:4]), rtol=0.05)
+    assert got[7] == 1.0
+    assert (np.diff(got[:-1]) >= 0).all()
+
+
+def test_a_pack_is_planes_that_come_back(tmp_path):
+    from vcelltools.errors import DataError, UsageError
+    from vcelltools.scoring.packfile import read_packfile, write_packfile
+
+    rng = np.random.default_rng(0)
+    arrays = {
+        "f": rng.random((30, 7)).astype(np.float32), "d": rng.random(5), "i": np.arange(9, dtype=np.int32),
+        "b": np.arange(3, dtype=np.uint8), "none": np.zeros((0, 4)),
+    }  # fmt: skip
+    path = write_packfile(tmp_path / "x.pack", b"testpack", {"a": 1}, [({"n": np.int64(3)}, arrays), ({}, {})])
+    first, second = read_packfile(path, b"testpack", {"a": 1}, lambda head, a: (head, a))
+    assert first[0]["n"] == 3
+    assert second[1] == {}
+    for name, a in arrays.items():
+        assert first[1][name].dtype == a.dtype
+        np.testing.assert_array_equal(first[1][name], a)
+    with pytest.raises(UsageError, match="a = 1"):
+        read_packfile(path, b"testpack", {"a": 2}, lambda *_: None)
+    with pytest.raises(DataError, match="not a truth pack"):
+        read_packfile(path, b"otherone", {"a": 1}, lambda *_: None)

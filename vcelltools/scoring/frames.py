@@ -109,7 +109,7 @@ def _number(v: float | None) -> str:
     return repr(float(v))
 
 
-def _numbers(values: np.ndarray, nan_is_null: bool = False) -> pa.Array:
+def numbers(values: np.ndarray, nan_is_null: bool = False) -> pa.Array:
     """Return an Arrow array over the same memory; ``pa.array`` would import pandas to look at its argument."""
     import pyarrow as pa
 
@@ -121,7 +121,7 @@ def _numbers(values: np.ndarray, nan_is_null: bool = False) -> pa.Array:
     return pa.Array.from_buffers(kind, len(values), [valid, pa.py_buffer(values)])
 
 
-def _texts(values: list[str]) -> pa.Array:
+def texts(values: list[str]) -> pa.Array:
     """Return an Arrow array of text, without ``pa.array``."""
     import pyarrow as pa
 
@@ -146,9 +146,6 @@ def write_de_csv(
 
     Its columns are pdex's: of 0.3, or of 0.1 where the rule set works with fold changes.
     """
-    import pyarrow as pa
-    from pyarrow import csv
-
     position = {n: i for i, n in enumerate(table.names)}
     rows = np.array([position[n] for n in order if n in position], np.int64)
     keep = None if table.keep_pg is None else table.keep_pg[rows].ravel()
@@ -159,39 +156,52 @@ def write_de_csv(
 
     def flat(x: np.ndarray, nan_is_null: bool = False) -> pa.Array:
         values = np.ascontiguousarray(x[rows]).ravel()
-        return _numbers(values if keep is None else values[keep], nan_is_null)
+        return numbers(values if keep is None else values[keep], nan_is_null)
 
     def repeated(values: pa.Array) -> pa.Array:
         index = np.repeat(np.arange(len(values), dtype=np.int32), n_g)
-        return values.take(_numbers(index if keep is None else index[keep]))
+        return values.take(numbers(index if keep is None else index[keep]))
 
     def tiled(values: pa.Array) -> pa.Array:
         index = np.tile(np.arange(len(values), dtype=np.int32), len(rows))
-        return values.take(_numbers(index if keep is None else index[keep]))
+        return values.take(numbers(index if keep is None else index[keep]))
 
-    columns: dict[str, pa.Array] = {"target": repeated(_texts(names))}
+    columns: dict[str, pa.Array] = {"target": repeated(texts(names))}
     means = {
         "target_mean": flat(table.mean_pg.astype(kind)),
         ("reference_mean" if table.ratio_pg is not None else "ref_mean"): tiled(
-            _numbers(table.control_mean_g.astype(kind))
+            numbers(table.control_mean_g.astype(kind))
         ),
     }
     if table.ratio_pg is not None:
-        columns |= {"reference": repeated(_texts([control] * len(rows))), "feature": tiled(_texts(features)), **means}
+        columns |= {"reference": repeated(texts([control] * len(rows))), "feature": tiled(texts(features)), **means}
         columns |= {"percent_change": flat(table.percent_pg, True), "fold_change": flat(table.ratio_pg)}
         columns |= {"p_value": flat(table.p_pg), "statistic": flat(table.u_pg), "fdr": flat(table.fdr_pg)}
     else:
-        columns |= {"feature": tiled(_texts(features)), **means}
-        columns["target_membership"] = repeated(_numbers(np.array([sizes[n] for n in names], np.int64)))
-        columns["ref_membership"] = repeated(_numbers(np.full(len(rows), sizes[control], np.int64)))
+        columns |= {"feature": tiled(texts(features)), **means}
+        columns["target_membership"] = repeated(numbers(np.array([sizes[n] for n in names], np.int64)))
+        columns["ref_membership"] = repeated(numbers(np.full(len(rows), sizes[control], np.int64)))
         columns |= {"log2_fold_change": flat(table.log2fc_pg), "percent_change": flat(table.percent_pg)}
         columns |= {"p_value": flat(table.p_pg), "statistic": flat(table.u_pg), "fdr": flat(table.fdr_pg)}
+    plain = is_plain([*names, *features, control])
+    write_arrow_csv(path, [columns], plain=plain, force=force)
+
+
+def is_plain(values: list[str]) -> bool:
+    """Tell whether no text needs quotes in a CSV."""
+    return not any(_quote(t) != t for t in values)
+
+
+def write_arrow_csv(path: Path, tables: list[dict[str, pa.Array]], *, plain: bool, force: bool) -> None:
+    """Write tables of the same columns one below the other; ``plain`` where no text needs quotes."""
+    import pyarrow as pa
+    from pyarrow import csv
+
     with atomic_file(path, force=force) as tmp, tmp.open("wb") as f:
-        f.write((",".join(columns) + "\n").encode())
-        plain = not any(_quote(t) != t for t in (*names, *features, control))
-        style = "none" if plain else "needed"
-        whole = pa.Table.from_arrays(list(columns.values()), names=list(columns))
-        csv.write_csv(whole, f, csv.WriteOptions(include_header=False, quoting_style=style))
+        f.write((",".join(tables[0]) + "\n").encode())
+        options = csv.WriteOptions(include_header=False, quoting_style="none" if plain else "needed")
+        for columns in tables:
+            csv.write_csv(pa.Table.from_arrays(list(columns.values()), names=list(columns)), f, options)
 
 
 def write_table(path: Path, text: str, *, force: bool) -> None:

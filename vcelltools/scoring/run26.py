@@ -5,14 +5,16 @@ from __future__ import annotations
 import csv
 import math
 import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from vcelltools.errors import DataError, UsageError
-from vcelltools.io.atomic import atomic_file, check_output, write_json, write_text
+from vcelltools.io.atomic import check_output, write_json, write_text
 from vcelltools.progress import SILENT, Progress
+from vcelltools.scoring.frames import is_plain, numbers, texts, write_arrow_csv
 from vcelltools.scoring.options26 import Options2026
 from vcelltools.scoring.pack26 import get_settings, read_pack, write_pack
 from vcelltools.scoring.result26 import Score2026
@@ -91,9 +93,13 @@ def write_result(
     first = 2 if "context" in head else 1
     values = np.array([r[first:] for r in rows], float)
     write_text(files["agg_results.csv"], _to_csv(*_aggregate(head[first:], values, result)), force=force)
-    for name, side in (("pred_de.csv", "pred"), ("real_de.csv", "real")):
-        if name in files:
-            _write_de(files[name], result, side, force=force)
+    with ThreadPoolExecutor(2) as pool:
+        list(
+            pool.map(
+                lambda name: _write_de(files[name], result, name.removesuffix("_de.csv"), force=force),
+                [n for n in ("pred_de.csv", "real_de.csv") if n in files],
+            )
+        )
     write_json(files["score.json"], result.to_json(), force=force)
     return files
 
@@ -128,26 +134,22 @@ def _aggregate(columns: list[str], values: np.ndarray, result: Score2026) -> tup
 
 
 def _write_de(path: Path, result: Score2026, side: str, *, force: bool) -> None:
-    import pyarrow as pa
-    from pyarrow import csv as arrow
-
-    tables = []
+    tables, seen = [], []
     for c in result.contexts:
         de: DeTable = getattr(c, side).de
         p, h = de.lfc_ph.shape
-        target = pa.array([str(v) for v in c.labels]).take(pa.array(np.repeat(np.arange(p, dtype=np.int32), h)))
-        feature = pa.array([str(c.genes[g]) for g in de.genes]).take(pa.array(np.tile(np.arange(h, dtype=np.int32), p)))
-        columns = {"context": pa.array([c.context] * (p * h))} if c.context else {}
+        labels, genes = [str(v) for v in c.labels], [str(c.genes[g]) for g in de.genes]
+        seen += [c.context, *labels, *genes]
+        columns = {"context": texts([c.context]).take(numbers(np.zeros(p * h, np.int32)))} if c.context else {}
         columns |= {
-            "target": target,
-            "feature": feature,
-            "log2_fold_change": pa.array(de.lfc_ph.ravel()),
-            "p_value": pa.array(de.p_ph.ravel()),
-            "fdr": pa.array(de.padj_ph.ravel()),
+            "target": texts(labels).take(numbers(np.repeat(np.arange(p, dtype=np.int32), h))),
+            "feature": texts(genes).take(numbers(np.tile(np.arange(h, dtype=np.int32), p))),
+            "log2_fold_change": numbers(de.lfc_ph.ravel()),
+            "p_value": numbers(de.p_ph.ravel()),
+            "fdr": numbers(de.padj_ph.ravel()),
         }
-        tables.append(pa.table(columns))
-    with atomic_file(path, force=force) as tmp:
-        arrow.write_csv(pa.concat_tables(tables), tmp, arrow.WriteOptions(quoting_style="needed"))
+        tables.append(columns)
+    write_arrow_csv(path, tables, plain=is_plain(seen), force=force)
 
 
 def read_gene_map(path: str | os.PathLike | None) -> dict[str, str | None] | None:
