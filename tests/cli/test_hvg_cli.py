@@ -19,7 +19,7 @@ def test_writes_list_and_scores_and_says_so(cli, tmp_path):
     path = write(tmp_path)
     done = cli("hvg", path, "--top", 12, "--out", "h.txt", "--plot", "p.png", cwd=tmp_path)
     assert done.code == 0 and done.stdout == ""
-    assert "h.txt" in done.stderr and "Next:" in done.stderr
+    assert "h.txt" in done.stderr and "next:" in done.stderr
     genes = (tmp_path / "h.txt").read_text().split()
     scores = json.loads((tmp_path / "hvg_scores.json").read_text())
     assert len(genes) == 12
