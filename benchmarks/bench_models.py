@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 
 from vcelltools.pipelines.evaluate import describe
-from vcelltools.pipelines.store import build_store, open_store
+from vcelltools.pipelines.store import open_store
+from vcelltools.pipelines.store_make import build_store
 from vcelltools.pipelines.train import train
 from vcelltools.pipelines.train_settings import make_settings
 

@@ -33,6 +33,23 @@ Stats = Annotated[Path | None, typer.Option("--stats", metavar="DIR", help="What
 Dask = Annotated[
     str | None, typer.Option("--dask", metavar="ADDR", help="Read on a Dask cluster: its address, or local.")
 ]
+Jobs = Annotated[
+    int | None,
+    typer.Option(
+        "--jobs", "-j", min=1, metavar="J", show_default=False,
+        help="Data sets built at the same time, each in a process with its share of the threads [default: one for "
+        "every 4 cores, with 1 GB free for each]. One data set keeps two to four cores busy by itself: jobs pay on "
+        "larger machines, and where the storage is slow.",
+    ),
+]  # fmt: skip
+Sums = Annotated[
+    str | None,
+    typer.Option(
+        "--sums", metavar="S",
+        help="Genes whose mean per group is kept: all, basis, or auto. Files stored gene by gene (CSC) are read in the "
+        "basis genes alone by auto; all reads them whole, and lets predict fill genes outside the basis.",
+    ),
+]  # fmt: skip
 Plan = Annotated[bool, typer.Option("--plan", help="Say what would be built, from what, how large; then stop.")]
 
 
@@ -53,17 +70,20 @@ def build_store(
     preset: Preset = None,
     stats: Stats = None,
     dask: Dask = None,
+    sums: Sums = None,
+    jobs: Jobs = None,
     plan: Plan = False,
     threads: Threads = None,
     force: Force = False,
     json: Json = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
-) -> None:
+) -> int | None:
     """Build a compact store of one data set: float16 CP10K+log1p of the basis genes, and their exact counts.
 
     Groups and controls lie side by side, ready to be sampled; every byte has a checksum. A run that was stopped
-    continues where it was when the same command runs again.
+    continues where it was when the same command runs again. Without FILE all data sets of vcelltools.toml are built;
+    stores that are whole already are kept, and one that fails does not stop the others.
 
     Example: vcelltools build-store k562.h5ad --basis basis.txt --pert-col gene --control non-targeting --group-by batch
     """
@@ -75,9 +95,10 @@ def build_store(
     options = {
         "pert_col": pert_col, "control": control, "group_by": group_by, "cell_line_col": cell_line_col,
         "gene_id_col": gene_id_col, "gene_name_col": gene_name_col, "modality": modality, "layer": layer,
-        "min_cells": min_cells, "preset": preset, "stats": stats,
+        "min_cells": min_cells, "preset": preset, "stats": stats, "sums": sums,
     }  # fmt: skip
     job = choose_datasets(file, basis=basis, out=out, name=name, options=options)
     if plan:
-        return show_store_plans(o, plan_stores(job, threads=threads))
-    return show_built(o, build_stores(job, force=force, threads=threads, dask=dask, progress=o.progress))
+        show_store_plans(o, plan_stores(job, threads=threads))
+        return None
+    return show_built(o, build_stores(job, force=force, threads=threads, dask=dask, jobs=jobs, progress=o.progress))

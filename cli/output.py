@@ -62,6 +62,13 @@ class Output:
         if not self.quiet:
             self.progress.note(text)
 
+    def error(self, text: str) -> None:
+        """Say an error that does not end the command, on stderr, with ``-q`` too."""
+        if self.quiet:
+            sys.stderr.write(f"error: {text}\n")
+        else:
+            self.progress.note(f"error: {text}")
+
     def detail(self, text: str) -> None:
         """Say one line on stderr with ``-v`` alone."""
         if self.verbose:

@@ -7,23 +7,53 @@ from typing import Any
 from vcelltools.cli.output import Output
 
 
-def show_built(o: Output, results: list[Any]) -> None:
-    """Show what was built."""
-    bodies = [r.to_json() for r in results]
-    o.result({"stores": bodies})
-    o.table(
-        ["store", "cells", "genes", "runs", "perturbations", "MB", "seconds"],
-        [
-            [str(r.path), r.n_cells, r.n_genes, r.n_runs, r.n_perturbations, round(r.bytes / 1e6, 1), r.seconds]
-            for r in results
-        ],
-    )
+def show_built(o: Output, outcomes: list[Any]) -> int:
+    """Show what was built and what failed; return the exit code: that of the first failure, or 0.
+
+    Raises
+    ------
+    VcellError
+        That of the data set, where it was the only one and failed.
+    """
+    failed = [x for x in outcomes if x.error is not None]
+    if failed and len(outcomes) == 1:
+        raise failed[0].error
+    results = [x.result for x in outcomes if x.result is not None]
+    errors = [
+        {"name": x.name, "kind": e.kind, "message": e.message, "hint": e.hint, "exit_code": e.exit_code}
+        for x in failed
+        if (e := x.error) is not None
+    ]
+    o.result({"stores": [r.to_json() for r in results], "failed": errors})
+    if results:
+        o.table(
+            ["store", "cells", "genes", "runs", "perturbations", "MB", "seconds", "kept"],
+            [
+                [
+                    str(r.path),
+                    r.n_cells,
+                    r.n_genes,
+                    r.n_runs,
+                    r.n_perturbations,
+                    round(r.bytes / 1e6, 1),
+                    r.seconds,
+                    r.kept,
+                ]
+                for r in results
+            ],
+        )
     for r in results:
         for w in r.warnings:
             o.note(f"{r.path.name}: {w}")
+    for x in failed:
+        o.error(f"{x.name}: {x.error}")
     paths = ", ".join(str(r.path) for r in results)
     cells = sum(r.n_cells for r in results)
+    if failed:
+        o.done(f"{_count(len(results), 'store')} whole, {len(failed)} failed; run it again: what is whole is kept")
+        return failed[0].error.exit_code
     o.done(f"wrote {paths}: {cells:,} cells; next: vcelltools verify, vcelltools train")
+    return 0
 
 
 def show_store_plans(o: Output, plans: list[dict[str, Any]]) -> None:

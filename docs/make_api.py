@@ -109,8 +109,10 @@ preset = "replogle-k562-essential"
 min_cells = 30
 ```
 
-The names are those that the publishers document. `--plan` shows what they find in your file (cells, groups, controls,
-genes matched) before anything is built; a label or column that is not there is an error with a census of what is.
+The names are those of the published files, as far as public pages and code show them; each entry says what it was
+checked against. The files themselves were not opened here, so look first: `--plan` shows what they find in your file
+(cells, groups, controls, genes matched) before anything is built; a label or column that is not there is an error with
+a census of what is.
 """
 
 
@@ -125,6 +127,7 @@ def make_atlases() -> str:
         lines += [f"| `{k}` | {show(v)} |" for k, v in preset.values.items()]
         if preset.notes:
             lines.append(f"\nNote: {preset.notes}.")
+        lines.append(f"\nChecked against: {preset.checked}.")
         lines.append(f"\n```console\n$ vcelltools build-store {file} --preset {name} --basis basis.txt --plan\n```\n")
         parts.append("\n".join(lines))
     return "\n".join(parts).rstrip() + "\n"

@@ -21,7 +21,7 @@ _PUBLIC = {
     "sample": "vcelltools.pipelines.convert",
     "inspect": "vcelltools.pipelines.inspect",
     "basis": "vcelltools.pipelines.basis",
-    "build_store": "vcelltools.pipelines.store",
+    "build_store": "vcelltools.pipelines.store_make",
     "open_store": "vcelltools.pipelines.store",
     "verify_store": "vcelltools.pipelines.store",
     "score": "vcelltools.scoring",

@@ -1,7 +1,7 @@
 """Column names of the public atlases, so that a data set needs a path and a preset alone.
 
-The names are those that the data's publishers document; every key can be overridden, and ``build-store --plan``
-shows what they find in a file before anything is built.
+The names are those of the published files, as far as public pages and code show them (``checked`` says which do); every
+key can be overridden, and ``build-store --plan`` shows what they find in a file before anything is built.
 """
 
 from __future__ import annotations
@@ -28,12 +28,15 @@ class Preset:
         Keys of :class:`vcelltools.config.DatasetConfig`.
     notes
         What to look out for.
+    checked
+        Where the names can be seen, and which of them could not be.
     """
 
     title: str
     source: str
     values: dict[str, Any] = field(default_factory=dict)
     notes: str = ""
+    checked: str = ""
 
 
 # The files of Replogle et al. and of Nadig et al. share one layout: var indexed by Ensembl id.
@@ -44,13 +47,19 @@ _REPLOGLE: dict[str, Any] = {
     "gene_id_col": "index",
     "gene_name_col": "gene_name",
 }
-_FIGSHARE = "Replogle et al., Cell 2022; figshare+ 20029387"
-_NADIG = "Nadig et al., Nature Genetics 2025; GEO GSE264667"
+_FIGSHARE = "Replogle et al., Cell 2022, doi:10.1016/j.cell.2022.05.013; figshare+ 20029387"
+_NADIG = "Nadig et al., Nature Genetics 2025, doi:10.1038/s41588-025-02169-3; GEO GSE264667"
+_CHECKED_REPLOGLE = (
+    "gene, gem_group and non-targeting as public code reads them from these files (Arc Institute's State among it)"
+)
 
 PRESETS: dict[str, Preset] = {
     "kolf": Preset(
         title="KOLF2.1J pan-genome CRISPRi atlas",
-        source="KOLF_Pan_Genome_Aggregate.h5mu",
+        source="Nourreddine, Doctor et al., doi:10.1101/2024.11.03.621734; figshare+ 27261219, "
+        "KOLF_Pan_Genome_Aggregate.h5mu",
+        checked="the modality and gene_ids as public code opens the file; the columns of obs were not seen in a public "
+        "text: look at --plan first",
         values={
             "modality": "rna",
             "pert_col": "feature_call",
@@ -66,30 +75,37 @@ PRESETS: dict[str, Preset] = {
         title="K562, essential genes (CRISPRi)",
         source=f"{_FIGSHARE}, K562_essential_raw_singlecell_01.h5ad",
         values={**_REPLOGLE, "cell_line": "K562"},
+        checked=_CHECKED_REPLOGLE,
     ),
     "replogle-k562-gwps": Preset(
         title="K562, genome-wide (CRISPRi)",
         source=f"{_FIGSHARE}, K562_gwps_raw_singlecell_01.h5ad",
         values={**_REPLOGLE, "cell_line": "K562"},
+        checked=_CHECKED_REPLOGLE,
     ),
     "replogle-rpe1": Preset(
         title="RPE1, essential genes (CRISPRi)",
         source=f"{_FIGSHARE}, rpe1_raw_singlecell_01.h5ad",
         values={**_REPLOGLE, "cell_line": "RPE1"},
+        checked=_CHECKED_REPLOGLE,
     ),
     "nadig-hepg2": Preset(
         title="HepG2, essential genes (CRISPRi)",
         source=f"{_NADIG}, hepg2_raw_singlecell_01.h5ad",
         values={**_REPLOGLE, "cell_line": "HepG2"},
+        checked=_CHECKED_REPLOGLE,
     ),
     "nadig-jurkat": Preset(
         title="Jurkat, essential genes (CRISPRi)",
         source=f"{_NADIG}, jurkat_raw_singlecell_01.h5ad",
         values={**_REPLOGLE, "cell_line": "Jurkat"},
+        checked=_CHECKED_REPLOGLE,
     ),
     "vcc-2025": Preset(
         title="Virtual Cell Challenge 2025, H1 training set",
-        source="Arc Institute, adata_Training.h5ad",
+        source="Arc Institute, virtualcellchallenge.org, adata_Training.h5ad",
+        checked="target_gene, batch and non-targeting on the data's card (Hugging Face, "
+        "cyrilzakka/arc-institute-virtual-cell-dataset); gene_id in printed summaries of the file",
         values={
             "pert_col": "target_gene",
             "control": ["non-targeting"],
@@ -101,7 +117,9 @@ PRESETS: dict[str, Preset] = {
     ),
     "tahoe-100m": Preset(
         title="Tahoe-100M, drugs on 50 cell lines",
-        source="Tahoe Therapeutics and Arc Institute, one h5ad a plate",
+        source="Tahoe Therapeutics and Arc Institute, doi:10.1101/2025.02.20.639398, one h5ad a plate",
+        checked="drugname_drugconc and its DMSO_TF label in the published sample_metadata and in public code that "
+        "reads the plates; cell_line, plate and pass_filter in the same",
         values={
             "pert_col": "drugname_drugconc",
             "control": ["[('DMSO_TF', 0.0, 'uM')]"],
@@ -109,11 +127,13 @@ PRESETS: dict[str, Preset] = {
             "cell_line_col": "cell_line",
             "gene_name_col": "index",
         },
-        notes="a perturbation is a drug at a dose",
+        notes="a perturbation is a drug at a dose; pass_filter ('full' or 'minimal') is text and filters nothing here",
     ),
     "x-atlas-orion": Preset(
         title="X-Atlas/Orion, HCT116 and HEK293T genome-wide CRISPRi",
-        source="Xaira Therapeutics, 2025",
+        source="Xaira Therapeutics, 2025; Hugging Face, Xaira-Therapeutics/X-Atlas-Orion",
+        checked="sample, gene_target and pass_guide_filter (0 or 1) on the data's card; "
+        "Non-Targeting in public code that reads it",
         values={
             "pert_col": "gene_target",
             "control": ["Non-Targeting"],
@@ -124,13 +144,17 @@ PRESETS: dict[str, Preset] = {
     ),
     "gasperini": Preset(
         title="Gasperini et al. 2019, enhancers in K562 (CRISPRi, high multiplicity)",
-        source="scPerturb's harmonised GasperiniShendure2019 files",
+        source="scPerturb, Zenodo 10044268, GasperiniShendure2019_atscale.h5ad",
+        checked="perturbation and control are the names that scPerturb gives all its files; public code that needs the "
+        "guides themselves reads obs/barcode of this one",
         values={"pert_col": "perturbation", "control": ["control"], "cell_line": "K562"},
         notes="cells carry many guides: set guides to choose how a label of several is read",
     ),
     "yao": Preset(
         title="Yao et al. 2024, compressed Perturb-seq in THP-1 (knock-out)",
-        source="GEO GSE221321, KO_conventional",
+        source="GEO GSE221321, GSM6858447_KO_conventional (an R object: convert it first)",
+        checked="Guides_collapsed_by_gene, its separator --, Total_number_of_guides, non-targeting and safe-targeting "
+        "in public code that reads the file",
         values={
             "pert_col": "Guides_collapsed_by_gene",
             "control": ["non-targeting"],

@@ -2,6 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
 import numpy as np
 import pytest
 import scanpy as sc
@@ -57,9 +65,8 @@ def test_a_label_that_matches_no_cell(built, cli, thp1):
     d, _ = built
     args = ("--basis", "h.txt", "--out", "x", "--pert-col", "perturbation", "--control")
     ran = cli("build-store", thp1, *args, "NT", cwd=d)
-    assert (ran.code == 3 and "non-targeting 2,386" in ran.stderr and not (d / "x").is_dir()) or not list(
-        (d / "x").iterdir()
-    )
+    assert ran.code == 3 and "non-targeting 2,386" in ran.stderr
+    assert not (d / "x").exists() or not list((d / "x").iterdir())
     ran = cli("build-store", thp1, *args[:4], "--pert-col", "nonsense", "--control", "x", cwd=d)
     assert ran.code == 3 and "perturbation" in ran.stderr
     assert cli("build-store", thp1, "--basis", "h.txt", "--out", "x", cwd=d).code == 2
@@ -98,6 +105,96 @@ keep = ["confident_guide"]
     (tmp_path / "vcelltools.toml").write_text("[basis]\ntopp = 5\n")
     ran = cli("basis", cwd=tmp_path)
     assert ran.code == 3 and "did you mean 'top'" in ran.stderr
+
+
+@pytest.fixture
+def project(tmp_path):
+    """A folder with three data sets, the second of which has no such control."""
+    from tests.screens import CONTROL, make_screen, write
+
+    text = '[basis]\npath = "b.txt"\n'
+    for i, control in enumerate((CONTROL, "nonsense", CONTROL)):
+        write(make_screen(n=200, seed=i), tmp_path / f"d{i}.h5ad", "csc" if i == 2 else "csr")
+        text += f'[[datasets]]\nname = "d{i}"\npath = "d{i}.h5ad"\npert_col = "target"\ncontrol = "{control}"\n'
+    (tmp_path / "vcelltools.toml").write_text(text)
+    (tmp_path / "b.txt").write_text("".join(f"GENE{i}\n" for i in range(20)))
+    return tmp_path
+
+
+def test_data_sets_side_by_side_have_the_bytes_of_a_serial_run(project, cli):
+    from tests.unit.test_store import hashes
+
+    ran = cli("build-store", "--jobs", 2, "--json", cwd=project)
+    assert ran.code == 3, ran.stderr
+    assert [Path(s["path"]).name for s in ran.json["stores"]] == ["d0", "d2"]
+    (failed,) = ran.json["failed"]
+    assert failed["name"] == "d1" and failed["exit_code"] == 3 and "nonsense" in failed["message"]
+    assert "error: d1: " in ran.stderr and "d0: built, 200 cells" in ran.stderr
+    toml = project / "vcelltools.toml"
+    toml.write_text(toml.read_text().replace("nonsense", "P1"))
+    ran = cli("build-store", "--jobs", 2, "--json", cwd=project)  # what is whole is kept
+    assert ran.code == 0 and ran.json["failed"] == [], ran.stderr
+    assert [s["kept"] for s in ran.json["stores"]] == [True, False, True] and "kept" in ran.stderr
+    ran = cli("build-store", "--jobs", 1, "--out", "serial", "--json", cwd=project)
+    assert ran.code == 0, ran.stderr
+    for name in ("d0", "d1", "d2"):
+        assert hashes(project / "stores" / name) == hashes(project / "serial" / name)
+    (project / "b.txt").write_text("GENE1\nGENE2\n")  # of another plan: refused, not replaced
+    ran = cli("build-store", "--jobs", 1, "--json", cwd=project)
+    assert ran.code == 2 and len(ran.json["failed"]) == 3 and "--force" in ran.json["failed"][0]["hint"]
+    assert cli("build-store", "--jobs", 2, "--dask", "local", cwd=project).code == 2
+
+
+@pytest.mark.parametrize("victim", ["child", "parent"])
+def test_a_killed_run_over_several_data_sets_continues(project, cli, victim):
+    from tests.screens import make_screen, write
+    from tests.unit.test_store import hashes
+
+    toml = project / "vcelltools.toml"
+    toml.write_text(toml.read_text().replace("nonsense", "P1"))
+    write(make_screen(n=60_000, seed=1), project / "d1.h5ad")
+    command = [sys.executable, "-m", "vcelltools.cli.main", "build-store", "--jobs", "2", "--json"]
+    run = subprocess.Popen(command, cwd=project, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 60
+    work = project / "stores/.d1.building/journal"
+    while not work.exists() and time.monotonic() < deadline:
+        time.sleep(0.005)
+    if victim == "parent":
+        run.send_signal(signal.SIGKILL)
+    else:
+        lock = os.stat(project / "stores/.d1.lock").st_ino
+        holders = [p.parent.parent for p in Path("/proc").glob("[0-9]*/fd/*") if _inode(p) == lock]
+        os.kill(int(holders[0].name), signal.SIGKILL)
+    out, err = run.communicate(timeout=60)
+    if victim == "child":
+        assert run.returncode == 5, err
+        assert "killed by signal 9" in err and len(json.loads(out)["stores"]) == 2
+    assert not (project / "stores/d1").exists()
+    ran = cli("build-store", "--jobs", 2, "--json", cwd=project)
+    assert ran.code == 0, ran.stderr
+    assert [s["kept"] for s in ran.json["stores"]][1] is False
+    assert cli("build-store", "--jobs", 1, "--out", "clean", cwd=project).code == 0
+    for name in ("d0", "d1", "d2"):
+        assert hashes(project / "stores" / name) == hashes(project / "clean" / name)
+
+
+def _inode(path) -> int:
+    try:
+        return os.stat(path).st_ino
+    except OSError:
+        return -1
+
+
+def test_sums_of_all_genes_of_a_file_stored_gene_by_gene(project, cli):
+    args = ("build-store", "d2.h5ad", "--out", "s")
+    plan = cli(*args, "--plan", "--json", cwd=project).json["plans"][0]
+    assert "--sums all" in plan["sums_over"] and "20 basis genes" in plan["passes"]
+    full = cli(*args, "--sums", "all", "--plan", "--json", cwd=project).json["plans"][0]
+    assert full["sums_over"] == "all genes" and full["bytes_to_read"] > plan["bytes_to_read"]
+    assert cli(*args, "--sums", "all", cwd=project).code == 0
+    store = vc.open_store(project / "s/d2")
+    assert len(store.measured) == 60 and store.sums.shape[1] == 60
+    assert cli(*args, "--sums", "some", cwd=project).code == 2
 
 
 def test_a_modality_of_an_h5mu(tmp_path, cli, papalexi):

@@ -45,6 +45,22 @@ def test_a_store_has_the_same_bytes(tmp_path, client):
     assert hashes(tmp_path / "one/s") == hashes(tmp_path / "many/s")
 
 
+@pytest.mark.parametrize("sums", ["auto", "all"])
+@pytest.mark.parametrize("layout", ["csc", "dense", "dense-columns"])
+def test_a_store_of_any_layout_has_the_same_bytes(tmp_path, client, layout, sums):
+    adata = make_screen(n=300, deep=True)
+    adata.obs["total"] = np.asarray(adata.X.sum(axis=1)).ravel()
+    adata.var["gene_ids"] = adata.var["gene_ids"].where(adata.var_names != "GENE8", adata.var.at["GENE5", "gene_ids"])
+    path = write(adata, tmp_path / "s.h5ad", layout, dtype="float64")
+    for i, more in enumerate(({}, {"library_size": "total"})):
+        options = {"basis": BASIS, "sums": sums, **BUILD, **more}
+        vc.build_store(path, out=tmp_path / f"one{i}", name="s", **options)
+        vc.build_store(path, out=tmp_path / f"many{i}", name="s", dask=client, part_cells=1 << 13, **options)
+        assert hashes(tmp_path / f"one{i}/s") == hashes(tmp_path / f"many{i}/s")
+        assert sorted(p.name for p in (tmp_path / f"many{i}").iterdir()) == ["s"]
+        assert vc.verify_store(tmp_path / f"many{i}/s").ok
+
+
 def test_statistics_are_the_same(tmp_path, client):
     from vcelltools.io import open_dataset
     from vcelltools.pipelines.cluster import scan_on_cluster
@@ -132,9 +148,11 @@ def test_finished_parts_are_not_computed_again(tmp_path, client):
 
 
 def test_what_a_cluster_cannot_do_is_said(tmp_path, client):
+    from vcelltools.pipelines.cluster import scan_on_cluster
+
     path = write(make_screen(n=80), tmp_path / "s.h5ad", "csc")
     with pytest.raises(UsageError, match="gene by gene"):
-        vc.build_store(path, basis=BASIS, out=tmp_path, name="s", dask=client, **BUILD)
+        scan_on_cluster(path, client)
     with pytest.raises(UsageError, match="in memory"):
         vc.build_store(make_screen(n=80), basis=BASIS, out=tmp_path, name="t", dask=client, **BUILD)
     with pytest.raises(EnvironmentFault, match="no Dask scheduler"):

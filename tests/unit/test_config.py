@@ -89,5 +89,6 @@ def test_presets_fill_what_is_not_given():
     with pytest.raises(UsageError, match="did you mean 'kolf'"):
         get_preset("klf")
     for name, p in PRESETS.items():
+        assert p.checked, name
         assert resolve_preset(DatasetConfig(name="x", preset=name)).pert_col == p.values["pert_col"]
         assert p.source and p.title

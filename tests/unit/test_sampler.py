@@ -302,3 +302,11 @@ def test_the_parts_are_the_whole(stores):
     key = ["store", "context", "perturbation"]
     both = pd.concat(parts)[key].sort_values(key).to_numpy()
     assert np.array_equal(both, whole[key].sort_values(key).to_numpy())
+
+
+def test_a_split_that_leaves_nothing_says_so(stores):
+    with pytest.raises(DataError, match=r"nothing of a, b is in the part 'train'.*\[training\]"):
+        Sampler(stores, set_size=3, sets_per_batch=2, split=parse_split({"datasets": {"a": "x"}}, where="split.toml"))
+    split = parse_split({"training": {"a": "train", "b": "train"}}, where="split.toml")
+    with pytest.raises(DataError, match="name what is held out"):
+        Sampler(stores, set_size=3, sets_per_batch=2, split=split, part="test")

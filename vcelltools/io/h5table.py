@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from vcelltools.errors import DataError
@@ -35,8 +37,21 @@ def to_text(values: np.ndarray) -> np.ndarray:
     return values.astype(str).astype(object)
 
 
-def read_values(file: File, key: str, *, length: int | None = None) -> tuple[np.ndarray, np.ndarray | None]:
-    """Read an array, string array or nullable array at ``key``: (values, missing or None)."""
+def _get_codes(codes: np.ndarray) -> np.ndarray:
+    """Return codes of categories as int32, or as int64 where they might not fit."""
+    fits = codes.dtype.itemsize < 4 or codes.dtype == np.int32
+    return codes.astype(np.int32 if fits else np.int64, copy=False)
+
+
+def read_values(
+    file: File,
+    key: str,
+    *,
+    length: int | None = None,
+    rows: slice | None = None,
+    checked: set[str] | None = None,
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """Read an array, string array or nullable array (or some rows of it) at ``key``: (values, missing or None)."""
     node = get_node(file, key)
     ratio = MAX_RATIO if length is None else COLUMN_RATIO
     if node is None:
@@ -46,7 +61,7 @@ def read_values(file: File, key: str, *, length: int | None = None) -> tuple[np.
             kind = _attr_text(node.attrs.get("encoding-type", "a group"))
             raise DataError(f"{file.filename}: {key} is {kind}, which is not a column that can be read")
         parts = [need_dataset(file, f"{key}/{k}", what="a nullable column has values and mask") for k in _NULLABLE]
-        values, mask = (read_small(file, p, length=length, ratio=ratio) for p in parts)
+        values, mask = (read_small(file, p, length=length, ratio=ratio, rows=rows, checked=checked) for p in parts)
         if mask.shape != values.shape:
             raise DataError(f"{file.filename}: {key}: values and mask differ in length")
         missing = mask.astype(bool)
@@ -54,8 +69,8 @@ def read_values(file: File, key: str, *, length: int | None = None) -> tuple[np.
             values = to_text(values)
             values[missing] = None
             return values, None
-        return values, missing if missing.any() else None
-    values = read_small(file, node, length=length, ratio=ratio)
+        return values, missing if missing.any() or rows is not None else None
+    values = read_small(file, node, length=length, ratio=ratio, rows=rows, checked=checked)
     if values.ndim != 1:
         raise DataError(f"{file.filename}: {key} has {values.ndim} dimensions; 1 expected")
     return (to_text(values) if values.dtype.kind in "OSUT" else values), None
@@ -79,6 +94,8 @@ class H5Table(TableBase):
             found = [k for k in group if k not in (self._index_key, "__categories")]
             self._columns = [c for c in order if c in found] + [k for k in found if k not in order]
         self._index: np.ndarray | None = None
+        self._categories: dict[str, np.ndarray] = {}
+        self._checked: set[str] = set()
         index_key = f"{key}/{self._index_key}"
         if get_node(file, index_key) is None:
             raise DataError(f"{file.filename}: {index_key} is missing: it names the rows of {key}")
@@ -93,37 +110,51 @@ class H5Table(TableBase):
             self._index = values if values.dtype == object else values.astype(str).astype(object)
         return self._index
 
+    def names(self, start: int, stop: int) -> np.ndarray:
+        """Row names ``start:stop``, read for the occasion."""
+        if self._index is not None:
+            return self._index[start:stop]
+        key = f"{self._key}/{self._index_key}"
+        values, _ = read_values(self._file, key, length=self.n, rows=slice(start, stop), checked=self._checked)
+        return values if values.dtype == object else values.astype(str).astype(object)
+
     def forget(self) -> None:
-        """Let go of the row names."""
+        """Let go of the row names and of categories."""
         self._index = None
+        self._categories.clear()
 
     @property
     def columns(self) -> list[str]:
         """Column names in the file's order."""
         return list(self._columns)
 
-    def _load(self, name: str) -> Column:
+    def _read_categories(self, key: str) -> np.ndarray:
+        if key not in self._categories:
+            self._categories[key] = read_values(self._file, key)[0]
+        return self._categories[key]
+
+    def _load(self, name: str, rows: slice | None = None) -> Column:
         file, key = self._file, f"{self._key}/{name}"
         node = get_node(file, key)
+        whole: dict[str, Any] = {"length": self.n, "rows": rows}
         with reading(file.filename, key):
             if is_group(node) and get_node(file, f"{key}/codes") is not None:
-                codes = read_small(
-                    file, need_dataset(file, f"{key}/codes", what="the codes"), length=self.n, ratio=COLUMN_RATIO
-                )
-                cats, _ = read_values(file, f"{key}/categories")
+                part = need_dataset(file, f"{key}/codes", what="the codes")
+                codes = read_small(file, part, ratio=COLUMN_RATIO, **whole)
+                cats = self._read_categories(f"{key}/categories")
                 if codes.dtype.kind not in "iu":
                     raise DataError(f"{file.filename}: {key}/codes are not integers")
                 ordered = bool(node.attrs.get("ordered", False))
-                return Column(name=name, codes=codes.astype(np.int64), categories=cats, ordered=ordered)
+                return Column(name=name, codes=_get_codes(codes), categories=cats, ordered=ordered)
             if (node is not None and not is_group(node)) and "categories" in node.attrs:  # anndata 0.7
                 cats_key = f"{self._key}/__categories/{name}"
                 cats_node = get_node(file, cats_key)
                 if cats_node is not None:
-                    cats, _ = read_values(file, cats_key)
-                    codes = read_small(file, node, length=self.n, ratio=COLUMN_RATIO)
+                    cats = self._read_categories(cats_key)
+                    codes = read_small(file, node, ratio=COLUMN_RATIO, **whole)
                     ordered = bool(cats_node.attrs.get("ordered", False))
-                    return Column(name=name, codes=codes.astype(np.int64), categories=cats, ordered=ordered)
-        values, missing = read_values(file, key, length=self.n)
+                    return Column(name=name, codes=_get_codes(codes), categories=cats, ordered=ordered)
+        values, missing = read_values(file, key, checked=self._checked, **whole)
         return Column(name=name, values=values, missing=missing)
 
 
@@ -133,27 +164,43 @@ class H5RecordTable(TableBase):
     def __init__(self, file: File, key: str, n: int, uns_key: str = "uns") -> None:
         self._file, self._uns, self.n = file, uns_key, n
         self.where = f"{file.filename}: {key}"
-        self._records = read_small(file, need_dataset(file, key, what="the table"), length=n)
-        names = list(self._records.dtype.names or ())
+        self._node = need_dataset(file, key, what="the table")
+        self._last: tuple[slice, np.ndarray] | None = None
+        names = list(self._read(slice(0, 0)).dtype.names or ())
         self._index_key = next((k for k in ("index", "_index") if k in names), names[0] if names else "")
         self._columns = [c for c in names if c != self._index_key]
 
     @property
     def index(self) -> np.ndarray:
         """Row names, as str."""
-        return to_text(np.asarray(self._records[self._index_key]))
+        return self.names(0, self.n)
+
+    def names(self, start: int, stop: int) -> np.ndarray:
+        """Row names ``start:stop``."""
+        return to_text(np.asarray(self._read(slice(start, stop))[self._index_key]))
+
+    def forget(self) -> None:
+        """Let go of the records."""
+        self._last = None
+
+    def _read(self, rows: slice) -> np.ndarray:
+        """Return some records; the last ones that were asked for are kept for their other columns."""
+        if self._last is None or self._last[0] != rows:
+            self._last = None
+            self._last = (rows, read_small(self._file, self._node, length=self.n, rows=rows))
+        return self._last[1]
 
     @property
     def columns(self) -> list[str]:
         """Column names in the file's order."""
         return list(self._columns)
 
-    def _load(self, name: str) -> Column:
-        values = np.asarray(self._records[name])
+    def _load(self, name: str, rows: slice | None = None) -> Column:
+        values = np.asarray(self._read(rows or slice(0, self.n))[name])
         cats_key = f"{self._uns}/{name}_categories"
         if values.dtype.kind in "iu" and get_node(self._file, cats_key) is not None:
             cats, _ = read_values(self._file, cats_key)
-            return Column(name=name, codes=values.astype(np.int64), categories=cats)
+            return Column(name=name, codes=_get_codes(values), categories=cats)
         return Column(name=name, values=to_text(values) if values.dtype.kind in "OSUT" else values)
 
 
@@ -174,8 +221,8 @@ class EmptyTable(TableBase):
         """Column names."""
         return list(self._extra)
 
-    def _load(self, name: str) -> Column:
-        return Column(name=name, values=self._extra[name])
+    def _load(self, name: str, rows: slice | None = None) -> Column:
+        return Column(name=name, values=self._extra[name][rows or slice(None)])
 
 
 class JoinedTable(TableBase):
@@ -193,6 +240,10 @@ class JoinedTable(TableBase):
         """Row names of the modality."""
         return self._inner.index
 
+    def names(self, start: int, stop: int) -> np.ndarray:
+        """Row names ``start:stop`` of the modality."""
+        return self._inner.names(start, stop)
+
     def forget(self) -> None:
         """Let go of the row names."""
         self._inner.forget()
@@ -204,11 +255,16 @@ class JoinedTable(TableBase):
         mine = self._inner.columns
         return mine + [c for c in self._outer.columns if c not in mine]
 
-    def _load(self, name: str) -> Column:
+    def _load(self, name: str, rows: slice | None = None) -> Column:
         if name in self._inner.columns:
-            return self._inner._load(name)
-        c = self._outer.column(name)
-        pick = self._rows
+            return self._inner._load(name, rows)
+        pick = self._rows if rows is None else self._rows[rows]
+        if rows is None or not len(pick):
+            c = self._outer.column(name) if rows is None else self._outer.read(name, 0, 0)
+        else:  # modalities keep the order of the file, so that their neighbours are neighbours there
+            low = int(pick.min())
+            c = self._outer.read(name, low, int(pick.max()) + 1)
+            pick = pick - low
         return Column(
             name=name,
             values=None if c.values is None else c.values[pick],

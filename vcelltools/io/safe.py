@@ -237,8 +237,16 @@ def get_length(file: File, key: str) -> int | None:
     return int(shape[0]) if shape and not is_group(node) else None
 
 
-def read_small(file: File, dset: Node, *, length: int | None = None, ratio: int = MAX_RATIO) -> np.ndarray:
-    """Read a whole dataset into native byte order (strings decoded).
+def read_small(
+    file: File,
+    dset: Node,
+    *,
+    length: int | None = None,
+    ratio: int = MAX_RATIO,
+    rows: slice | None = None,
+    checked: set[str] | None = None,
+) -> np.ndarray:
+    """Read a dataset (all of it, or some rows) into native byte order (strings decoded).
 
     Parameters
     ----------
@@ -246,6 +254,11 @@ def read_small(file: File, dset: Node, *, length: int | None = None, ratio: int 
         The number of entries that there must be; anything else is refused before it is read.
     ratio
         How many times its stored bytes it may unpack to.
+    rows
+        The rows to read; all by default.
+    checked
+        Names of the datasets whose text was measured already; this one's is added. Reading range after range
+        measures it once.
 
     Raises
     ------
@@ -257,16 +270,18 @@ def read_small(file: File, dset: Node, *, length: int | None = None, ratio: int 
         raise DataError(f"{where} has {' × '.join(map(str, dset.shape or ())) or 'no'} entries; {length:,} expected")
     with reading(file.filename, dset.name):
         if not isinstance(file, h5py.File):
-            return file.read_small(dset, ratio=ratio)
+            return file.read_small(dset, ratio=ratio, rows=rows)
         check_ratio(where, dset.size * dset.dtype.itemsize, dset.id.get_storage_size(), ratio=ratio)
         check_filters(file.filename, dset)
         if h5py.check_string_dtype(dset.dtype) is not None:
-            if dset.dtype == object:
+            if dset.dtype == object and (checked is None or dset.name not in checked):
                 from vcelltools.io.text import check_text
 
                 check_text(file, dset)
-            return np.asarray(dset.asstr()[()], dtype=object)
-        values = np.asarray(dset[()])
+                if checked is not None:
+                    checked.add(dset.name)
+            return np.asarray(dset.asstr()[() if rows is None else rows], dtype=object)
+        values = np.asarray(dset[() if rows is None else rows])
         if values.dtype.byteorder not in ("=", "|"):
             values = values.astype(values.dtype.newbyteorder("="))
         return values

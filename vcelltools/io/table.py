@@ -10,7 +10,11 @@ import numpy as np
 from vcelltools.errors import DataError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     import pandas as pd
+
+RANGE = 1 << 16  # rows of a table that are held at once by what goes through all of them
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +55,18 @@ class Column:
     def __len__(self) -> int:
         return len(self.codes if self.codes is not None else self.values)  # type: ignore[arg-type]
 
+    def get_missing(self) -> np.ndarray:
+        """Return (n,) bool: where there is no value."""
+        if self.codes is not None:
+            return self.codes < 0
+        assert self.values is not None
+        missing = np.zeros(len(self.values), bool) if self.missing is None else self.missing.copy()
+        if self.values.dtype == object:
+            missing |= np.array([v is None for v in self.values], bool)
+        elif self.values.dtype.kind == "f":
+            missing |= np.isnan(self.values)
+        return missing
+
     def labels(self) -> np.ndarray:
         """Return (n,) object array of str, None where missing."""
         if self.codes is not None:
@@ -77,11 +93,7 @@ class Column:
             lookup[present[order]] = np.arange(len(present), dtype=np.int32)
             return lookup[self.codes], [_label(c) or "" for c in cats[order]]
         assert self.values is not None
-        missing = np.zeros(len(self.values), bool) if self.missing is None else self.missing.copy()
-        if self.values.dtype == object:
-            missing |= np.array([v is None for v in self.values], bool)
-        elif self.values.dtype.kind == "f":
-            missing |= np.isnan(self.values)
+        missing = self.get_missing()
         codes = np.full(len(self.values), -1, np.int32)
         keep = ~missing
         values = self.values[keep]
@@ -119,6 +131,22 @@ class Table(Protocol):
         """Return one column; a :class:`DataError` lists the columns where there is no such name."""
         ...
 
+    def names(self, start: int, stop: int) -> np.ndarray:
+        """Return the row names ``start:stop``, as :attr:`index` has them."""
+        ...
+
+    def read(self, name: str, start: int, stop: int) -> Column:
+        """Return the rows ``start:stop`` of one column; the rest is not read."""
+        ...
+
+    def ranges(self, name: str, step: int = RANGE) -> Iterator[tuple[int, Column]]:
+        """Yield (first row, column) of one range of rows after the other."""
+        ...
+
+    def factorize(self, name: str) -> tuple[np.ndarray, list[str]]:
+        """Return what :meth:`Column.factorize` of the whole column returns, holding a range of it at a time."""
+        ...
+
     def to_frame(self, columns: list[str] | None = None) -> pd.DataFrame:
         """Return the table (or some columns) as a pandas DataFrame indexed by ``index``."""
         ...
@@ -140,23 +168,67 @@ class TableBase:
         """Column names."""
         raise NotImplementedError
 
-    def _load(self, name: str) -> Column:  # pragma: no cover  overridden
+    def _load(self, name: str, rows: slice | None = None) -> Column:  # pragma: no cover  overridden
         raise NotImplementedError
 
     def column(self, name: str) -> Column:
         """Return one column, checked to be as long as the table."""
+        return self._get(name, None, self.n)
+
+    def read(self, name: str, start: int, stop: int) -> Column:
+        """Return the rows ``start:stop`` of one column, checked."""
+        return self._get(name, slice(start, stop), stop - start)
+
+    def names(self, start: int, stop: int) -> np.ndarray:
+        """Return the row names ``start:stop``."""
+        return self.index[start:stop]
+
+    def ranges(self, name: str, step: int = RANGE) -> Iterator[tuple[int, Column]]:
+        """Yield (first row, column) of one range of rows after the other."""
+        for a in range(0, self.n, step):
+            yield a, self.read(name, a, min(a + step, self.n))
+
+    def factorize(self, name: str) -> tuple[np.ndarray, list[str]]:
+        """Return (codes, labels) as :meth:`Column.factorize` does; no more than a range of values is held."""
+        if self.read(name, 0, 0).codes is not None:
+            return self.column(name).factorize()
+        codes = np.full(self.n, -1, np.int32)
+        found: dict[Any, int] = {}
+        kind = np.dtype(object)
+        for a, col in self.ranges(name):
+            assert col.values is not None
+            kind = col.values.dtype
+            missing = col.get_missing()
+            part = codes[a : a + len(col)]
+            if kind.kind == "O":
+                for i in np.flatnonzero(~missing).tolist():
+                    part[i] = found.setdefault(col.values[i], len(found))
+                continue
+            levels, inverse = np.unique(col.values[~missing], return_inverse=True)
+            at = np.array([found.setdefault(v, len(found)) for v in levels.tolist()], np.int32)
+            part[~missing] = at[inverse]
+        values = sorted(found)
+        rank = np.full(len(found) + 1, -1, np.int32)  # the last is that of -1
+        rank[[found[v] for v in values]] = np.arange(len(values), dtype=np.int32)
+        levels = np.array(values, dtype=kind)
+        for a in range(0, self.n, RANGE):
+            codes[a : a + RANGE] = rank[codes[a : a + RANGE]]
+        return codes, [_label(v) or "" for v in levels]
+
+    def _get(self, name: str, rows: slice | None, length: int) -> Column:
         if name not in self.columns:
             have = ", ".join(self.columns[:30]) or "none"
             raise DataError(f"{self.where} has no column {name!r}", hint=f"columns: {have}")
-        col = self._load(name)
-        if len(col) != self.n:
-            raise DataError(f"{self.where}/{name} has {len(col):,} entries; {self.n:,} expected")
+        col = self._load(name, rows)
+        if len(col) != length:
+            raise DataError(f"{self.where}/{name} has {len(col):,} entries; {length:,} expected")
         if col.codes is not None:
             assert col.categories is not None
             if len(col.codes) and (int(col.codes.max()) >= len(col.categories) or int(col.codes.min()) < -1):
                 bad = int(np.flatnonzero((col.codes >= len(col.categories)) | (col.codes < -1))[0])
+                row = bad + (0 if rows is None else rows.start)
                 raise DataError(
-                    f"{self.where}/{name}: category code {int(col.codes[bad])} at row {bad} is out of range "
+                    f"{self.where}/{name}: category code {int(col.codes[bad])} at row {row} is out of range "
                     f"(there are {len(col.categories)} categories)"
                 )
         return col
@@ -182,9 +254,12 @@ def get_series(c: Column) -> pd.Series:
         return pd.Series(pd.Categorical.from_codes(c.codes, categories=list(c.categories), ordered=c.ordered))  # type: ignore[arg-type]
     assert c.values is not None
     if c.missing is not None:
-        values = c.values.astype(object)
-        values[c.missing] = None
-        return pd.Series(pd.array(values, dtype="boolean" if c.values.dtype.kind == "b" else None))  # type: ignore[call-overload]
+        kind, bits = c.values.dtype.kind, 8 * c.values.dtype.itemsize
+        if kind in "biuf":
+            dtype = "boolean" if kind == "b" else f"{ {'i': 'Int', 'u': 'UInt', 'f': 'Float'}[kind] }{bits}"
+            values = pd.array(c.values, dtype=dtype)  # type: ignore[call-overload]
+            values[c.missing] = pd.NA
+            return pd.Series(values)
     return pd.Series(c.values)
 
 
@@ -206,10 +281,16 @@ class MemoryTable(TableBase):
         """Column names."""
         return [str(c) for c in self._frame.columns]
 
-    def _load(self, name: str) -> Column:
+    def names(self, start: int, stop: int) -> np.ndarray:
+        """Row names ``start:stop``."""
+        return np.asarray(self._frame.index[start:stop].astype(str), dtype=object)
+
+    def _load(self, name: str, rows: slice | None = None) -> Column:
         import pandas as pd
 
         s = self._frame[name]
+        if rows is not None:
+            s = s.iloc[rows]
         if isinstance(s.dtype, pd.CategoricalDtype):
             return Column(
                 name=name,

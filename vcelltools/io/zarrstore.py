@@ -83,13 +83,13 @@ class ZarrFile:
             _check_codecs(self.filename, key, node)
         return node
 
-    def read_small(self, node: Any, *, ratio: int) -> np.ndarray:
-        """Read a whole array after checking its chunks and its declared size."""
+    def read_small(self, node: Any, *, ratio: int, rows: slice | None = None) -> np.ndarray:
+        """Read an array (or some rows of it) after checking its chunks and its declared size."""
         stored = check_chunks(self, node)
         declared = math.prod(node.shape) * (node.dtype.itemsize if node.dtype.kind in "iufbSU" else 1)
         check_ratio(f"{self.filename}: {node.name}", declared, stored, ratio=ratio)
         with reading_zarr(self.filename, node.name):
-            values = np.asarray(node[...])
+            values = np.asarray(node[... if rows is None else rows])
         if values.dtype.kind == "T":
             return values.astype(object)
         return values.astype(values.dtype.newbyteorder("="), copy=False)

@@ -157,7 +157,7 @@ def rank_dataset(
     """Rank the genes of one data set (a file, or a folder of saved statistics) by how much they vary."""
     from vcelltools.io import open_dataset
     from vcelltools.pipelines.hvg import compute_hvg
-    from vcelltools.pipelines.store_plan import read_labels
+    from vcelltools.pipelines.store_labels import read_labels
 
     path = base / spec.path
     result = compute_hvg(

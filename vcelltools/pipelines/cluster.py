@@ -62,7 +62,7 @@ def open_cluster(address: str, *, workers: int | None = None) -> Iterator[Client
             yield client
 
 
-def _gather(client: Client, futures: list[Any], keys: list[Any], progress: Progress, sizes: list[int]) -> Iterator[Any]:
+def gather(client: Client, futures: list[Any], keys: list[Any], progress: Progress, sizes: list[int]) -> Iterator[Any]:
     """Yield (key, result) of the parts as they end.
 
     Raises
@@ -132,7 +132,7 @@ def scan_on_cluster(
         genes_per_cell = np.zeros(ds.n_cells, np.int64)
         merged, n_duplicates, n_unsorted = None, 0, 0
         sizes = [b - a for a, b in parts]
-        for (a, b), (histograms, lib, genes, duplicates, unsorted) in _gather(client, futures, parts, progress, sizes):
+        for (a, b), (histograms, lib, genes, duplicates, unsorted) in gather(client, futures, parts, progress, sizes):
             merged = histograms if merged is None else add([merged, histograms])
             library_size[a:b], genes_per_cell[a:b] = lib, genes
             n_duplicates += duplicates
@@ -193,16 +193,19 @@ def scatter_on_cluster(
     """
     if b.ds.path is None:
         raise UsageError("a cluster cannot read an AnnData in memory", hint="write it to a file first")
-    _need_rows(b.ds)
     b.parts_dpath.mkdir(exist_ok=True)
+    if b.by_column:
+        from vcelltools.pipelines.cluster_genes import scatter_genes_on_cluster
+
+        return scatter_genes_on_cluster(b, client, done, part_cells)
     done = [x for x in done if all((b.parts_dpath / x[k]).exists() for k in ("rows", "libsize", "state"))]
     parts = cut(0, b.ds.n_cells, part_cells, [tuple(x["part"]) for x in done])
     b.progress.start("counts on the cluster", b.ds.n_cells, "cells")
     b.progress.advance(sum(x["part"][1] - x["part"][0] for x in done))
-    futures = client.map(_scatter_part, parts, task=b.describe_task(), pure=False)
+    futures = client.map(_scatter_part, parts, task=describe_task(b), pure=False)
     lines = list(done)
     try:
-        for part, facts in _gather(client, futures, parts, b.progress, [z - a for a, z in parts]):
+        for part, facts in gather(client, futures, parts, b.progress, [z - a for a, z in parts]):
             line = {"kind": "part", "part": list(part), **facts}
             b.journal.append(line)
             lines.append(line)
@@ -212,6 +215,26 @@ def scatter_on_cluster(
     return lines
 
 
+def describe_task(b: Builder) -> dict[str, Any]:
+    """Return all that a worker needs to make this builder again."""
+    import msgspec
+
+    basis = b.plan.basis
+    return {
+        "path": str(b.ds.path.absolute()) if b.ds.path else None,
+        "spec": msgspec.to_builtins(b.plan.spec),
+        "basis": {"labels": basis.labels, "ids": basis.ids, "symbols": basis.symbols},
+        "target_sum": b.plan.target_sum,
+        "seed": b.plan.seed,
+        "aliases": dict(b.plan.aliases),
+        "dpath": str(b.dpath.absolute()),
+        "source": b.source,
+        "chunk_values": b.chunk_values,
+        "bucket_bytes": b.bucket_bytes,
+        "fingerprint": b.fingerprint,
+    }
+
+
 def _scatter_part(part: tuple[int, int], *, task: dict[str, Any]) -> dict[str, Any]:
     """Scatter the cells of one part (on a worker); return the journal's facts about it."""
     import secrets
@@ -219,7 +242,7 @@ def _scatter_part(part: tuple[int, int], *, task: dict[str, Any]) -> dict[str, A
     from vcelltools.io.atomic import fsync_path
     from vcelltools.pipelines.store_rows import scatter_rows
 
-    b = _get_builder(dump_json(task))
+    b = get_builder(dump_json(task))
     name = f"{part[0]}.{part[1]}"
     tmp = b.parts_dpath / f"{name}.{secrets.token_hex(4)}.tmp"
     tmp.mkdir()
@@ -237,7 +260,7 @@ def _scatter_part(part: tuple[int, int], *, task: dict[str, Any]) -> dict[str, A
 
 
 @lru_cache(maxsize=1)
-def _get_builder(text: str) -> Builder:
+def get_builder(text: str) -> Builder:
     """Return the builder of a task; a worker makes it once for all its parts."""
     import json
 

@@ -11,6 +11,7 @@ import itertools
 import os
 import queue
 import threading
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 DISK_THREADS = 8
+AHEAD = 1  # batches that the disk is asked for before they are read
 BLOCK = 16  # rows of a block of a cold draw: 64 KiB at 2,000 genes, and one checksum unit
 
 
@@ -154,6 +156,7 @@ class Sampler:
             split.check(self.stores)
         self.n_genes = self.stores[0].n_genes
         self._threads = get_threads(threads)
+        self._asked: deque[Batch] = deque(maxlen=AHEAD + 1)  # what the disk was told of
         self._find_groups()
 
     # -- the list of groups --------------------------------------------------------------------------------------
@@ -226,6 +229,14 @@ class Sampler:
         self.skipped: pd.DataFrame = pd.DataFrame(
             skipped, columns=["store", "context", "perturbation", "length", "control_length", "why"]
         )
+        if not rows and not skipped and self.split is not None:
+            stores = ", ".join(s.name for s in self.stores)
+            raise DataError(
+                f"{self.split.where}: nothing of {stores} is in the part {self.part!r}",
+                hint=f'[training] names the data sets that train: {self.stores[0].name} = "train"'
+                if self.part == "train"
+                else "[zeroshot], [fewshot] or [heldout] name what is held out",
+            )
         if not rows:
             raise DataError(
                 f"no group of {self.part} has {self.set_size} cells and {self.set_size} controls "
@@ -357,6 +368,8 @@ class Sampler:
         DataError
             Where a row does not fit its hash (with ``verify``).
         """
+        if self.read == "disk":
+            self._advise(batch)
         shape = (*batch.perturbed_rows.shape, self.n_genes)
         if out is None:
             out = Loaded(np.empty(shape, np.float16), np.empty(shape, np.float16))
@@ -388,15 +401,26 @@ class Sampler:
             if not (fine and all(j.result() for j in jobs)):
                 raise DataError(f"{store.path}: a batch asks for rows that the store does not have")
 
+    def _advise(self, batch: Batch) -> None:
+        """Tell the disk all that a batch wants, both halves, so that its queue is never empty while rows are copied."""
+        if any(b is batch for b in self._asked):
+            return
+        self._asked.append(batch)
+        for k in np.unique(batch.store_id).tolist():
+            store = self.stores[k]
+            width, sets = store.stride * 2, np.flatnonzero(batch.store_id == k)
+            for rows in (batch.perturbed_rows[sets].reshape(-1), batch.control_rows[sets].reshape(-1)):
+                first, last = _find_stretches(rows)
+                offsets, lengths = np.maximum(rows[first], 0) * width, (last - first) * width
+                for at, n in zip(offsets.tolist(), lengths.tolist(), strict=True):
+                    os.posix_fadvise(store.fd, at, n, os.POSIX_FADV_WILLNEED)
+
     def _gather_from_disk(self, store: Store, rows: np.ndarray, places: np.ndarray, out: np.ndarray) -> None:
         """Read stretches of neighbouring rows, several at a time; ``places`` of neighbours are neighbours too."""
         if len(rows) and (rows.min() < 0 or rows.max() >= store.n_cells):
             raise DataError(f"{store.path}: a batch asks for rows that the store does not have")
-        cuts = np.flatnonzero((np.diff(rows) != 1) | (np.diff(places) != 1)) + 1
-        first, last = np.append(0, cuts), np.append(cuts, len(rows))
+        first, last = _find_stretches(rows, places)
         fd, width = store.fd, store.stride * 2
-        for a, z in zip(first.tolist(), last.tolist(), strict=True):  # tell the disk all that is wanted, then read
-            os.posix_fadvise(fd, int(rows[a]) * width, (z - a) * width, os.POSIX_FADV_WILLNEED)
 
         def read(lo: int, hi: int) -> None:
             for a, z in zip(first[lo:hi].tolist(), last[lo:hi].tolist(), strict=True):
@@ -435,12 +459,21 @@ class Sampler:
                     continue
 
         def work() -> None:
-            step = start
+            steps = itertools.count(start) if stop is None else range(start, stop)
+            waiting: deque[Batch] = deque()
             try:
-                while not over.is_set() and (stop is None or step < stop):
-                    batch = self.batch(step)
+                for step in steps:
+                    if over.is_set():
+                        return
+                    waiting.append(self.batch(step))
+                    if self.read == "disk":
+                        self._advise(waiting[-1])  # read by the disk while the one before is copied
+                        if len(waiting) <= AHEAD:
+                            continue
+                    batch = waiting.popleft()
                     offer((batch, self.load(batch)))
-                    step += 1
+                for batch in waiting:
+                    offer((batch, self.load(batch)))
             except BaseException as e:
                 offer(e)
             else:
@@ -459,6 +492,15 @@ class Sampler:
 
     def __iter__(self) -> Iterator[tuple[Batch, Loaded]]:
         return self.iterate()
+
+
+def _find_stretches(rows: np.ndarray, places: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """Return (first, one past the last) of every stretch of neighbouring rows (with neighbouring places)."""
+    breaks = np.diff(rows) != 1
+    if places is not None:
+        breaks |= np.diff(places) != 1
+    cuts = np.flatnonzero(breaks) + 1
+    return np.append(0, cuts), np.append(cuts, len(rows))
 
 
 def _check_options(s: Sampler) -> None:

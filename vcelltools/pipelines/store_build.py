@@ -29,8 +29,18 @@ from vcelltools.io.arrays import pread_into
 from vcelltools.io.atomic import dump_json, fsync_path, replace_folder, step
 from vcelltools.kernels import store as kernels
 from vcelltools.pipelines.store_columns import scatter_columns
-from vcelltools.pipelines.store_files import Journal, UnitHasher, pwrite_all, save_array, write_all
+from vcelltools.pipelines.store_files import (
+    Journal,
+    UnitHasher,
+    hash_array,
+    merge_over,
+    pwrite_all,
+    save_array,
+    trim,
+    write_all,
+)
 from vcelltools.pipelines.store_format import (
+    CODING,
     MANIFEST,
     PARTS,
     SCHEMA,
@@ -50,10 +60,12 @@ from vcelltools.stream import get_threads
 if TYPE_CHECKING:
     from distributed import Client
 
-BUCKET_BYTES = 8 << 20
-CHUNK_VALUES = 1 << 21
+BUCKET_BYTES = 4 << 20
+COMMIT_BUCKETS = 4  # whose values wait until their frames are on the disk
+CHUNK_VALUES = 1 << 20
 CHECKPOINT_SECONDS = 10.0
-_IN_MEMORY_SUMS = 96 << 20
+_IN_MEMORY_SUMS = 32 << 20
+_MAPPED_SUMS = 32 << 20  # of a table on disk, at most this much is touched before its pages are handed back
 
 
 class Builder:
@@ -101,8 +113,8 @@ class Builder:
         return np.unique(np.append(self.frame_starts[at], self.n))
 
     def _get_slots(self) -> np.ndarray:
-        """(cells,) int64: the work row of each source cell: its bucket, then source order; -1 where left out."""
-        slots = np.full(len(self.plan.order.row_of_cell), -1, np.int64)
+        """(cells,) int32: the work row of each source cell: its bucket, then source order; -1 where left out."""
+        slots = np.full(len(self.plan.order.row_of_cell), -1, np.int32)
         for a, b in zip(self.edges[:-1], self.edges[1:], strict=True):
             slots[np.sort(self.plan.order.source[a:b])] = np.arange(a, b)
         return slots
@@ -151,7 +163,8 @@ class Builder:
             "source": self.ds.label,
             "layout": m.layout,
             "passes": self.describe_passes(),
-            "bytes_to_read": m.stored_bytes,
+            "bytes_to_read": self.get_bytes_to_read(),
+            "sums_over": "all genes" if self.sums_mode == "all" else "the basis genes (--sums all: all genes)",
             "cells": self.n,
             "of_cells": self.ds.n_cells,
             "left_out": plan.labels.dropped,
@@ -176,6 +189,15 @@ class Builder:
             return f"one pass over all counts for the library sizes (hvg --stats saves it), then one over {what}"
         return f"one pass over {what} (library sizes from {self.plan.libsize_from})"
 
+    def get_bytes_to_read(self) -> int:
+        """Return about how many stored bytes the passes read."""
+        m = self.ds.matrix
+        if not self.by_column:
+            return m.stored_bytes
+        wanted = (self.basis_of_column >= 0) | (self.measured_of_column >= 0)
+        share = np.diff(m.indptr)[wanted].sum() / max(m.nnz, 1) if isinstance(m, CscMatrix) else wanted.mean()
+        return int(m.stored_bytes * (share + (self.known_libsize is None)))
+
     @cached_property
     def fingerprint(self) -> str:
         """What the bytes of the store depend on, hashed; a journal of other bytes is not continued."""
@@ -187,18 +209,19 @@ class Builder:
         parts = {
             "schema": SCHEMA,
             "version": __version__,
+            "coding": CODING,
             "zstd": ".".join(map(str, zstandard.ZSTD_VERSION)),
             "source": self.source,
             "basis": self.plan.basis.sha256,
             "target_sum": self.plan.target_sum,
             "single": self.single,
             "sums": self.sums_mode,
-            "order": hashlib.sha256(order.source.tobytes()).hexdigest(),
-            "groups": hashlib.sha256(order.group_of_cell.tobytes()).hexdigest(),
-            "columns": hashlib.sha256(self.plan.basis_of_column.tobytes()).hexdigest(),
-            "measured": hashlib.sha256(self.plan.match.merged.of_column.tobytes()).hexdigest(),
+            "order": hash_array(order.source),
+            "groups": hash_array(order.group_of_cell),
+            "columns": hash_array(self.plan.basis_of_column),
+            "measured": hash_array(self.plan.match.merged.of_column),
             "library_size": self.plan.libsize_from,
-            "known": None if self.plan.libsize is None else hashlib.sha256(self.plan.libsize.tobytes()).hexdigest(),
+            "known": None if self.plan.libsize is None else hash_array(self.plan.libsize),
         }
         return hashlib.sha256(dump_json(parts).encode()).hexdigest()
 
@@ -230,13 +253,21 @@ class Builder:
                 self._merge_parts(parts)
             else:
                 self._scatter([x for x in lines if x["kind"] == "rows"])
-            with self._parts_opened(parts or []):
+            with self._parts_opened([] if self.by_column else parts or []):
                 self._finish([x for x in lines if x["kind"] == "bucket"])
+            self.sums = np.empty((0, 0), np.int64)  # before the tables are made
+            self.over.clear()
         write_tables(self)
         write_manifest(self)
 
     def _merge_parts(self, parts: list[dict[str, Any]]) -> None:
         """Add up what the parts of a cluster found."""
+        if self.by_column:
+            from vcelltools.pipelines.cluster_genes import merge_parts
+
+            merge_parts(self, parts)
+            self.checkpoint("scattered")
+            return
         for line in parts:
             self._add_state(line, self.parts_dpath)
             a, z = line["part"]
@@ -316,11 +347,11 @@ class Builder:
                 os.close(fd)
 
     def _get_places(self, start: int, stop: int) -> np.ndarray:
-        """(cells,) int64: the rank of each cell's work row among those of the cells ``start:stop``."""
+        """(cells,) int32: the rank of each cell's work row among those of the cells ``start:stop``."""
         slots = self._get_slots()[start:stop]
         kept = np.flatnonzero(slots >= 0)
-        out = np.full(self.ds.n_cells, -1, np.int64)
-        out[start + kept[np.argsort(slots[kept])]] = np.arange(len(kept))
+        out = np.full(self.ds.n_cells, -1, np.int32)
+        out[start + kept[np.argsort(slots[kept])]] = np.arange(len(kept), dtype=np.int32)
         return out
 
     def _make_sums(self, dpath: Path) -> np.ndarray:
@@ -331,13 +362,22 @@ class Builder:
         path.unlink(missing_ok=True)
         return np.lib.format.open_memmap(path, mode="w+", dtype=np.int64, shape=shape)
 
-    def trim_sums(self) -> None:
-        """Hand the pages of a file-backed table back to the page cache, so that they do not count as ours."""
-        base = getattr(self.sums, "_mmap", None)
-        if base is not None and hasattr(base, "madvise"):
-            import mmap
+    @property
+    def rows_at_once(self) -> int:
+        """Rows of the sums that are touched between two :meth:`trim_sums`."""
+        if not isinstance(self.sums, np.memmap):
+            return max(1, len(self.sums), self.ds.n_cells)
+        return max(1, _MAPPED_SUMS // max(8 * self.sums.shape[1], 1))
 
-            base.madvise(mmap.MADV_DONTNEED)
+    def trim_sums(self) -> None:
+        """Hand the pages of a table on disk back to the page cache, so that they do not count as ours."""
+        trim(self.sums)
+
+    def iterate_sums(self) -> Iterator[slice]:
+        """Yield ranges of rows of the sums, trimmed after each."""
+        for a in range(0, len(self.sums), self.rows_at_once):
+            yield slice(a, min(a + self.rows_at_once, len(self.sums)))
+            self.trim_sums()
 
     def checkpoint(self, kind: str, **more: Any) -> None:
         """Note in the journal how far pass one got."""
@@ -356,7 +396,8 @@ class Builder:
         tmp = d / "state.tmp.work"
         with open(tmp, "wb") as f:
             np.save(f, over)
-            self.sums.tofile(f)
+            for rows in self.iterate_sums():
+                f.write(np.ascontiguousarray(self.sums[rows]).data)
             f.flush()
             os.fsync(f.fileno())
         step("state")
@@ -370,34 +411,17 @@ class Builder:
             over = np.load(f, allow_pickle=False)
             if len(over):
                 self.over.append(over)
-            for k in range(len(self.sums)):
-                self.sums[k] += np.fromfile(f, np.int64, self.sums.shape[1])
-
-    def describe_task(self) -> dict[str, Any]:
-        """Return all that a worker needs to make this builder again."""
-        import msgspec
-
-        basis = self.plan.basis
-        return {
-            "path": str(self.ds.path.absolute()) if self.ds.path else None,
-            "spec": msgspec.to_builtins(self.plan.spec),
-            "basis": {"labels": basis.labels, "ids": basis.ids, "symbols": basis.symbols},
-            "target_sum": self.plan.target_sum,
-            "seed": self.plan.seed,
-            "aliases": dict(self.plan.aliases),
-            "dpath": str(self.dpath.absolute()),
-            "source": self.source,
-            "chunk_values": self.chunk_values,
-            "bucket_bytes": self.bucket_bytes,
-            "fingerprint": self.fingerprint,
-        }
+            for rows in self.iterate_sums():
+                part = self.sums[rows]
+                part += np.fromfile(f, np.int64, part.size).reshape(part.shape)
 
     # -- pass two: buckets ---------------------------------------------------------------------------------------
 
     def _finish(self, done: list[dict[str, Any]]) -> None:
         plan = self.plan
-        self.over_sorted = _merge_over(self.over)
+        self.over_sorted = merge_over(self.over)
         lib = self.libsize[plan.order.source]
+        self.libsize = self.slot_of_cell = np.empty(0, np.int64)  # all that follows is in store order
         n_buckets = len(self.edges) - 1
         counts = open(self.dpath / "counts.u8z", "r+b" if done else "w+b", buffering=0)  # noqa: SIM115
         sizes_path = self.dpath / "frames.work"
@@ -409,6 +433,33 @@ class Builder:
         sizes_file = open(sizes_path, "r+b" if done else "w+b", buffering=0)  # noqa: SIM115
         sizes_file.truncate(8 * sum(len(s) for s in sizes))
         hasher = UnitHasher()
+        ready: list[tuple[int, np.ndarray, bytes | None, np.ndarray | None]] = []
+
+        def commit() -> None:
+            """Frames first, flushed and journalled; only then values over the work rows that they come from."""
+            new = [x for x in ready if x[2] is not None]
+            if new:
+                counts.seek(0, os.SEEK_END)
+                sizes_file.seek(0, os.SEEK_END)
+                for _, _, blob, frame_sizes in new:
+                    assert blob is not None and frame_sizes is not None
+                    write_all(counts, blob)
+                    write_all(sizes_file, frame_sizes.tobytes())
+                    sizes.append(frame_sizes)
+                os.fdatasync(counts.fileno())
+                os.fdatasync(sizes_file.fileno())
+                step("frames")
+                last = np.searchsorted(self.frame_starts, [self.edges[k + 1] for k, *_ in new]).tolist()
+                self.journal.append(
+                    *({"kind": "bucket", "bucket": x[0], "frames": n} for x, n in zip(new, last, strict=True))
+                )
+            for k, values, _, _ in ready:
+                pwrite_all(self.x_fd, values, int(self.edges[k]) * self.row_bytes)
+                step("values")
+                hasher.update(values)
+                self.progress.advance(int(self.edges[k + 1] - self.edges[k]))
+            ready.clear()
+
         self.progress.start("rows", self.n, "cells")
         try:
             with ThreadPoolExecutor(self.threads) as pool:
@@ -422,23 +473,10 @@ class Builder:
                     if not waiting:
                         break
                     k, future = waiting.popleft()
-                    values, blob, frame_sizes = future.result()
-                    if blob is not None:
-                        counts.seek(0, os.SEEK_END)
-                        write_all(counts, blob)
-                        sizes_file.seek(0, os.SEEK_END)
-                        write_all(sizes_file, frame_sizes.tobytes())
-                        os.fdatasync(counts.fileno())
-                        os.fdatasync(sizes_file.fileno())
-                        step("frames")
-                        n_frames = int(np.searchsorted(self.frame_starts, self.edges[k + 1]))
-                        self.journal.append({"kind": "bucket", "bucket": k, "frames": n_frames})
-                        sizes.append(frame_sizes)
-                    pwrite_all(self.x_fd, values, int(self.edges[k]) * self.row_bytes)
-                    step("values")
-                    hasher.update(values)
-                    self.progress.advance(int(self.edges[k + 1] - self.edges[k]))
-                    del values, blob
+                    ready.append((k, *future.result()))
+                    if sum(x[1].nbytes for x in ready) >= COMMIT_BUCKETS * self.bucket_bytes:
+                        commit()
+                commit()
         finally:
             counts.close()
             sizes_file.close()
@@ -525,11 +563,11 @@ class Builder:
 
     def _save_sums(self) -> None:
         path = self.dpath / "sums.npy"
-        out = np.lib.format.open_memmap(path, mode="w+", dtype=np.float64, shape=self.sums.shape)
-        for k in range(len(self.sums)):
-            out[k] = self.sums[k] / kernels.FIXED_ONE
-        out.flush()
-        del out
+        header = {"descr": np.lib.format.dtype_to_descr(np.dtype("<f8")), "fortran_order": False}
+        with open(path, "wb") as f:
+            np.lib.format.write_array_header_1_0(f, {**header, "shape": self.sums.shape})
+            for rows in self.iterate_sums():
+                f.write((self.sums[rows] / kernels.FIXED_ONE).data)
         fsync_path(path)
         step("sums")
 
@@ -550,16 +588,3 @@ class Builder:
         step("publish")
         self._remove_parts()
         replace_folder(self.dpath, target)
-
-
-def _merge_over(parts: list[np.ndarray]) -> np.ndarray:
-    """Return the (row, position, count) list sorted, entries of one place added up."""
-    if not parts:
-        return np.empty((0, 3), np.int64)
-    over = np.concatenate(parts)
-    over = over[np.lexsort((over[:, 1], over[:, 0]))]
-    first = np.ones(len(over), bool)
-    first[1:] = (over[1:, :2] != over[:-1, :2]).any(axis=1)
-    out = over[first].copy()
-    out[:, 2] = np.add.reduceat(over[:, 2], np.flatnonzero(first))
-    return out

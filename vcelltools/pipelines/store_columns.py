@@ -30,12 +30,17 @@ def scatter_columns(b: Builder, first: int) -> None:
     if b.known_libsize is None and first == 0:
         b.known_libsize = add_libsize(b)
     if b.known_libsize is not None:
-        b.libsize[:] = b.known_libsize
+        b.libsize = b.known_libsize
         pwrite_all(b.lib_fd, b.libsize, 0)
+    single, shared = get_columns(b)
+    scatter_genes(b, single[single >= first], shared)
+
+
+def scatter_genes(b: Builder, single: np.ndarray, shared: list[list[int]], *, checkpoints: bool = True) -> None:
+    """Scatter columns that are a gene of their own, and lists of columns that share one."""
     scale = b.plan.target_sum / np.maximum(b.libsize[b.plan.order.source], 1)
-    group = np.ascontiguousarray(b.plan.order.group_of_cell[b.plan.order.source])
-    single, shared = _get_columns(b)
-    spans = _plan(b, single[single >= first])
+    group = b.plan.order.group_of_cell[b.plan.order.source]
+    spans = _plan(b, single)
     more = [[s for c in columns for s in _plan(b, np.array([c]))] for columns in shared]
     b.progress.start("genes", sum(s.n_bytes for s in spans) + sum(s.n_bytes for m in more for s in m), "bytes")
     batch = max(4 * b.threads, 16)
@@ -50,12 +55,12 @@ def scatter_columns(b: Builder, first: int) -> None:
     for i in range(0, len(spans), batch):
         some = spans[i : i + batch]
         run_spans(b.ds.matrix, some, dict, visit, threads=b.threads, progress=b.progress)
-        if time.monotonic() - said > max(b.checkpoint_seconds, 20 * cost):
+        if checkpoints and time.monotonic() - said > max(b.checkpoint_seconds, 20 * cost):
             began = time.monotonic()
             b.checkpoint("rows", rows=some[-1].stop)
             said = time.monotonic()
             cost = said - began
-    column = np.empty(b.n, np.int64)
+    column = np.empty(b.n, np.uint32)
     for columns, parts in zip(shared, more, strict=True):
         column[:] = 0
         for span in parts:
@@ -66,7 +71,7 @@ def scatter_columns(b: Builder, first: int) -> None:
     b.progress.finish()
 
 
-def _get_columns(b: Builder) -> tuple[np.ndarray, list[list[int]]]:
+def get_columns(b: Builder) -> tuple[np.ndarray, list[list[int]]]:
     """Return the wanted columns that are a gene of their own, and lists of columns that share one."""
     wanted = np.flatnonzero((b.basis_of_column >= 0) | (b.measured_of_column >= 0))
     gene = b.plan.match.merged.of_column
@@ -118,13 +123,14 @@ def _iterate(chunk: CscChunk | DenseChunk):
 
 
 def _take_column(b: Builder, state: dict[str, Any]) -> np.ndarray:
-    column = state.setdefault("column", np.empty(b.n, np.int64))
-    column[:] = 0
-    return column
+    if "column" not in state:
+        state["column"] = np.empty(b.n, np.uint32)
+    state["column"][:] = 0
+    return state["column"]
 
 
 def _fill(b: Builder, j: int, indices: np.ndarray, data: np.ndarray, column: np.ndarray) -> None:
-    """Add one column's counts to ``column`` (n,) in store order."""
+    """Add one column's counts to ``column`` (n,) uint32 in store order."""
     status = np.zeros(5, np.int64)
     kernels.csc_fill_column(indices, data, b.plan.order.row_of_cell, column, status)
     _raise(b, status, j, indices, data)
@@ -151,13 +157,20 @@ def _store(b: Builder, j: int, column: np.ndarray, scale: np.ndarray, group: np.
     if m >= 0:
         sums = np.zeros(len(b.sums), np.int64)
         kernels.column_add_sums(column, scale, group, sums)
-        b.sums[:, m] = sums
+        step = b.rows_at_once
+        for a in range(0, len(sums), step):
+            b.sums[a : a + step, m] = sums[a : a + step]
+            if step < len(sums):
+                b.trim_sums()
 
 
-def add_libsize(b: Builder) -> np.ndarray:
-    """Return (cells,) int64 library sizes from one pass over all columns."""
+def add_libsize(b: Builder, columns: range | None = None) -> np.ndarray:
+    """Return (cells,) int64 library sizes from one pass over all columns (or the share of some of them)."""
     matrix = b.ds.matrix
-    spans = matrix.plan(max_values=b.chunk_values)
+    if columns is None:
+        spans = matrix.plan(max_values=b.chunk_values)
+    else:
+        spans = _plan(b, np.arange(columns.start, columns.stop))
     b.progress.start("library sizes", sum(s.n_bytes for s in spans), "bytes")
 
     def visit(total: np.ndarray, chunk: Any, span: Span) -> None:

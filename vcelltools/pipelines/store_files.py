@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from contextlib import suppress
@@ -45,11 +46,11 @@ class Journal:
         os.replace(tmp, self.path)
         fsync_path(self.path.parent)
 
-    def append(self, line: dict[str, Any]) -> None:
-        """Add one line and flush it to the disk."""
+    def append(self, *lines: dict[str, Any]) -> None:
+        """Add lines and flush them to the disk."""
         step("journal")
         with open(self.path, "ab") as f:
-            f.write(self._encode(line))
+            f.write(b"".join(self._encode(x) for x in lines))
             f.flush()
             os.fsync(f.fileno())
         step("journalled")
@@ -122,3 +123,30 @@ def write_parquet(path: Path, table: pa.Table) -> None:
 
     pq.write_table(table, path, compression="zstd", write_page_checksum=True, row_group_size=1 << 17)
     fsync_path(path)
+
+
+def hash_array(values: np.ndarray) -> str:
+    """Return the sha256 of an array's bytes, in hexadecimal."""
+    return hashlib.sha256(np.ascontiguousarray(values).data).hexdigest()
+
+
+def trim(table: np.ndarray) -> None:
+    """Hand the resident pages of a memory-mapped array back to the page cache."""
+    base = getattr(table, "_mmap", None)
+    if base is not None and hasattr(base, "madvise"):
+        import mmap
+
+        base.madvise(mmap.MADV_DONTNEED)
+
+
+def merge_over(parts: list[np.ndarray]) -> np.ndarray:
+    """Return the (row, position, count) list sorted, entries of one place added up."""
+    if not parts:
+        return np.empty((0, 3), np.int64)
+    over = np.concatenate(parts)
+    over = over[np.lexsort((over[:, 1], over[:, 0]))]
+    first = np.ones(len(over), bool)
+    first[1:] = (over[1:, :2] != over[:-1, :2]).any(axis=1)
+    out = over[first].copy()
+    out[:, 2] = np.add.reduceat(over[:, 2], np.flatnonzero(first))
+    return out

@@ -37,6 +37,7 @@ SCHEMA = 1
 UNIT_ROWS = 16  # rows of a checksum unit, and the most rows of a frame
 STRIDE = 128
 ZSTD_LEVEL = 1
+CODING = 2  # how frames are compressed; any zstd reader reads all of them
 MANIFEST = "manifest.json"
 PARTS = (
     "genes.parquet",
@@ -66,10 +67,30 @@ def get_frame_starts(run_lengths: np.ndarray) -> np.ndarray:
 
 
 def make_compressor():
-    """Return the zstd compressor of frames: one thread, with content checksum and size."""
+    """Return the zstd compressor of frames: one thread, with content checksum and size.
+
+    Counts repeat by chance alone: short matches cost more than they save, and looking for them costs time.
+    """
     import zstandard
 
-    return zstandard.ZstdCompressor(level=ZSTD_LEVEL, write_checksum=True, write_content_size=True)
+    params = zstandard.ZstdCompressionParameters.from_level(
+        ZSTD_LEVEL, min_match=7, hash_log=6, write_checksum=True, write_content_size=True
+    )
+    return zstandard.ZstdCompressor(compression_params=params)
+
+
+def _compress(compressor: Any, payload: memoryview, cut: int) -> bytes:
+    """Return a frame of two blocks, each with its own table of symbols: bits and bytes have nothing in common."""
+    import zstandard
+
+    out = compressor.compressobj(size=len(payload))
+    parts = [
+        out.compress(payload[:cut]),
+        out.flush(zstandard.COMPRESSOBJ_FLUSH_BLOCK),
+        out.compress(payload[cut:]),
+        out.flush(),
+    ]
+    return b"".join(parts)
 
 
 def encode_frames(packed: np.ndarray, escapes: np.ndarray, starts: np.ndarray) -> tuple[bytes, np.ndarray]:
@@ -80,8 +101,12 @@ def encode_frames(packed: np.ndarray, escapes: np.ndarray, starts: np.ndarray) -
     out, sizes = np.empty(room, np.uint8), np.empty(n_frames, np.int64)
     pack_frames(packed, escapes, starts, n_genes, out, sizes)
     compressor = make_compressor()
-    ends = np.cumsum(sizes)
-    frames = [compressor.compress(out[b - n : b]) for b, n in zip(ends.tolist(), sizes.tolist(), strict=True)]
+    ends, cuts = np.cumsum(sizes), 8 + (np.diff(starts) * n_genes + 7) // 8
+    view = out.data
+    frames = [
+        _compress(compressor, view[b - n : b], c)
+        for b, n, c in zip(ends.tolist(), sizes.tolist(), cuts.tolist(), strict=True)
+    ]
     return b"".join(frames), np.array([len(f) for f in frames], np.int64)
 
 

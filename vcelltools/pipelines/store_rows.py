@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from vcelltools.pipelines.store_build import Builder
 
 OVER_CAP = 1 << 16
-CHUNK_CELLS = 1 << 14
+CHUNK_BYTES = 8 << 20  # of work rows that a thread fills at once
 
 
 def raise_status(status: np.ndarray, value: Any, gene: int, *, where: str, cell: int) -> None:
@@ -64,7 +64,8 @@ def scatter_rows(b: Builder, start: int, stop: int | None = None) -> None:
     matrix = b.ds.matrix
     assert isinstance(matrix, CsrMatrix | DenseMatrix)
     per_cell = (matrix.nnz or matrix.shape[0] * matrix.shape[1]) / matrix.shape[0]
-    most = min(b.chunk_values, int(CHUNK_CELLS * max(per_cell, 1.0)))  # memory follows cells as well as values
+    cells = max(1, CHUNK_BYTES // b.row_bytes)
+    most = min(b.chunk_values, int(cells * max(per_cell, 1.0)))  # memory follows cells as well as values
     spans = matrix.plan(max_values=max(1, most), start=start, stop=stop)
     b.progress.start("counts", sum(s.n_bytes for s in spans), "bytes")
     group = max(4 * b.threads, 16)
@@ -150,7 +151,11 @@ def _add_sums(b: Builder, state: dict[str, Any], chunk: CsrChunk, libsize, cells
     fixed = _take(state, "fixed", (len(data),), np.int32)
     kernels.csr_fixed_logs(indptr, data, scale, fixed)
     with b.lock:
-        kernels.csr_add_sums(indptr, indices, fixed, group, measured, b.sums)
+        step = b.rows_at_once
+        for a in range(0, chunk.n_rows, step):
+            kernels.csr_add_sums(indptr[a : a + step + 1], indices, fixed, group[a : a + step], measured, b.sums)
+            if step < chunk.n_rows:
+                b.trim_sums()
 
 
 def _canonicalise(b: Builder, chunk: CsrChunk) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

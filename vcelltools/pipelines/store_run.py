@@ -13,7 +13,8 @@ from vcelltools.config import Config, DatasetConfig, load_config
 from vcelltools.errors import UsageError
 from vcelltools.genes import Basis, read_aliases, read_basis
 from vcelltools.pipelines.basis import BasisResult
-from vcelltools.pipelines.store import BuildResult, build_store, connect, make_spec
+from vcelltools.pipelines.store_jobs import Outcome, build_one, choose_jobs, run_jobs
+from vcelltools.pipelines.store_make import connect, make_spec
 from vcelltools.presets import resolve_preset
 from vcelltools.progress import SILENT, Progress
 
@@ -30,6 +31,8 @@ class Job:
         The genes.
     out
         The folder of the stores.
+    keep
+        Whether stores that are there and are what would be built are kept (else they are refused).
     """
 
     specs: tuple[DatasetConfig, ...]
@@ -39,6 +42,7 @@ class Job:
     target_sum: float
     seed: int
     aliases: Path | None
+    keep: bool = False
 
 
 def _with_options(spec: DatasetConfig, options: Mapping[str, Any]) -> DatasetConfig:
@@ -63,6 +67,8 @@ def choose_datasets(
     UsageError
         Where neither a file nor a configured data set says what.
     """
+    if options.get("sums") not in (None, "auto", "all", "basis"):
+        raise UsageError(f"--sums is {options['sums']!r}", hint="one of: auto, all, basis")
     conf, base = config or load_config()
     if file is not None:
         known = [d for d in conf.datasets if (base / d.path).resolve() == file.resolve() or d.name == name]
@@ -91,6 +97,7 @@ def choose_datasets(
         target_sum=conf.store.target_sum,
         seed=conf.store.seed,
         aliases=base / conf.basis.aliases if conf.basis.aliases else None,
+        keep=file is None,
     )
 
 
@@ -100,25 +107,46 @@ def build_stores(
     force: bool = False,
     threads: int | None = None,
     dask: str | None = None,
+    jobs: int | None = None,
     progress: Progress = SILENT,
-) -> list[BuildResult]:
-    """Build every store of a job: on this machine one after the other, each with all threads; or on a cluster."""
+) -> list[Outcome]:
+    """Build every store of a job; return what became of each, in order.
+
+    A data set that fails does not stop the others. In a run over a whole configuration, a store that is there
+    already and is what would be built is kept.
+
+    Parameters
+    ----------
+    jobs
+        Data sets built at the same time, each in a process of its own; by default as
+        :func:`vcelltools.pipelines.store_jobs.choose_jobs` says. The bytes do not depend on it.
+
+    Raises
+    ------
+    UsageError
+        Where ``jobs`` is asked for beside ``dask``.
+    """
+    options: dict[str, Any] = {
+        "basis": job.basis,
+        "out": job.out,
+        "aliases": job.aliases,
+        "target_sum": job.target_sum,
+        "seed": job.seed,
+        "force": force,
+        "keep_whole": job.keep,
+    }
+    if dask is not None:
+        if jobs is not None and jobs > 1:
+            raise UsageError("--jobs and --dask are both given", hint="a cluster builds one store after the other")
+        jobs = 1
+    n_jobs, threads = choose_jobs(len(job.specs), jobs, threads)
+    sources = [(job.base / spec.path, spec) for spec in job.specs]
+    if n_jobs > 1:
+        return run_jobs(sources, {**options, "threads": threads}, n_jobs, progress)
     with connect(dask) as client:
         return [
-            build_store(
-                job.base / spec.path,
-                basis=job.basis,
-                out=job.out,
-                spec=spec,
-                aliases=job.aliases,
-                target_sum=job.target_sum,
-                seed=job.seed,
-                force=force,
-                threads=threads,
-                dask=client,
-                progress=progress,
-            )
-            for spec in job.specs
+            build_one(path, spec, {**options, "threads": threads, "dask": client, "progress": progress})
+            for path, spec in sources
         ]
 
 

@@ -8,13 +8,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from vcelltools.io.atomic import fsync_path, step
-from vcelltools.io.table import TableBase, get_series
+from vcelltools.pipelines.store_cells import write_cells
 from vcelltools.pipelines.store_files import to_arrow, write_parquet
 from vcelltools.pipelines.store_format import MANIFEST, PARTS, SCHEMA, hash_file, make_manifest
 
 if TYPE_CHECKING:
-    import pyarrow as pa
-
     from vcelltools.pipelines.store_build import Builder
 
 
@@ -50,32 +48,8 @@ def write_tables(b: Builder) -> None:
     for name, frame in (("genes", genes), ("measured", measured), ("runs", order.runs)):
         write_parquet(b.dpath / f"{name}.parquet", to_arrow(frame))
         step(f"table {name}")
-    write_parquet(b.dpath / "cells.parquet", make_cells(b))
+    write_cells(b)
     step("table cells")
-
-
-def make_cells(b: Builder) -> pa.Table:
-    """Return obs in store order, with the original row; column by column, for obs can be large."""
-    import pandas as pd
-    import pyarrow as pa
-
-    obs, source = b.ds.obs, b.plan.order.source
-    arrays: dict[str, pa.Array] = {}
-    if "source_row" not in obs.columns:
-        arrays["source_row"] = pa.array(source)
-    head: dict[str, pd.Series] = {name: pd.Series(source[:1]) for name in arrays}
-    for name in obs.columns:
-        series = get_series(obs.column(name)).iloc[source]
-        head[name] = series.iloc[:1].reset_index(drop=True)
-        arrays[name] = pa.Array.from_pandas(series)
-    names = pa.array(obs.index[source], type=pa.string())
-    if isinstance(obs, TableBase):
-        obs.forget()
-    frame = pd.DataFrame(head, index=pd.Index([names[0].as_py()]))
-    schema = pa.Schema.from_pandas(frame, preserve_index=True)  # for pandas: the index, and what is ordered
-    arrays[schema.names[-1]] = names
-    fields = [pa.field(k, v.type) for k, v in arrays.items()]
-    return pa.Table.from_arrays(list(arrays.values()), schema=pa.schema(fields, metadata=schema.metadata))
 
 
 def write_manifest(b: Builder) -> None:
