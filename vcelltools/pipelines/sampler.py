@@ -13,7 +13,7 @@ import queue
 import threading
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Literal, NamedTuple
@@ -30,7 +30,7 @@ from vcelltools.stream import get_threads
 if TYPE_CHECKING:
     import pandas as pd
 
-DISK_THREADS = 8
+DISK_THREADS = 4
 AHEAD = 1  # batches that the disk is asked for before they are read
 BLOCK = 16  # rows of a block of a cold draw: 64 KiB at 2,000 genes, and one checksum unit
 
@@ -436,6 +436,10 @@ class Sampler:
         return ThreadPoolExecutor(DISK_THREADS, thread_name_prefix="vcelltools-read")
 
     @cached_property
+    def _advice_pool(self) -> ThreadPoolExecutor:
+        return ThreadPoolExecutor(1, thread_name_prefix="vcelltools-advise")
+
+    @cached_property
     def _pool(self) -> ThreadPoolExecutor:
         return ThreadPoolExecutor(max(1, self._threads - 1), thread_name_prefix="vcelltools-gather")
 
@@ -460,20 +464,28 @@ class Sampler:
 
         def work() -> None:
             steps = itertools.count(start) if stop is None else range(start, stop)
-            waiting: deque[Batch] = deque()
+            waiting: deque[tuple[Batch, Future | None]] = deque()
+
+            def load_next() -> None:
+                batch, asked = waiting.popleft()
+                if asked is not None:
+                    asked.result()
+                offer((batch, self.load(batch)))
+
             try:
                 for step in steps:
                     if over.is_set():
                         return
-                    waiting.append(self.batch(step))
-                    if self.read == "disk":
-                        self._advise(waiting[-1])  # read by the disk while the one before is copied
-                        if len(waiting) <= AHEAD:
-                            continue
-                    batch = waiting.popleft()
-                    offer((batch, self.load(batch)))
-                for batch in waiting:
-                    offer((batch, self.load(batch)))
+                    batch = self.batch(step)
+                    if self.read != "disk":
+                        offer((batch, self.load(batch)))
+                        continue
+                    # asked for in a thread of its own, while the one before is copied
+                    waiting.append((batch, self._advice_pool.submit(self._advise, batch)))
+                    if len(waiting) > AHEAD:
+                        load_next()
+                while waiting:
+                    load_next()
             except BaseException as e:
                 offer(e)
             else:
