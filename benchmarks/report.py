@@ -191,7 +191,7 @@ def make_store_table() -> str:
         "|---|---|---|",
     ]
     for r in sampling:
-        ratios = ", ".join(f"{v:,.3g}× {k}" for k, v in r.get("ratios", {}).items())
+        ratios = ", ".join(f"{v:,.0f}× {k}" if v >= 100 else f"{v:.3g}× {k}" for k, v in r.get("ratios", {}).items())
         lines.append(f"| {r['case']} | {r['cells_per_s']:,} | {ratios} |")
     if building:
         lines += [

@@ -65,6 +65,7 @@ COMMIT_BUCKETS = 4  # whose values wait until their frames are on the disk
 CHUNK_VALUES = 1 << 20
 CHECKPOINT_SECONDS = 10.0
 _IN_MEMORY_SUMS = 32 << 20
+_BASE_BYTES = 260 << 20  # the interpreter, its libraries, and tables of a fixed size
 _MAPPED_SUMS = 32 << 20  # of a table on disk, at most this much is touched before its pages are handed back
 
 
@@ -157,7 +158,8 @@ class Builder:
         plan, m = self.plan, self.ds.matrix
         runs = plan.order.runs
         sums = 8 * plan.order.n_groups * len(self.measured)
-        per_thread = 12 * self.chunk_values + 4 * (self.edges[1] - self.edges[0]) * self.row_bytes
+        per_thread = 30 * self.chunk_values + 6 * (self.edges[1] - self.edges[0]) * self.row_bytes
+        per_cell = (70 if self.by_column else 40) * self.ds.n_cells
         return {
             "name": plan.spec.name,
             "source": self.ds.label,
@@ -177,7 +179,7 @@ class Builder:
             "groups_too_small": len(plan.labels.small),
             "genes": plan.match.describe(),
             "disk_bytes": self.disk_bytes,
-            "memory_bytes": int(self.threads * per_thread + min(sums, _IN_MEMORY_SUMS) + 64 * self.ds.n_cells),
+            "memory_bytes": int(_BASE_BYTES + self.threads * per_thread + min(sums, _IN_MEMORY_SUMS) + per_cell),
         }
 
     def describe_passes(self) -> str:
