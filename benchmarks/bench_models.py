@@ -1,26 +1,32 @@
 """All models on held-out groups: the THP-1 screen (a replicate with a third of its perturbations seen) and a
 simulated atlas with known truth (held-out cell line; unseen perturbations with features).
 
-    python benchmarks/bench_models.py thp1 --data ../shared/data --out benchmarks/results/models_thp1.json
-    python benchmarks/bench_models.py simulated --out benchmarks/results/models_simulated.json
+    python -m benchmarks.bench_models thp1 --data ../shared/data
+    python -m benchmarks.bench_models simulated
+
+Every round is a training with a held-out part that neither training nor the choice of the best step has seen. The
+ceiling is one random half of the held-out cells against the other half: two measurements of the same truth.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from vcelltools.pipelines.evaluate import describe
+from benchmarks.harness import save
 from vcelltools.pipelines.store import open_store
 from vcelltools.pipelines.store_make import build_store
 from vcelltools.pipelines.train import train
 from vcelltools.pipelines.train_settings import make_settings
 
+METRICS = ("pds", "pearson_delta", "mae")
+CEILING = "one half against the other"
 SCREEN = "papalexi_thp1_eccite/papalexi_thp1_20729x299.h5ad"
 
 
@@ -34,23 +40,30 @@ def run(work: Path, name: str, stores: list, split: str, **options: Any) -> dict
     return {**summary["baselines"], "transformer, untrained": final["untrained"], "transformer": final}
 
 
-def pool(rounds: list[dict[str, Any]]) -> dict[str, Any]:
-    """Return each model's mean over the rounds, with the rounds' own values and a t interval over them."""
+def pool(case: str, rounds: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return a row for each model: means over the rounds, with t intervals, and its gains over perturbation-mean."""
+    rows = []
+    for model in rounds[0]:
+        row: dict[str, Any] = {"case": f"{case}: {model}", "table": case, "model": model, "rounds": len(rounds)}
+        for metric in METRICS:
+            v = np.array([r[model].get(metric, np.nan) for r in rounds])
+            row[metric], row[f"{metric}_half"] = _interval(v)
+            if model not in ("perturbation-mean", CEILING):
+                gain = v - np.array([r["perturbation-mean"][metric] for r in rounds])
+                row[f"{metric}_gain"], row[f"{metric}_gain_half"] = _interval(gain)
+        rows.append(row)
+    return rows
+
+
+def _interval(v: np.ndarray) -> tuple[float, float | None]:
+    """Return the mean and half of its 95 % t interval."""
     from scipy.stats import t
 
-    out: dict[str, Any] = {}
-    for model in rounds[0]:
-        out[model] = {}
-        for metric in ("pds", "pearson_delta", "mae"):
-            v = np.array([r[model][metric] for r in rounds])
-            half = float(t.ppf(0.975, len(v) - 1) * v.std(ddof=1) / np.sqrt(len(v))) if len(v) > 1 else None
-            out[model][metric] = {"mean": float(v.mean()), "ci95_half": half, "rounds": v.round(5).tolist()}
-    gain = [r["transformer"]["pds"] - r["perturbation-mean"]["pds"] for r in rounds]
-    out["pds_gain_over_perturbation_mean"] = {"mean": float(np.mean(gain)), "rounds": np.round(gain, 5).tolist()}
-    return out
+    half = float(t.ppf(0.975, len(v) - 1) * v.std(ddof=1) / np.sqrt(len(v))) if len(v) > 1 else None
+    return round(float(v.mean()), 4), None if half is None else round(half, 4)
 
 
-def run_thp1(args: argparse.Namespace, work: Path) -> dict[str, Any]:
+def run_thp1(args: argparse.Namespace, work: Path) -> list[dict[str, Any]]:
     """Each replicate held out in turn, a seeded third of its perturbations seen."""
     import anndata as ad
 
@@ -69,11 +82,12 @@ def run_thp1(args: argparse.Namespace, work: Path) -> dict[str, Any]:
             test = [p for p in perts if p not in seen]
             split = f'[training]\nthp1 = "train"\n[fewshot."thp1.{line}"]\ntest = {json.dumps(test)}\n'
             rounds.append(run(work, f"{line}-{seed}", [store], split, seed=seed, **args.options))
+            rounds[-1][CEILING] = get_ceiling(store, line, test)
             print(line, seed, {m: (round(v["pds"], 3), round(v["pearson_delta"], 3)) for m, v in rounds[-1].items()})
-    return pool(rounds)
+    return pool("THP-1, a replicate with a third of its perturbations seen", rounds)
 
 
-def run_simulated(args: argparse.Namespace, work: Path) -> dict[str, Any]:
+def run_simulated(args: argparse.Namespace, work: Path) -> list[dict[str, Any]]:
     """A cell line with few perturbations seen; and perturbations seen nowhere, with features."""
     from vcelltools.pipelines.simulate import simulate
 
@@ -100,52 +114,55 @@ def run_simulated(args: argparse.Namespace, work: Path) -> dict[str, Any]:
     store = open_store(work / "stores" / "sim")
     lines = sorted(store.runs["cell_line"].unique())
     perts = sorted(store.runs.loc[~store.runs["is_control"], "perturbation"].unique())
-    out = {}
     few, unseen = [], []
     for seed in range(args.seeds):
         order = np.random.default_rng(seed).permutation(perts).tolist()
         held = lines[seed % len(lines)]
         split = f'[training]\nsim = "train"\n[fewshot."sim.{held}"]\ntest = {json.dumps(order[len(perts) // 5 :])}\n'
         few.append(run(work, f"few-{seed}", [store], split, seed=seed, **args.options))
+        few[-1][CEILING] = get_ceiling(store, held, order[len(perts) // 5 :])
         print("few-shot", held, {m: (round(v["pds"], 3), round(v["pearson_delta"], 3)) for m, v in few[-1].items()})
         n = len(perts) // 5
         test, val = json.dumps(order[:n]), json.dumps(order[n : n + n // 2])
         split = f'[training]\nsim = "train"\n[heldout]\ntest = {test}\nval = {val}\n'
         options = {**args.options, "features": str(made.features)}
         unseen.append(run(work, f"unseen-{seed}", [store], split, seed=seed, **options))
+        unseen[-1][CEILING] = average([get_ceiling(store, line, order[:n]) for line in lines])
         print("unseen", {m: (round(v["pds"], 3), round(v["pearson_delta"], 3)) for m, v in unseen[-1].items()})
-    out["held_out_context"] = pool(few)
-    out["unseen_perturbations"] = pool(unseen)
-    out["split_half_ceiling"] = ceiling(store, lines)
-    return out
+    return [
+        *pool("simulated, a cell line with a fifth of its perturbations seen", few),
+        *pool("simulated, perturbations seen nowhere, with features", unseen),
+    ]
 
 
-def ceiling(store: Any, lines: list[str]) -> dict[str, Any]:
-    """Score one random half of every group's cells against the other: what noise allows."""
+def average(scores: list[dict[str, float]]) -> dict[str, float]:
+    """Return the means of the metrics."""
+    return {m: float(np.mean([s[m] for s in scores])) for m in METRICS}
+
+
+def get_ceiling(store: Any, line: str, perts: list[str], repeats: int = 5) -> dict[str, float]:
+    """Score random halves of the cells of a line's groups against the other halves, each with controls of its own."""
     from vcelltools.model.metrics import evaluate_effects
 
-    runs, halves, ids = store.runs, ([], []), []
-    rng = np.random.default_rng(0)
-    for line in lines:
-        members = runs[runs["cell_line"] == line]
+    runs = store.runs[store.runs["cell_line"] == line]
+    rows_of: dict[str, np.ndarray] = {}
+    for pert, g in runs.groupby(runs["perturbation"].where(~runs["is_control"], "")):
+        rows_of[str(pert)] = np.concatenate([np.arange(a, a + n) for a, n in zip(g["start"], g["length"], strict=True)])
+    rng, out = np.random.default_rng(0), []
+    column = {g: i for i, g in enumerate(store.gene_table["symbol"].tolist())}
+    for _ in range(repeats):
 
-        def split(rows: np.ndarray) -> list[np.ndarray]:
-            rows = rng.permutation(rows)
-            return [store.X[np.sort(r)].astype(np.float32).mean(axis=0) for r in np.array_split(rows, 2)]
+        def halve(name: str) -> list[np.ndarray]:
+            parts = np.array_split(rng.permutation(rows_of[name]), 2)
+            return [store.X[np.sort(p)].astype(np.float32).mean(axis=0, dtype=np.float64) for p in parts]
 
-        spans = dict(list(members.groupby("perturbation")))
-        rows_of = {
-            k: np.concatenate([np.arange(a, a + n) for a, n in zip(g["start"], g["length"], strict=True)])
-            for k, g in spans.items()
-        }
-        control = next(p for p in rows_of if spans[p]["is_control"].iloc[0])
-        base = split(rows_of.pop(control))
-        for rows in rows_of.values():
-            if len(rows) >= 4:
-                for half, mean, zero in zip(halves, split(rows), base, strict=True):
-                    half.append(mean - zero)
-                ids.append(lines.index(line))
-    return describe(evaluate_effects(np.stack(halves[0]), np.stack(halves[1]), np.array(ids)))
+        zero, names = halve(""), [p for p in perts if len(rows_of.get(p, ())) >= 4]
+        halves = [[m - z for m, z in zip(halve(p), zero, strict=True)] for p in names]
+        a, b = (np.stack([h[i] for h in halves]) for i in range(2))
+        own = np.array([column.get(p, -1) for p in names])
+        s = evaluate_effects(a, b, np.zeros(len(names), int), own)
+        out.append({"pds": s.pds, "pearson_delta": s.pearson_delta, "mae": s.mae})
+    return average(out)
 
 
 def main() -> None:
@@ -153,7 +170,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("which", choices=["thp1", "simulated"])
     parser.add_argument("--data", type=Path, default=Path("../shared/data"))
-    parser.add_argument("--out", type=Path)
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--cells", type=int, default=30_000)
     parser.add_argument("--genes", type=int, default=4_000)
@@ -166,12 +182,9 @@ def main() -> None:
     args.options = defaults | {k: json.loads(v) if v[0] in '"[0123456789tf' else v for k, v in given.items()}
     with tempfile.TemporaryDirectory() as folder:
         result = {"thp1": run_thp1, "simulated": run_simulated}[args.which](args, Path(folder))
-    report = {"which": args.which, "settings": {**vars(args), "data": None, "out": None}, "result": result}
-    text = json.dumps(report, indent=1, default=str)
-    if args.out:
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        args.out.write_text(text + "\n", encoding="utf-8")
-    print(text)
+    for row in result:
+        sys.stdout.write(f"{row}\n")
+    sys.stdout.write(f"{save('models', result, options=args.options)}\n")
 
 
 if __name__ == "__main__":

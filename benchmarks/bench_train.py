@@ -1,8 +1,10 @@
-"""The bare training step beside arc-state's: forward, backward and optimiser, same sizes, float32, CPU, interleaved.
+"""Training beside arc-state: the bare step, and the whole way from files to trained steps; float32, CPU, in turns.
 
-    python benchmarks/bench_train.py --peer .peers/arc-state-0.11.1/bin/python --out benchmarks/results/train_step.json
+    python -m benchmarks.bench_train [step | whole]
 
-Both sides run in processes of their own and take turns; batches are made beforehand, so that no loader is measured.
+Sizes are equal on both sides: 2,000 genes, h128, 4 layers, 8 heads, the energy loss, two threads. The bare step
+(forward, backward, clipping, optimiser) is timed on batches that were made beforehand; the whole way reads the same
+cells, ours from a store, STATE's from an h5ad by cell-load. Each side is a process of its own.
 """
 
 from __future__ import annotations
@@ -13,11 +15,12 @@ import os
 import statistics
 import subprocess
 import sys
-from pathlib import Path
 
-GENES, PERTS = 2000, 200
+from benchmarks.harness import DATA, ROOT, need_peer, save
+
+GENES, PERTS, CELLS = 2000, 200, 40_000
 SHAPES = ((16, 32), (16, 64), (32, 64))
-ROOT = Path(__file__).resolve().parent.parent
+WHOLE_SHAPE = (16, 64)
 
 OURS = r"""
 import sys, time, json
@@ -50,6 +53,37 @@ for line in sys.stdin:
         state, m = step(state, data, batches[b, s])
     jax.block_until_ready((state, m))
     print((time.perf_counter() - t) / n, flush=True)
+"""
+
+WHOLE = r"""
+import sys, time, json, tempfile
+began = time.perf_counter()
+import jax
+jax.config.update("jax_platforms", "cpu")
+from vcelltools.pipelines.prefetch import Prefetch
+from vcelltools.pipelines.store import open_store
+from vcelltools.pipelines.train import Trainer, peak_memory
+from vcelltools.pipelines.train_settings import make_settings
+from vcelltools.pipelines.train_setup import make_setup
+work, sets, size, seconds = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), float(sys.argv[4])
+settings = make_settings({}, {"out": tempfile.mkdtemp(), "size": "rn", "sets": sets, "set_size": size, "steps": 100000,
+    "energy": 1.0, "delta": 0.0, "pearson": 0.0, "rank": 0.0})
+trainer = Trainer(make_setup(settings, [open_store(work + "/x")]), None)
+state, steps, cells, first, start = trainer.init_state(), 0, 0, 0.0, 0.0
+with Prefetch(trainer.host_batch, 0, 100000) as feed:
+    while True:
+        state, m = trainer.step(state, trainer.data, trainer.put(feed.get()))
+        jax.block_until_ready(m)
+        steps += 1
+        first = first or time.perf_counter() - began
+        if steps == 2:
+            start = time.perf_counter()
+        if steps > 2:
+            cells += 2 * sets * size
+            if time.perf_counter() - start > seconds:
+                break
+rate = cells / (time.perf_counter() - start)
+print(json.dumps({"cells_per_s": rate, "steps": steps, "first_step_s": first, "peak_mb": round(peak_memory() / 1e6)}))
 """
 
 PEER = r"""
@@ -131,29 +165,92 @@ class Side:
                 continue
 
 
-def main() -> None:
-    """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--peer", required=True, help="Python of an environment with arc-state")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=5)
-    parser.add_argument("--out", type=Path)
-    args = parser.parse_args()
-    ours, peer = Side(sys.executable, OURS), Side(args.peer, PEER)
+def time_steps(peer: str, rounds: int, steps: int) -> list[dict]:
+    """Time the bare steps in turns."""
+    ours, theirs = Side(sys.executable, OURS), Side(peer, PEER)
     rows = []
     for sets, size in SHAPES:
-        for side in (ours, peer):
+        for side in (ours, theirs):
             side.time(sets, size, 1)  # compile, warm up
-        pairs = [(ours.time(sets, size, args.steps), peer.time(sets, size, args.steps)) for _ in range(args.rounds)]
+        pairs = [(ours.time(sets, size, steps), theirs.time(sets, size, steps)) for _ in range(rounds)]
         a, b = (statistics.median(x) for x in zip(*pairs, strict=True))
         ratios = [q / p for p, q in pairs]
-        rows.append({"sets": sets, "cells": size, "ours_ms": 1e3 * a, "arc_state_ms": 1e3 * b,
-                     "speed_ratio": statistics.median(ratios), "ratios": ratios})  # fmt: skip
-        print(rows[-1], flush=True)
-    report = {"genes": GENES, "ours": ours.facts, "peer": peer.facts, "load": os.getloadavg(), "rows": rows}
-    if args.out:
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        args.out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+        rows.append(
+            {
+                "case": f"bare step, {sets} sets × {size} cells",
+                "ours_ms": round(1e3 * a, 1),
+                "peer_ms": round(1e3 * b, 1),
+                "ratio": round(statistics.median(ratios), 3),
+                "spread": [round(min(ratios), 3), round(max(ratios), 3)],
+                "peer": f"arc-state {theirs.facts['version']}, torch {theirs.facts['torch']}",
+                "jax": ours.facts["version"],
+            }
+        )
+        sys.stdout.write(f"{rows[-1]}\n")
+    return rows
+
+
+def run_side(command: list[str]) -> dict:
+    """Run a side to its end; return the JSON of its last line."""
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "2"}
+    done = subprocess.run(command, capture_output=True, text=True, env=env, check=False)
+    if done.returncode:
+        raise SystemExit(f"{command[1]} failed:\n{done.stderr[-3000:]}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def time_whole(peer: str, rounds: int, seconds: float) -> list[dict]:
+    """Time training from files, loader included, in turns; the same cells for both sides."""
+    from benchmarks.bench_store import prepare
+
+    work = DATA / f"store-{CELLS}"
+    work.mkdir(parents=True, exist_ok=True)
+    prepare(work, CELLS, 1)
+    pairs = []
+    for _ in range(rounds):
+        a = run_side([sys.executable, "-c", WHOLE, str(work), *map(str, WHOLE_SHAPE), str(seconds)])
+        script = str(ROOT / "benchmarks/peers/state_train.py")
+        b = run_side([peer, script, str(work), *map(str, WHOLE_SHAPE), str(seconds)])
+        pairs.append((a, b))
+        sys.stdout.write(f"{a} {b}\n")
+    ratios = [a["cells_per_s"] / b["cells_per_s"] for a, b in pairs]
+    sets, size = WHOLE_SHAPE
+
+    def median(key: str, i: int) -> float:
+        return statistics.median(p[i][key] for p in pairs)
+
+    return [
+        {
+            "case": f"from files, loader included, {sets} sets × {size} cells",
+            "ours_cells_per_s": round(median("cells_per_s", 0)),
+            "peer_cells_per_s": round(median("cells_per_s", 1)),
+            "ratio": round(statistics.median(ratios), 2),
+            "spread": [round(min(ratios), 2), round(max(ratios), 2)],
+            "ours_first_step_s": round(median("first_step_s", 0), 1),
+            "peer_first_step_s": round(median("first_step_s", 1), 1),
+            "ours_peak_mb": round(median("peak_mb", 0)),
+            "peer_peak_mb": round(median("peak_mb", 1)),
+            "cells": CELLS,
+            "peer": "cell-load 0.10.4 + arc-state 0.11.1",
+        }
+    ]
+
+
+def main() -> None:
+    """Measure, print, save."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("which", nargs="?", choices=["step", "whole", "all"], default="all")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=15)
+    args = parser.parse_args()
+    peer = need_peer("arc-state-0.11.1")
+    rows = []
+    if args.which != "whole":
+        rows += time_steps(peer, args.rounds, args.steps)
+    if args.which != "step":
+        rows += time_whole(peer, max(1, args.rounds // 2), args.seconds)
+    sys.stdout.write(f"{save('train', rows, genes=GENES)}\n")
 
 
 if __name__ == "__main__":

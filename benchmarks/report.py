@@ -17,6 +17,7 @@ from benchmarks.harness import ROOT, save
 
 RESULTS = ROOT / "benchmarks" / "results"
 LOSS = 0.8
+METRICS = ("pds", "pearson_delta", "mae")
 KOLF_CELLS, KOLF_NON_ZEROS = 5_386_783, 2e10
 
 
@@ -211,7 +212,55 @@ def make_store_table() -> str:
     return "\n".join([*lines, "", f"The exact counts take {body['counts_bytes_per_cell']} bytes a cell."])
 
 
+def make_train_table() -> str:
+    """The README's table of training speed."""
+    body = json.loads((RESULTS / "train.json").read_text())
+    lines = [
+        "| training on this CPU, float32, 2 threads | ours | STATE | ratio (lowest to highest) |",
+        "|---|---|---|---|",
+    ]
+    notes = []
+    for r in body["rows"]:
+        low, high = r["spread"]
+        if "ours_ms" in r:
+            ours, peer = f"{r['ours_ms']:.0f} ms", f"{r['peer_ms']:.0f} ms"
+        else:
+            ours, peer = f"{r['ours_cells_per_s']:,} cells/s", f"{r['peer_cells_per_s']:,} cells/s"
+            notes.append(
+                f"From files: first step after {r['ours_first_step_s']} s and {r['peer_first_step_s']} s, peak memory "
+                f"{r['ours_peak_mb']:,} MB and {r['peer_peak_mb']:,} MB; {r['peer']}."
+            )
+        lines.append(f"| {r['case']} | {ours} | {peer} | **{r['ratio']:.2f}×** ({low:.2f} to {high:.2f}) |")
+    return "\n".join([*lines, "", *notes])
+
+
+def make_models_table() -> str:
+    """The README's tables of models on held-out groups."""
+    body = json.loads((RESULTS / "models.json").read_text())
+    lines: list[str] = []
+
+    def show(row: dict, metric: str) -> str:
+        half = row[f"{metric}_half"]
+        return f"{row[metric]:.3f}" + (f" ± {half:.3f}" if half is not None else "")
+
+    for table in dict.fromkeys(r["table"] for r in body["rows"]):
+        rows = [r for r in body["rows"] if r["table"] == table]
+        lines += [
+            "",
+            f"**{table[0].upper()}{table[1:]}** ({rows[0]['rounds']} rounds):",
+            "",
+            "| model | PDS | Pearson Δ | MAE | PDS gained over perturbation-mean, round by round |",
+            "|---|---|---|---|---|",
+        ]
+        for r in rows:
+            gain = f"{r['pds_gain']:+.3f} ± {r['pds_gain_half']:.3f}" if r.get("pds_gain_half") is not None else ""
+            lines.append(f"| {r['model']} | {' | '.join(show(r, m) for m in METRICS)} | {gain} |")
+    return "\n".join(lines[1:])
+
+
 TABLES = {
+    "models": make_models_table,
+    "train": make_train_table,
     "hvg": make_hvg_table,
     "kernels": make_kernel_table,
     "kolf": make_kolf_projection,

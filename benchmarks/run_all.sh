@@ -14,4 +14,7 @@ done
 "$python" -m benchmarks.bench_score --size full
 "$python" -m benchmarks.bench_score26
 "$python" -m benchmarks.bench_store
+"$python" -m benchmarks.bench_models simulated --seeds 4
+"$python" -m benchmarks.bench_models thp1
+"$python" -m benchmarks.bench_train
 "$python" -m benchmarks.report tables

@@ -15,7 +15,15 @@ Opt = typer.Option
 
 
 def baseline(
-    kind: Annotated[str, Opt("--kind", help="control-mean, perturbation-mean or ridge.")] = "perturbation-mean",
+    kind: Annotated[
+        str | None,
+        Opt(
+            "--kind",
+            help="Of a truth: mean [default] or control-mean. From stores: perturbation-mean [default], ridge or "
+            "control-mean.",
+            show_default=False,
+        ),
+    ] = None,
     truth: Annotated[Path | None, Opt("--truth", metavar="REAL", help="The true cells.", show_default=False)] = None,
     store: Annotated[list[Path] | None, Opt("--store", help="Stores to learn from.", show_default=False)] = None,
     split: Annotated[Path | None, Opt(help="With stores: what is held out.", show_default=False)] = None,
@@ -33,18 +41,20 @@ def baseline(
 ) -> None:
     """Write a baseline's prediction: what a model has to beat.
 
-    With --truth: every cell of every perturbation is the mean of the group means (or of the controls),
-    log1p-normalised; the real controls follow. `score` puts the same baseline beside every metric without such a file.
+    With --truth (it looks at the answer, but tells no perturbation from another): every cell of every perturbation is
+    one profile, the mean of the group means (mean) or of the controls (control-mean), log1p-normalised; the real
+    controls follow. `score` puts the mean beside every metric without such a file.
 
-    Without: the baseline learns from the training groups of the stores, as `train --model` does, and predicts the
-    held-out ones, as `predict` does.
+    From stores (it learns): from the training groups, as `train --model` does, for the held-out ones, as `predict`
+    does. perturbation-mean is each perturbation's own mean effect in the other cell lines.
 
-    Example: vcelltools baseline --truth real.h5ad --kind perturbation-mean --out base.h5ad
+    Example: vcelltools baseline --truth real.h5ad --out base.h5ad
 
     vcelltools baseline --kind ridge --store stores/kolf --split split.toml --out ridge.h5ad
     """
     o = Output(json=json, quiet=quiet, verbose=verbose)
     if truth is None:
+        kind = kind or "perturbation-mean"
         from vcelltools.pipelines.train_command import prepare_baseline
 
         options = {"store": store, "split": split, "features": features}
@@ -61,10 +71,11 @@ def baseline(
 
     if store or split or features or rules:
         raise UsageError("--truth and --store are two ways to a baseline", hint="leave one of them out")
-    if kind not in ("control-mean", "perturbation-mean", "ridge"):
-        raise UsageError(f"--kind {kind}: unknown", hint="one of: control-mean, perturbation-mean, ridge")
     if kind == "ridge":
         raise UsageError(f"--kind {kind}: not a mean of the true cells", hint="--store STORE, for a model that learns")
+    if kind not in (None, "mean", "perturbation-mean", "control-mean"):
+        raise UsageError(f"--kind {kind}: unknown with --truth", hint="one of: mean, control-mean")
+    kind = "control-mean" if kind == "control-mean" else "mean"  # cell-eval's mean is one of the perturbations' means
     check_output(out, force=force, sources=[truth])
     options = Options(compat="cell-eval", pert_col=pert_col, control=control, layer=layer, threads=threads)
     _, n = write_baseline(truth, out, kind=kind, options=options, force=force, progress=o.progress)

@@ -19,7 +19,9 @@ def predict(
     perturbations: Annotated[
         Path | None, Opt(help="CSV: target_gene, n_cells, context [default: what was held out].", show_default=False)
     ] = None,
-    line: Annotated[list[str] | None, Opt("--line", help="Cell lines to predict in.", show_default=False)] = None,
+    line: Annotated[
+        list[str] | None, Opt("--line", help="Cell lines to predict in, of one store.", show_default=False)
+    ] = None,
     cells: Annotated[int | None, Opt(min=1, help="Cells a perturbation.", show_default=False)] = None,
     rules: Annotated[
         int | None, Opt(help="2025: log1p with controls. 2026: counts, no controls. Checked.", show_default=False)

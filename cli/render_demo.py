@@ -12,7 +12,7 @@ For your own files:
   vcelltools init                              writes vcelltools.toml from the files in this folder
   vcelltools basis && vcelltools build-store   one gene list, one store for each data set
   vcelltools train --out runs/first            the model beside its baselines, on held-out groups
-  vcelltools predict --run runs/first --out pred.h5ad
+  vcelltools predict --run runs/first --line LINE --out pred.h5ad
   vcelltools score pred.h5ad --truth real.h5ad --report report.html"""
 
 

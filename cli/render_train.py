@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from typing import TYPE_CHECKING
 
 from vcelltools.cli.output import Output
@@ -56,4 +57,6 @@ def show_result(output: Output, result: TrainResult) -> None:
         output.note(f"after {s['steps']:,} steps the model {verdict} every baseline in PDS and Pearson Δ")
         if s["final"]["best_step"] == 0:
             output.note("training added nothing here: the untrained start scored best on the validation groups")
-    output.done(f"wrote {result.out}; next: vcelltools predict --run {result.out} --out pred.h5ad")
+    peak = f"peak memory {s['peak_memory_bytes'] / 1e9:.2f} GB"
+    line = f" --line {shlex.quote(s['held_out_lines'][0])}" if len(s["held_out_stores"]) > 1 else ""
+    output.done(f"wrote {result.out} ({peak}); next: vcelltools predict --run {result.out}{line} --out pred.h5ad")

@@ -87,7 +87,7 @@ CASES = [
     ((*SCORE, "--profile", "zzz"), 2, "vcc"),
     ((*SCORE, "--cpm-filter", -1), 2, "not at least 0"),
     (("de", "x.h5ad", "--min-cpm", -1, "--out", "d.csv"), 2, "not at least 0"),
-    (("baseline", "--truth", "n.h5ad", "--kind", "zzz", "--out", "q.h5ad"), 2, "perturbation-mean"),
+    (("baseline", "--truth", "n.h5ad", "--kind", "zzz", "--out", "q.h5ad"), 2, "control-mean"),
     (("baseline", "--truth", "n.h5ad", "--store", "stores/x", "--out", "q.h5ad"), 2, "--store"),
     (("build-store", "x.h5ad", "--basis", "basis.txt", *STORE, "--name", "../q"), 2, "--name"),
     ((*BUILD, *STORE, "--stats", "absent"), 3, "holds no gene statistics"),

@@ -77,7 +77,7 @@ def test_truth_pack_replaces_the_truth(folder, cli, tmp_path):
 
 def test_baseline_then_score_is_zero(folder, cli, tmp_path):
     base = tmp_path / "base.h5ad"
-    ran = cli("baseline", "--truth", folder / "real.h5ad", "--kind", "perturbation-mean", "--out", base)
+    ran = cli("baseline", "--truth", folder / "real.h5ad", "--kind", "mean", "--out", base)
     assert ran.code == 0, ran.stderr
     assert cli("baseline", "--truth", folder / "real.h5ad", "--out", base).code == 2
     scored = cli(

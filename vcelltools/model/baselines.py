@@ -165,9 +165,15 @@ class Ridge:
         out = shared + elsewhere * self._weight(cells)
         nowhere = np.flatnonzero(cells == 0)
         if len(nowhere):
-            if self._kernel is not None:
-                out[nowhere] += self._kernel.predict(pert_q[nowhere])
-            self._set_knockdown(out, nowhere, pert_q, context_q)
+            out[nowhere] = self.predict_unseen(pert_q[nowhere], context_q[nowhere])
+        return out
+
+    def predict_unseen(self, pert_q: np.ndarray, context_q: np.ndarray) -> np.ndarray:
+        """Return the effects (q, g) as if the perturbations themselves had been measured nowhere."""
+        out = self._mean.common(pert_q, context_q)
+        if self._kernel is not None:
+            out = out + self._kernel.predict(pert_q)
+        self._set_knockdown(out, np.arange(len(out)), pert_q, context_q)
         return out
 
     def _weight(self, cells_q: np.ndarray) -> np.ndarray:

@@ -163,6 +163,57 @@ class LossWeights(NamedTuple):
     sinkhorn: float = 0.0
 
 
+class EffectWeights(NamedTuple):
+    """The mixture of the losses of a set's mean effect; see :func:`effect_loss`."""
+
+    delta: float = 0.0
+    pearson: float = 0.0
+    rank: float = 0.0
+
+
+_SOFTNESS = 0.02  # of the effects' scale: differences of distances that hardly matter for the order
+
+
+def effect_loss(
+    effect: jax.Array,
+    measured: jax.Array,
+    rivals: jax.Array | None,
+    weights: EffectWeights,
+    *,
+    scale: float,
+    counts: jax.Array,
+    rival_counts: jax.Array | None = None,
+) -> jax.Array:
+    """Return the weighted loss (b,) of predicted effects (b, g) against those measured on all cells of the run.
+
+    A run's effect is known much better than a set of its cells tells, so these losses carry far less noise.
+
+    - ``delta``: mean squared error in units of ``scale``;
+    - ``pearson``: one minus the correlation over genes;
+    - ``rank``: how often, softly, the effect lies nearer (L1) to the measured effect of another run of the context,
+      ``rivals`` (b, r, g), than to its own: what perturbation discrimination counts.
+
+    ``counts`` (b, g) says which genes count for discrimination, ``rival_counts`` (b, r) which rivals do.
+    """
+    total = jnp.zeros_like(effect[:, 0])
+    if weights.delta:
+        total = total + weights.delta * jnp.mean(jnp.square(effect - measured), axis=-1) / scale**2
+    if weights.pearson:
+        a = effect - jnp.mean(effect, axis=-1, keepdims=True)
+        b = measured - jnp.mean(measured, axis=-1, keepdims=True)
+        norms = jnp.sum(a * a, axis=-1) * jnp.sum(b * b, axis=-1)
+        total = total + weights.pearson * (1.0 - jnp.sum(a * b, axis=-1) * jax.lax.rsqrt(norms + 1e-6 * scale**4))
+    if weights.rank:
+        assert rivals is not None
+        assert rival_counts is not None
+        mine = jnp.sum(jnp.abs(effect - measured) * counts, axis=-1)
+        theirs = jnp.sum(jnp.abs(effect[:, None] - rivals) * counts[:, None], axis=-1)
+        behind = jax.nn.softplus((mine[:, None] - theirs) / (_SOFTNESS * scale * effect.shape[-1]))
+        shares = jnp.sum(behind * rival_counts, axis=-1) / jnp.maximum(jnp.sum(rival_counts, axis=-1), 1.0)
+        total = total + weights.rank * shares
+    return total
+
+
 def set_loss(
     x: jax.Array, y: jax.Array, weights: LossWeights, *, unbiased: bool = False, dtype=F32
 ) -> tuple[jax.Array, Energy]:

@@ -6,9 +6,10 @@ bidirectional transformer without positions lets the cells see each other (so pe
 output), and a decoder gives each cell its change.
 
 What is ours is the starting point. The network receives, per set, the *prior*: the effect of the perturbation as
-measured elsewhere (see :mod:`vcelltools.model.baselines`). The output is ``control + prior * (1 + gate) + change``
-with ``gate`` and ``change`` zero at the start: an untrained network *is* the perturbation-mean baseline, and training
-learns what to shrink and what to add.
+measured elsewhere (see :mod:`vcelltools.model.baselines`). The output is ``control + judged * (1 + gate) + change``,
+where ``judged`` is the prior with every gene weighed by what is known of it (:mod:`vcelltools.model.evidence`). Judge,
+``gate`` and ``change`` do nothing at the start: an untrained network *is* its prior, and training learns what to
+shrink, what to stress and what to add.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from vcelltools.model.evidence import Evidence, init_judge, judge_prior
 
 Params = dict[str, Any]
 
@@ -88,7 +91,7 @@ def _mlp(key: jax.Array, widths: list[int]) -> list[Params]:
 def init_params(config: ModelConfig, key: jax.Array) -> Params:
     """Return float32 parameters; layers are stacked along a leading axis, ready for a scan.
 
-    The decoder's last layer and the gates are zero: the network starts at ``control + prior``.
+    The decoder's last layer, the gate and the judge's output are zero: the network starts at ``control + prior``.
     """
     g, h, f, n_layers = config.genes, config.hidden, config.ff, config.layers
     keys = iter(jax.random.split(key, 16))
@@ -113,7 +116,8 @@ def init_params(config: ModelConfig, key: jax.Array) -> Params:
         },
         "norm": jnp.ones((h,), jnp.float32),
         "decoder": [*_mlp(next(keys), [h, *hidden]), {"w": jnp.zeros((h, g)), "b": jnp.zeros((g,))}],
-        "gate": {"gene": jnp.zeros((g,)), "cell": jnp.zeros((h, 1))},
+        "gate": jnp.zeros((h, 1)),
+        "judge": init_judge(next(keys)),
     }
     if config.identity:
         params["identity"] = 0.02 * jax.random.normal(next(keys), (config.perturbations, h), jnp.float32)
@@ -193,7 +197,7 @@ def forward(
     params: Params,
     config: ModelConfig,
     control_bsg: jax.Array,
-    prior_bg: jax.Array,
+    evidence: Evidence,
     pert_b: jax.Array,
     context_b: jax.Array,
     features_bf: jax.Array | None = None,
@@ -207,8 +211,8 @@ def forward(
     ----------
     control_bsg
         Control cells, log1p CP10K, any float dtype.
-    prior_bg
-        float32 (b, g): the effect to start from, in the same units; zeros where nothing is known.
+    evidence
+        The effect to start from (zeros where nothing is known), and what is known of it.
     pert_b, context_b
         int32 ids, already checked by :func:`check_ids`.
     features_bf
@@ -219,7 +223,7 @@ def forward(
         Scan over the layers (short compilation, for TPU) or unroll them (quicker on a CPU).
     """
     control32 = control_bsg.astype(jnp.float32)
-    scaled_prior = (prior_bg / config.effect_scale).astype(dtype)
+    scaled_prior = (evidence.prior / config.effect_scale).astype(dtype)
     code_bh = encode_perturbation(params, config, pert_b, features_bf, scaled_prior)
     if config.contexts:
         code_bh = code_bh + params["context"].astype(dtype)[context_b]
@@ -234,10 +238,9 @@ def forward(
 
     x = _rms_norm(x, params["norm"])
     change = _decode(params["decoder"], x)
-    gate_bs1 = (x @ params["gate"]["cell"].astype(dtype)).astype(jnp.float32)
-    gate = jnp.broadcast_to(gate_bs1, change.shape) + jnp.broadcast_to(params["gate"]["gene"], change.shape)
-    prior = jnp.broadcast_to(prior_bg[:, None, :], change.shape)
-    out = control32 + prior * (1.0 + gate) + change * config.effect_scale
+    gate = jnp.broadcast_to((x @ params["gate"].astype(dtype)).astype(jnp.float32), change.shape)
+    judged = judge_prior(params["judge"], evidence, config.effect_scale)
+    out = control32 + jnp.broadcast_to(judged[:, None, :], change.shape) * (1.0 + gate) + change * config.effect_scale
     return jax.nn.relu(out) if config.nonnegative else out
 
 

@@ -17,11 +17,13 @@ import optax
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
-from vcelltools.model.losses import LossWeights, set_loss
+from vcelltools.model.evidence import make_tables, read_evidence
+from vcelltools.model.losses import EffectWeights, LossWeights, effect_loss, set_loss
 from vcelltools.model.mesh import AXIS, row_reader
 from vcelltools.model.network import ModelConfig, Params, forward, init_params
 
 METRICS = ("loss", "energy", "excess", "floor", "mse", "effect_l1", "grad_norm", "update_norm", "param_norm")
+_JUDGE_RATE = 10.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +52,12 @@ class StepConfig:
     """Weight of the squared difference of the sets' means."""
     sinkhorn: float = 0.0
     """Weight of the Sinkhorn divergence."""
+    delta: float = 0.0
+    """Weight of the squared error of the mean effect against that of all cells of the run."""
+    pearson: float = 0.0
+    """Weight of one minus the correlation of the two."""
+    rank: float = 0.0
+    """Weight of the discrimination between runs of one context; batches then name ``rivals``."""
     unbiased: bool = False
     """The U-statistic of the energy distance in place of the V-statistic."""
     bfloat16: bool = False
@@ -62,7 +70,7 @@ class StepConfig:
             raise ValueError(f"schedule {self.schedule!r}: cosine, linear or constant")
         if not 0 <= self.ema < 1:
             raise ValueError(f"ema {self.ema}: from 0 to below 1")
-        if self.energy == self.mse == self.sinkhorn == 0:
+        if not any((self.energy, self.mse, self.sinkhorn, self.delta, self.pearson, self.rank)):
             raise ValueError("every loss has weight 0")
 
     def to_json(self) -> dict[str, Any]:
@@ -94,14 +102,23 @@ def make_schedule(config: StepConfig) -> optax.Schedule:
 
 
 def make_optimizer(config: StepConfig) -> optax.GradientTransformation:
-    """Return AdamW with the schedule, clipping by the global norm first."""
+    """Return AdamW with the schedule, clipping by the global norm first.
+
+    The judge has few parameters and every gene teaches it: it learns ten times faster and does not decay.
+    """
+
+    def judges(params: Params, inside: Any, outside: Any) -> Any:
+        return {k: jax.tree.map(lambda w, k=k: inside if k == "judge" else outside(w), v) for k, v in params.items()}
+
     adam = optax.adamw(
         make_schedule(config),
         b2=0.99,
         weight_decay=config.weight_decay,
-        mask=lambda params: jax.tree.map(lambda w: w.ndim >= 2, params),
+        mask=lambda params: judges(params, False, lambda w: w.ndim >= 2),
     )
-    return optax.chain(optax.clip_by_global_norm(config.clip), adam) if config.clip else adam
+    faster = optax.masked(optax.scale(_JUDGE_RATE), lambda params: judges(params, True, lambda _: False))
+    clip = [optax.clip_by_global_norm(config.clip)] if config.clip else []
+    return optax.chain(*clip, adam, faster)
 
 
 def init_state(model: ModelConfig, config: StepConfig, seed: int) -> TrainState:
@@ -117,10 +134,27 @@ def eval_params(state: TrainState) -> Params:
 
 
 def make_data(
-    prior_kg: np.ndarray, mask_dg: np.ndarray, features_pf: np.ndarray | None = None
+    prior_kg: np.ndarray,
+    mask_dg: np.ndarray,
+    features_pf: np.ndarray | None = None,
+    *,
+    effect_kg: np.ndarray | None = None,
+    **evidence: np.ndarray,
 ) -> dict[str, np.ndarray]:
-    """Return the tables that every step reads: priors by run, gene masks by data set, features by perturbation."""
-    data = {"prior": np.asarray(prior_kg, np.float32), "mask": np.asarray(mask_dg, np.float32)}
+    """Return the tables that every step reads.
+
+    Priors by run and what is known of them (``evidence``: see :func:`vcelltools.model.evidence.make_tables`), gene
+    masks by data set, features by perturbation, and by run the measured effects that the losses of effects aim at.
+    """
+    data = {**make_tables(prior_kg, **evidence), **make_masks(mask_dg, features_pf)}
+    if effect_kg is not None:
+        data["effect"] = np.asarray(effect_kg, np.float32)
+    return data
+
+
+def make_masks(mask_dg: np.ndarray, features_pf: np.ndarray | None = None) -> dict[str, np.ndarray]:
+    """Return the tables by data set and by perturbation."""
+    data = {"mask": np.asarray(mask_dg, np.float32)}
     if features_pf is not None:
         data["features"] = np.asarray(features_pf, np.float32)
     return data
@@ -134,7 +168,7 @@ def _run_forward(
         params,
         model,
         control_bsg,
-        data["prior"][batch["prior"]],
+        read_evidence(data, batch["prior"], batch["context"]),
         batch["pert"],
         batch["context"],
         features,
@@ -143,10 +177,31 @@ def _run_forward(
     )
 
 
+def _effect_loss(
+    model: ModelConfig, weights: EffectWeights, data: dict, batch: dict, effect_bg: jax.Array, mask_bg: jax.Array
+) -> jax.Array:
+    """Return the losses of the sets' mean effects, over the genes that their data sets measure."""
+    own = jax.lax.broadcasted_iota(jnp.int32, mask_bg.shape, 1) == data["target"][batch["prior"]][:, None]
+    rivals = rival_counts = None
+    if weights.rank:
+        rivals = data["effect"][batch["rivals"]] * mask_bg[:, None]
+        rival_counts = (batch["rivals"] != batch["measured"][:, None]).astype(jnp.float32)
+    return effect_loss(
+        effect_bg,
+        data["effect"][batch["measured"]] * mask_bg,
+        rivals,
+        weights,
+        scale=model.effect_scale,
+        counts=mask_bg * (1.0 - own),
+        rival_counts=rival_counts,
+    )
+
+
 def make_loss(model: ModelConfig, config: StepConfig, feed: str) -> Callable:
     """Return ``loss(params, data, batch) -> (mean loss, metrics)`` over the sets of one device."""
     read = row_reader(feed, model.genes)
     weights = LossWeights(config.energy, config.mse, config.sinkhorn)
+    effect_weights = EffectWeights(config.delta, config.pearson, config.rank)
     dtype = jnp.bfloat16 if config.bfloat16 else jnp.float32
 
     def loss(params: Params, data: dict, batch: dict) -> tuple[jax.Array, dict[str, jax.Array]]:
@@ -157,13 +212,16 @@ def make_loss(model: ModelConfig, config: StepConfig, feed: str) -> Callable:
         out = _run_forward(model, config, params, data, batch, control) * mask
         per_set, energy = set_loss(out, target, weights, unbiased=config.unbiased, dtype=dtype)
         shift = jnp.mean(out, axis=1) - jnp.mean(target, axis=1)
+        effect = jnp.mean(out - control, axis=1)
+        if any(effect_weights):
+            per_set = per_set + _effect_loss(model, effect_weights, data, batch, effect, mask[:, 0])
         metrics = {
             "loss": per_set,
             "energy": energy.biased,
             "excess": energy.biased - energy.floor,
             "floor": energy.floor,
             "mse": jnp.mean(jnp.square(shift), axis=-1),
-            "effect_l1": jnp.mean(jnp.abs(jnp.mean(out - control, axis=1)), axis=-1),
+            "effect_l1": jnp.mean(jnp.abs(effect), axis=-1),
         }
         return jnp.mean(per_set), {k: jnp.mean(v) for k, v in metrics.items()}
 
@@ -194,7 +252,8 @@ def make_step(model: ModelConfig, config: StepConfig, mesh: Mesh, feed: str) -> 
 
     ``data`` holds the tables of :func:`make_data` and, unless fed from the host, ``rows``; ``batch`` holds, with the
     global sets first, ``control`` and ``target`` (row numbers, or cells), ``pert``, ``context``, ``prior`` and
-    ``dataset`` (int32). ``metrics`` are float32 means over all sets: the names in :data:`METRICS`.
+    ``dataset`` (int32); for the losses of effects also ``measured`` (rows of the table of effects) and ``rivals``
+    (b, r) of the same context. ``metrics`` are float32 means over all sets: the names in :data:`METRICS`.
     """
     optimizer = make_optimizer(config)
     gradient = _accumulated(make_loss(model, config, feed), config.accumulate)

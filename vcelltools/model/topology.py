@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from vcelltools.errors import EnvironmentFault, UsageError
+from vcelltools.model.evidence import get_table_shapes
 from vcelltools.model.mesh import make_mesh, sharding
 from vcelltools.model.network import ModelConfig, count_params
 from vcelltools.model.step import StepConfig, init_state, make_step
@@ -139,6 +140,8 @@ def plan_step(
     columns: int,
     n_runs: int,
     n_datasets: int = 1,
+    n_contexts: int = 1,
+    n_rivals: int = 15,
     feed: str,
 ) -> Plan:
     """Compile one training step for a TPU topology and return what the compiler says.
@@ -149,8 +152,10 @@ def plan_step(
         Sets in a global batch.
     n_rows, columns
         Shape of the store's float16 rows.
-    n_runs
-        Rows of the prior table.
+    n_runs, n_contexts
+        Rows of the tables of effects, and of those by cell line.
+    n_rivals
+        Runs that each set is told apart from, where the losses ask for it.
     feed
         Where the rows live: see :mod:`vcelltools.model.mesh`.
     """
@@ -167,21 +172,22 @@ def plan_step(
         return jax.ShapeDtypeStruct(shape, dtype, sharding=where)
 
     state = jax.tree.map(lambda a: struct(a.shape, a.dtype), jax.eval_shape(lambda: init_state(model, config, 0)))
-    data = {
-        "prior": struct((n_runs, model.genes), jnp.float32),
-        "mask": struct((n_datasets, model.genes), jnp.float32),
-    }
+    tables = get_table_shapes(n_runs, n_contexts, model.genes)
+    data = {k: struct(shape, dtype) for k, (shape, dtype) in tables.items()}
+    data |= {k: struct((n, model.genes), jnp.float32) for k, n in (("mask", n_datasets), ("effect", n_runs))}
     if model.features:
         data["features"] = struct((model.perturbations, model.features), jnp.float32)
     if feed != "host":
         held = -(-n_rows // n_devices) * n_devices if feed == "sharded" else n_rows
         data["rows"] = struct((held, columns), jnp.float16, split if feed == "sharded" else whole)
-    ids = {k: struct((n_sets,), jnp.int32, split) for k in ("pert", "context", "prior", "dataset")}
+    ids = {k: struct((n_sets,), jnp.int32, split) for k in ("pert", "context", "prior", "dataset", "measured")}
     if feed == "host":
         cells = struct((n_sets, set_size, columns), jnp.float16, split)
     else:
         cells = struct((n_sets, set_size), jnp.int32, split)
     batch = {**ids, "control": cells, "target": cells}
+    if config.rank:
+        batch["rivals"] = struct((n_sets, n_rivals), jnp.int32, split)
 
     began = time.perf_counter()
     step: Any = make_step(model, config, mesh, feed)

@@ -39,6 +39,8 @@ class Screen:
         (k, g) float32: the groups' effects, log1p CP10K.
     control_cg
         (lines, g) float64: the mean of each line's control cells.
+    variance_g
+        (g,) float64: variance of one control cell about its line's mean.
     perturbations, lines
         The vocabularies; perturbation 0 is the control, a line is ``store / cell line``.
     target_p
@@ -49,6 +51,7 @@ class Screen:
     groups: pd.DataFrame
     effect_kg: np.ndarray
     control_cg: np.ndarray
+    variance_g: np.ndarray
     perturbations: list[str]
     lines: list[str]
     target_p: np.ndarray
@@ -123,6 +126,7 @@ def make_screen(
         groups=pd.DataFrame(records, columns=columns),
         effect_kg=np.stack(effects),
         control_cg=control_cg,
+        variance_g=_pool_variance(stores),
         perturbations=perturbations,
         lines=lines,
         target_p=np.array([-1, *(position.get(p, -1) for p in perturbations[1:])], np.int64),
@@ -138,6 +142,19 @@ def sum_rows(store: Store, start: int, length: int) -> np.ndarray:
             store.check_rows(rows)
         total += store.X[rows[0] : rows[-1] + 1].astype(np.float32).sum(axis=0, dtype=np.float64)
     return total
+
+
+def _pool_variance(stores: Sequence[Store], cells: int = 1000) -> np.ndarray:
+    """Return the variance (g,) of control cells about the mean of their run, from up to so many cells of each."""
+    total, freedom = np.zeros(stores[0].n_genes), 0
+    for store in stores:
+        runs = store.runs
+        for run in runs[runs["is_control"]].itertuples():
+            n = min(run.length, cells)
+            if n > 1:  # the stored order within a run is random
+                total += store.X[run.start : run.start + n].astype(np.float64).var(axis=0) * n
+                freedom += n - 1
+    return total / max(freedom, 1)
 
 
 def _mean_controls(store: Store) -> dict[tuple[str, str | None], np.ndarray]:

@@ -13,7 +13,15 @@ if TYPE_CHECKING:
     from vcelltools.pipelines.store import Store
 
 # what is planned for where there is no store yet: an atlas of the size of Replogle-Nadig on 2,000 genes
-_TYPICAL = {"n_rows": 200_000, "columns": 2048, "genes": 2000, "perturbations": 2000, "groups": 4000, "stores": 1}
+_TYPICAL = {
+    "n_rows": 200_000,
+    "columns": 2048,
+    "genes": 2000,
+    "perturbations": 2000,
+    "groups": 4000,
+    "stores": 1,
+    "lines": 4,
+}
 
 
 def plan(settings: TrainSettings, topology: str, *, stores: Sequence[Store] | None = None) -> Plan:
@@ -35,6 +43,7 @@ def plan(settings: TrainSettings, topology: str, *, stores: Sequence[Store] | No
     from vcelltools.model import topology as tpu
     from vcelltools.model.network import make_config
     from vcelltools.model.step import StepConfig
+    from vcelltools.pipelines.train_setup import N_RIVALS
 
     if settings.model != "transformer":
         raise UsageError(f"--dry-run: {settings.model} is not trained on devices", hint="--model transformer")
@@ -64,6 +73,8 @@ def plan(settings: TrainSettings, topology: str, *, stores: Sequence[Store] | No
         columns=size["columns"],
         n_runs=size["groups"] + 1,
         n_datasets=size["stores"],
+        n_contexts=size["lines"],
+        n_rivals=N_RIVALS,
         feed=feed,
     )
 
@@ -84,4 +95,5 @@ def _measure(settings: TrainSettings, stores: Sequence[Store] | None) -> dict[st
         "perturbations": len({p for r in runs for p in r["perturbation"]}) + 1,
         "groups": sum(len(r[["cell_line", "perturbation"]].drop_duplicates()) for r in runs),
         "stores": len(stores),
+        "lines": sum(s.runs["cell_line"].nunique() for s in stores),
     }

@@ -1,17 +1,20 @@
 """``predict``: a run's prediction as an h5ad, streamed in blocks of cells.
 
-Predicted cells are control cells of the same line, moved so that their mean changes by the predicted effect and
-their sparsity stays that of cells (:mod:`vcelltools.pipelines.move_cells`). Genes outside the basis move by what the
-perturbation did to them in training (:mod:`vcelltools.pipelines.fill`), else they are the control cells' own.
+Predicted cells are control cells of the same line, moved so that their mean becomes the mean of all the line's
+controls plus the predicted effect, and their sparsity stays that of cells (:mod:`vcelltools.pipelines.move_cells`):
+cells spread as cells do, and the luck of which controls were drawn is no part of the prediction. Genes outside the
+basis move by what the perturbation did to them in training (:mod:`vcelltools.pipelines.fill`), else they are the
+control cells' own.
 
 Counts (the 2026 rules) are the predicted CP10K times the control cell's library size over 10,000, rounded at random
-so that the expectation is kept (down or up with the probability of the fraction): where nothing changes, a cell keeps
-its very counts, and no noise is added to noise.
+so that the expectation is kept (down or up with the probability of the fraction). Genes without an effect are not
+touched then: a cell keeps its very counts, and no noise is added to noise.
 """
 
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -186,9 +189,12 @@ def _predict(
     }
     used = {store_id[r.line] for r in requests}
     if len(used) > 1:
+        wanted = sorted({r.line for r in requests})
         raise UsageError(
-            "the held-out lines belong to several stores, whose genes differ: one prediction for each",
-            hint=f"--line, of one store: {', '.join(sorted({r.line for r in requests}))}",
+            f"the held-out groups lie in {len(used)} stores, whose genes differ: {', '.join(wanted)}"
+            if not lines
+            else f"the lines belong to {len(used)} stores, whose genes differ: {', '.join(wanted)}",
+            hint=f"one store a prediction: --line {shlex.quote(wanted[0])}",
         )
     store = setup.stores[used.pop()]
     writer = _Writer(
@@ -423,6 +429,9 @@ class _Writer:
         effect[basis >= 0] = effect_g[basis[basis >= 0]]
         self.moved_m |= effect != 0
         stats = self._stats(request.line)
+        if not self.counts:  # to the mean of the line, from that of the cells drawn
+            drawn = self._make_stats(counts[picked], library[picked])
+            effect, stats = effect + stats.mean_m - drawn.mean_m, drawn
         for a in range(0, len(picked), _BLOCK_CELLS):
             rows = picked[a : a + _BLOCK_CELLS]
             cells = move_cells(self._log1p(counts[rows], library[rows]).toarray(), effect, stats, rng)
@@ -435,12 +444,14 @@ class _Writer:
 
     def _stats(self, line: str) -> ControlStats:
         if line not in self._known_stats:
-            counts, library = self.pools[line]
-            values = self._log1p(counts, library)
-            one = float(np.log1p(self.store.manifest["target_sum"] / max(float(np.median(library)), 1.0)))
-            total, expressing = np.asarray(values.sum(axis=0)).ravel(), values.getnnz(axis=0)
-            self._known_stats[line] = make_stats(total, expressing, counts.shape[0], one)
+            self._known_stats[line] = self._make_stats(*self.pools[line])
         return self._known_stats[line]
+
+    def _make_stats(self, counts: sparse.csr_matrix, library: np.ndarray) -> ControlStats:
+        values = self._log1p(counts, library)
+        one = float(np.log1p(self.store.manifest["target_sum"] / max(float(np.median(library)), 1.0)))
+        total, expressing = np.asarray(values.sum(axis=0)).ravel(), values.getnnz(axis=0)
+        return make_stats(total, expressing, counts.shape[0], one)
 
     def _pack(self, cells: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Return a block as CSR, in the wanted order of genes."""

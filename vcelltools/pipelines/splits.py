@@ -128,6 +128,12 @@ class Split:
             there = set(runs.loc[runs["cell_line"] == line, "perturbation"])
             for p in perts:
                 self._need(p, there, f"perturbation of {name}.{line}")
+        if self.training is not None and not any("train" in self.get_run_parts(s) for s in stores):
+            missing = "there is no [training] section" if not self.training else "[training] names no other cell line"
+            raise DataError(
+                f"{self.where}: nothing trains: {missing}",
+                hint=f'[training] lists the data sets that train: {stores[0].name} = "train"',
+            )
         everywhere = set().union(*(set(s.runs["perturbation"]) for s in stores)) if self.heldout else set()
         for p in self.heldout:
             self._need(p, everywhere, "perturbation")

@@ -112,6 +112,7 @@ def make_summary(
     from vcelltools import __version__
 
     parts = setup.screen.groups["part"].value_counts().to_dict()
+    held = setup.screen.groups.iloc[setup.screen.rows(final_part(setup))]
     stores = {s.name: s.sha256 for s in setup.stores}
     return {
         "steps": steps,
@@ -130,6 +131,8 @@ def make_summary(
         "baselines": baselines,
         "beats_baselines": setup.settings.model == "transformer" and beats(final, baselines),
         "groups": {k: int(v) for k, v in parts.items()},
+        "held_out_lines": sorted(held["line"].unique()),
+        "held_out_stores": sorted({setup.stores[k].name for k in held["store_id"]}),
         "peak_memory_bytes": peak_memory(),
         **more,
     }
@@ -208,7 +211,7 @@ class Trainer:
         self.feed: str = s.feed
         if s.feed == "auto":
             self.feed = mesh.choose_feed(rows, stride, self.mesh.devices.size, mesh.device_memory())
-        tables = step.make_data(setup.prior_kg, setup.mask_dg, setup.features_pf)
+        tables = {**setup.evidence, **step.make_masks(setup.mask_dg, setup.features_pf), "effect": setup.effect_kg}
         self.tables = mesh.replicate(self.mesh, tables)
         self.data = dict(self.tables)
         if self.feed != "host":
@@ -506,17 +509,20 @@ def predict_effects(setup: Setup, effect: Any, params: Any, pert_k: np.ndarray, 
     """Return the network's effects (k, g) for perturbations in lines, averaged over fixed sets of control cells."""
     import jax.numpy as jnp
 
+    from vcelltools.model.evidence import BY_RUN
+
     s = setup.settings
     visible = 1.0 if setup.visible_g is None else setup.visible_g
-    prior_kg = (setup.prior_model.predict(pert_k, line_k) * visible).astype(np.float32)
+    tables = setup.make_tables(setup.judge(pert_k, line_k))
+    tables |= {k: tables[k] * visible for k in ("prior", "shared")}
+    prior_kg = tables["prior"]
     store_k, rows = setup.draw_controls(line_k, s.eval_sets * s.set_size)
     out = np.zeros((len(pert_k), setup.stores[0].n_genes))
-    tables = {"prior": prior_kg}
     if setup.features_pf is not None:
         tables["features"] = setup.features_pf
     for a in range(0, len(pert_k), _EVAL_BATCH):
         pick = np.minimum(np.arange(a, a + _EVAL_BATCH), len(pert_k) - 1)  # static shapes: the last is repeated
-        data = {**tables, "prior": jnp.asarray(prior_kg[pick])}
+        data = {**tables, **{k: jnp.asarray(tables[k][pick]) for k in BY_RUN}}
         total = np.zeros((_EVAL_BATCH, out.shape[1]))
         for k in range(s.eval_sets):
             columns = slice(k * s.set_size, (k + 1) * s.set_size)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from vcelltools.model.network import ModelConfig
     from vcelltools.model.step import StepConfig
 
+N_RIVALS = 15
+"""Groups of the same line that a set's effect is told apart from."""
+_HIDDEN_SHARE = 0.3  # of the sets, with features: their perturbation is shown as if it had been measured nowhere
 _TARGETS = {"controls-same": "control-same", "controls-resampled": "control"}
 
 
@@ -35,8 +38,12 @@ class Setup:
     ----------
     sampler
         Draws the training sets; its contexts are the cell lines.
-    prior_kg
-        (groups + 1, g) float32: row 0 is zero, row ``i + 1`` the prior of the sampler's group ``i``.
+    evidence
+        Tables of :func:`vcelltools.model.evidence.make_tables`: row 0 of the runs is zero, row ``i + 1`` belongs to
+        the sampler's group ``i``. With features, as many rows again follow: the groups as if their perturbation had
+        been measured nowhere.
+    effect_kg
+        (groups + 1, g) float32: measured effects, row 0 zero.
     features_pf
         (p, f) float32, standardised, zero where a perturbation has none; None without a feature file.
     mask_dg
@@ -53,7 +60,8 @@ class Setup:
     sampler: Sampler
     screen: Screen
     effects: Effects
-    prior_kg: np.ndarray
+    evidence: dict[str, np.ndarray]
+    effect_kg: np.ndarray
     features_pf: np.ndarray | None
     mask_dg: np.ndarray
     relabel_cp: np.ndarray
@@ -71,6 +79,32 @@ class Setup:
         from vcelltools.model.baselines import fit_prior
 
         return fit_prior(self.settings.prior, self.effects)
+
+    def make_tables(self, by_run: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Return the tables of evidence: those by run as given by :meth:`judge`, and those by line and by gene."""
+        from vcelltools.model.baselines import Ridge
+        from vcelltools.model.evidence import make_tables
+
+        model = self.prior_model
+        ratio_g = model.ratio_g if isinstance(model, Ridge) else Ridge(self.effects).ratio_g
+        screen = self.screen
+        return make_tables(**by_run, control_cg=screen.control_cg, variance_g=screen.variance_g, ratio_g=ratio_g)
+
+    def judge(self, pert_k: np.ndarray, line_k: np.ndarray, *, unseen: bool = False) -> dict[str, np.ndarray]:
+        """Return what :func:`vcelltools.model.evidence.make_tables` takes, for perturbations in lines.
+
+        ``unseen`` leaves out all that was measured of the perturbations themselves.
+        """
+        from vcelltools.model.baselines import PerturbationMean, Ridge
+
+        model, mean = self.prior_model, PerturbationMean(self.effects)
+        as_unseen = unseen and isinstance(model, Ridge)
+        prior_kg = model.predict_unseen(pert_k, line_k) if as_unseen else model.predict(pert_k, line_k)
+        shared_kg = np.zeros_like(prior_kg) if self.settings.prior == "none" else mean.common(pert_k, line_k)
+        cells_k = np.zeros(len(pert_k)) if unseen else mean.elsewhere(pert_k, line_k)[1]
+        return {
+            "prior_kg": prior_kg, "shared_kg": shared_kg, "cells_k": cells_k, "target_k": self.screen.target_p[pert_k],
+        }  # fmt: skip
 
     def finish_effects(
         self, effect_kg: np.ndarray, prior_kg: np.ndarray, pert_k: np.ndarray, line_k: np.ndarray
@@ -140,18 +174,40 @@ class Setup:
         out = {
             "pert": self.relabel_cp[batch.context_id[share], batch.perturbation_id[share]].astype(np.int32),
             "context": batch.context_id[share],
-            "prior": np.where(batch.perturbation_id[share] > 0, groups + 1, 0).astype(np.int32),
+            "measured": np.where(batch.perturbation_id[share] > 0, groups + 1, 0).astype(np.int32),
             "dataset": store,
         }
+        rng = np.random.Generator(np.random.Philox(key=np.array([self.settings.seed, batch.step], np.uint64)).jumped())
+        out["prior"] = out["measured"]
+        if len(self.evidence["prior"]) > len(self.effect_kg):
+            hide = (rng.random(len(batch.group_id)) < _HIDDEN_SHARE)[share] & (out["measured"] > 0)
+            out["prior"] = (out["measured"] + np.where(hide, len(self.effect_kg) - 1, 0)).astype(np.int32)
+        if self.settings.rank:
+            uniform = rng.random((len(batch.group_id), N_RIVALS))[share]
+            out["rivals"] = self._draw_rivals(groups, uniform)
         check_ids("perturbation", out["pert"], len(self.screen.perturbations))
         check_ids("line", out["context"], len(self.screen.lines))
-        check_ids("prior", out["prior"], len(self.prior_kg))
+        check_ids("prior", out["prior"], len(self.evidence["prior"]))
         check_ids("store", out["dataset"], len(self.stores))
         for name, rows in (("control", batch.control_rows[share]), ("target", batch.perturbed_rows[share])):
             out[name] = (
                 self.read_cells(store, rows) if cells else (rows + self.offsets[store][:, None]).astype(np.int32)
             )
         return out
+
+    def _draw_rivals(self, groups: np.ndarray, uniform: np.ndarray) -> np.ndarray:
+        """Return rows (b, rivals) of the effects of other training groups of the same line."""
+        first, length, order = self._line_groups
+        line = self.sampler.groups["context_id"].to_numpy(np.int64)[groups]
+        picked = first[line][:, None] + (uniform * length[line][:, None]).astype(np.int64)
+        return (order[picked] + 1).astype(np.int32)
+
+    @cached_property
+    def _line_groups(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """First position and number of each line's groups in the list that follows: all groups, line by line."""
+        line = self.sampler.groups["context_id"].to_numpy(np.int64)
+        length = np.bincount(line, minlength=len(self.screen.lines))
+        return np.cumsum(length) - length, length, np.argsort(line, kind="stable")
 
     def read_cells(self, store_b: np.ndarray, rows_bs: np.ndarray) -> np.ndarray:
         """Return the cells (b, s, g) float16 of rows of stores, each verified once."""
@@ -208,8 +264,6 @@ def make_setup(
     DataError
         Where stores, split or features do not fit each other.
     """
-    from vcelltools.model.baselines import fit_prior
-
     opened = tuple(stores) if stores is not None else open_stores(settings)
     scales = {float(s.manifest["target_sum"]) for s in opened}
     if len(scales) > 1:
@@ -242,19 +296,37 @@ def make_setup(
     mask = sampler.present.astype(np.float32)
     pert = sampler.groups["perturbation_id"].to_numpy(np.int64)
     line = sampler.groups["context_id"].to_numpy(np.int64)
-    prior = fit_prior(settings.prior, effects).predict(relabel[line, pert], line)
-    return Setup(
+    setup = Setup(
         settings=settings,
         stores=opened,
         sampler=sampler,
         screen=screen,
         effects=effects,
-        prior_kg=np.concatenate([np.zeros((1, prior.shape[1])), prior]).astype(np.float32),
+        evidence={},
+        effect_kg=_measure_groups(screen, pert, line),
         features_pf=None if raw is None else _standardise(raw),
         mask_dg=mask,
         relabel_cp=relabel,
         sanity=sanity,
     )
+    return replace(setup, evidence=_make_evidence(setup, relabel[line, pert], line))
+
+
+def _measure_groups(screen: Screen, pert: np.ndarray, line: np.ndarray) -> np.ndarray:
+    """Return the measured effects of the sampler's groups, behind a row of zeros."""
+    ids = screen.ids(np.arange(len(screen.groups)))
+    row = {key: k for k, key in enumerate(zip(*(i.tolist() for i in ids), strict=True))}
+    picked = [row[key] for key in zip(pert.tolist(), line.tolist(), strict=True)]
+    return np.concatenate([np.zeros((1, screen.effect_kg.shape[1]), np.float32), screen.effect_kg[picked]])
+
+
+def _make_evidence(setup: Setup, pert: np.ndarray, line: np.ndarray) -> dict[str, np.ndarray]:
+    parts = [setup.judge(pert, line)]
+    if setup.features_pf is not None:
+        parts.append(setup.judge(pert, line, unseen=True))
+    by_run = {k: np.concatenate([np.zeros_like(parts[0][k][:1]), *[p[k] for p in parts]]) for k in parts[0]}
+    by_run["target_k"][0] = -1
+    return setup.make_tables(by_run)
 
 
 def _hash_lines(names: list[str]) -> str:

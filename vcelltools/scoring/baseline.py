@@ -24,14 +24,14 @@ if TYPE_CHECKING:
 
     from vcelltools.scoring.evaluate import Opened, Options, Truth
 
-KINDS = ("perturbation-mean", "control-mean")
+KINDS = ("mean", "control-mean")
 _ROWS = 1024
 
 
-def get_mean_profile(side: Side, kind: str = "perturbation-mean") -> np.ndarray:
+def get_mean_profile(side: Side, kind: str = "mean") -> np.ndarray:
     """Return (g,) the baseline's one profile, in the precision of the data.
 
-    ``perturbation-mean`` is the mean of the group means, the control group's among them (as in cell-eval);
+    ``mean`` is the mean of the group means, the control group's among them (as in cell-eval);
     ``control-mean`` the mean of the controls.
     """
     mean_kg = side.sums.mean_kg.astype(side.dtype)
@@ -70,7 +70,7 @@ def baseline_table(truth: Truth, rules: Rules, names: list[str], options: Option
         u, p = sums.u_kg.copy(), sums.p_kg.copy()
         u[real.perts], p[real.perts] = truth.base_u_pg, truth.base_p_pg
         changed |= {"u_kg": u, "p_kg": p}
-    side = replace(real, label="perturbation-mean baseline", sums=replace(sums, **changed))  # type: ignore[arg-type]
+    side = replace(real, label="mean baseline", sums=replace(sums, **changed))  # type: ignore[arg-type]
     if "u_kg" in changed:
         effects = make_effects(
             side, rules, epsilon=options.epsilon, cpm_filter=options.cpm_filter, discrete=options.allow_discrete
@@ -83,7 +83,7 @@ def write_baseline(
     source: str | os.PathLike | AnnData,
     out: str | os.PathLike,
     *,
-    kind: str = "perturbation-mean",
+    kind: str = "mean",
     options: Options,
     force: bool = False,
     progress: Progress = SILENT,

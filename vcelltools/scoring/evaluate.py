@@ -382,7 +382,7 @@ class Truth:
     opened
         The open file; None where the truth came from a pack.
     base_value_g, base_u_pg, base_p_pg
-        The perturbation-mean baseline: its one profile, and how that ranks among the controls.
+        The mean baseline: its one profile, and how that ranks among the controls.
     base_means
         Metric -> mean of the baseline's scores; see :meth:`score_baseline`.
     energy_p
@@ -407,7 +407,7 @@ class Truth:
     notes: list[str] = field(default_factory=list)
 
     def score_baseline(self, rules: Rules, names: list[str]) -> dict[str, float | None]:
-        """Return the mean scores of the perturbation-mean baseline, computed once."""
+        """Return the mean scores of the mean baseline, computed once."""
         if self.base_means is None:
             from vcelltools.scoring.baseline import baseline_table
 
@@ -535,7 +535,7 @@ def assemble(
             "to_cp10k": options.to_cp10k,
             "skip_metrics": list(options.skip),
             "ceiling_seed": options.ceiling_seed if options.ceiling else None,
-            "baseline": str(options.baseline) if options.baseline else "perturbation-mean",
+            "baseline": str(options.baseline) if options.baseline else "mean",
         },
         warnings=warnings,
     )

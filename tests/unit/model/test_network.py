@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from vcelltools.model.evidence import Evidence
 from vcelltools.model.network import SIZES, check_ids, count_params, forward, init_params, make_config
 
 pytestmark = pytest.mark.usefixtures("strict")
@@ -19,13 +20,20 @@ def make(rng, **fields):
     params = jax.tree.map(lambda w: w + 0.05 * jax.random.normal(jax.random.key(w.size), w.shape), params)
     inputs = {
         "control_bsg": rng.gamma(1.0, 1.0, (B, S, G)).astype(np.float32),
-        "prior_bg": rng.normal(0, 0.2, (B, G)).astype(np.float32),
+        "evidence": make_evidence(rng),
         "pert_b": np.array([0, 6, 3], np.int32),
         "context_b": np.array([1, 0, 0], np.int32),
     }
     if config.features:
         inputs["features_bf"] = rng.normal(size=(B, config.features)).astype(np.float32)
-    return config, params, {k: jnp.asarray(v) for k, v in inputs.items()}
+    return config, params, jax.tree.map(jnp.asarray, inputs)
+
+
+def make_evidence(rng) -> Evidence:
+    prior, shared = (rng.normal(0, 0.2, (B, G)).astype(np.float32) for _ in range(2))
+    positive = [rng.gamma(1.0, 1.0, (B, G)).astype(np.float32) for _ in range(3)]
+    own_gene = np.eye(G, dtype=np.float32)[rng.permutation(G)[:B]]
+    return Evidence(prior, shared, 0.1 * positive[0], positive[1], own_gene, positive[2])
 
 
 @pytest.mark.parametrize("fields", [{}, {"contexts": 2, "features": 5, "depth": 2}, {"identity": False, "features": 5}])
@@ -41,7 +49,7 @@ def test_permuting_the_cells_permutes_the_output(rng, fields):
 def test_an_untrained_network_is_control_plus_prior(rng):
     config, _, inputs = make(rng)
     params = init_params(config, jax.random.key(0))
-    want = inputs["control_bsg"] + jnp.broadcast_to(inputs["prior_bg"][:, None, :], (B, S, G))
+    want = inputs["control_bsg"] + jnp.broadcast_to(inputs["evidence"].prior[:, None, :], (B, S, G))
     np.testing.assert_allclose(forward(params, config, **inputs), want, atol=1e-6)
 
 
@@ -59,11 +67,15 @@ def test_bfloat16_comes_near_float32_and_returns_float32(rng):
     assert float(jnp.abs(low - forward(params, config, **inputs)).mean()) < 0.05
 
 
-@pytest.mark.parametrize("name", ["prior_bg", "pert_b", "context_b", "features_bf"])
+@pytest.mark.parametrize("name", [*Evidence._fields, "pert_b", "context_b", "features_bf"])
 def test_every_input_matters(rng, name):
     config, params, inputs = make(rng, contexts=2, features=5)
     before = forward(params, config, **inputs)
-    inputs[name] = jnp.flip(inputs[name], axis=0)
+    if name in Evidence._fields:
+        changed = jnp.flip(getattr(inputs["evidence"], name), axis=0)
+        inputs["evidence"] = inputs["evidence"]._replace(**{name: changed})
+    else:
+        inputs[name] = jnp.flip(inputs[name], axis=0)
     assert float(jnp.abs(forward(params, config, **inputs) - before).max()) > 1e-3
 
 
@@ -78,7 +90,7 @@ def test_cells_of_a_set_see_each_other_and_sets_do_not(rng):
 
 def test_nonnegative_output(rng):
     config, params, inputs = make(rng, nonnegative=True)
-    inputs["prior_bg"] = inputs["prior_bg"] - 5.0
+    inputs["evidence"] = inputs["evidence"]._replace(prior=inputs["evidence"].prior - 5.0)
     assert float(forward(params, config, **inputs).min()) == 0.0
 
 

@@ -38,16 +38,19 @@ def make_batch(step: int, rows: np.ndarray | None = None, share: slice = slice(N
         "context": np.zeros(SETS, np.int32),
         "prior": r.integers(0, 6, SETS, dtype=np.int32),
         "dataset": np.zeros(SETS, np.int32),
+        "rivals": r.integers(1, 6, (SETS, 3), dtype=np.int32),
     }
+    batch["measured"] = batch["prior"]
     if rows is not None:
         batch |= {"control": rows[batch["control"]], "target": rows[batch["target"]]}
     return {k: v[share] for k, v in batch.items()}
 
 
 def train(mesh, how: str, n_steps: int = 10, **fields) -> tuple[list[float], object]:
-    config = StepConfig(steps=20, warmup=2, **fields)
+    config = StepConfig(steps=20, warmup=2, **{"delta": 0.3, "pearson": 1.0, "rank": 0.3, **fields})
     rows = make_rows()
-    data = replicate(mesh, make_data(np.random.default_rng(1).normal(0, 0.1, (6, G)), np.ones((1, G))))
+    prior, effect = np.random.default_rng(1).normal(0, 0.1, (2, 6, G))
+    data = replicate(mesh, make_data(prior, np.ones((1, G)), effect_kg=effect))
     if how != "host":
         data["rows"] = place_rows(mesh, [rows[:100], rows[100:]], how)
     step = make_step(MODEL, config, mesh, how)

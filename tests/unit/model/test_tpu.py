@@ -25,7 +25,8 @@ from vcelltools.model.network import make_config
 from vcelltools.model.step import StepConfig
 from vcelltools.model.topology import plan_step
 plan = plan_step(
-    make_config("rn", genes=2000, perturbations=2000), StepConfig(bfloat16=True, scan=True), topology="v5litepod-16",
+    make_config("rn", genes=2000, perturbations=2000),
+    StepConfig(bfloat16=True, scan=True, delta=0.3, pearson=2.0, rank=0.3), topology="v5litepod-16",
     n_sets=64, set_size=64, n_rows=200_000, columns=2048, n_runs=4000, feed=sys.argv[1],
 )
 print(json.dumps(plan.to_json()))

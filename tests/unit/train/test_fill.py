@@ -23,10 +23,9 @@ def make_split(store, part: str) -> tuple[Split, str]:
     return Split(training=frozenset(["sim"]), fewshot={("sim", lines[0]): {pert: part}}), pert
 
 
-def test_the_fill_is_the_mean_training_effect(store, panel):
-    split, pert = make_split(store, "test")
+def get_mean_effect(store, pert: str, lines: list[str]) -> np.ndarray:
+    """The mean training effect by cells, over the sums' columns."""
     runs = store.runs
-    lines = sorted(runs["cell_line"].unique())[1:]
     total, weight = 0.0, 0
     for line in lines:
         rows = {
@@ -38,7 +37,35 @@ def test_the_fill_is_the_mean_training_effect(store, panel):
             store.sums[rows[pert]] / n - store.sums[rows["non-targeting"]] / store.group_sizes[rows["non-targeting"]]
         )
         total, weight = total + change * n, weight + n
-    np.testing.assert_allclose(Fill((store,), split, panel).effect(pert), (total / weight)[panel.sums_m])
+    return total / weight
+
+
+def test_the_fill_keeps_what_stands_out_of_the_mean_training_effect(store, panel):
+    split, pert = make_split(store, "test")
+    lines = sorted(store.runs["cell_line"].unique())[1:]
+    mean = get_mean_effect(store, pert, lines)
+    fill = Fill((store,), split, panel)
+    got = fill.effect(pert)
+    shared, _ = fill._background
+    want, floor = mean[panel.sums_m], shared[panel.sums_m]
+    between = np.minimum(want, floor) - 1e-12, np.maximum(want, floor) + 1e-12
+    assert ((between[0] <= got) & (got <= between[1])).all()  # never beyond what was measured
+    own = panel.names.index(pert)
+    assert got[own] == pytest.approx(want[own])  # a knock-down is no noise
+    strong = np.argsort(-np.abs(want - floor))[:3]
+    np.testing.assert_allclose(got[strong], want[strong], atol=0.3 * np.abs(want - floor)[strong].max())
+    assert (np.abs(got - floor) < 1e-12).mean() > 0.3  # noise is left out
+
+
+def test_noise_alone_fills_nothing(store, panel):
+    rng = np.random.default_rng(0)
+    sizes = np.asarray(store.group_sizes)[:, None]
+    store.__dict__["sums"] = sizes * 0.5 + rng.normal(size=store.sums.shape) * np.sqrt(sizes)
+    fill = Fill((store,), Split(training=frozenset(["sim"])), panel)
+    perts = sorted(store.runs.loc[~store.runs["is_control"], "perturbation"].unique())
+    shared, _ = fill._background
+    kept = np.mean([np.abs(fill.effect(p) - shared[panel.sums_m]) > 1e-12 for p in perts])
+    assert kept < 0.1  # two standard errors: one gene in twenty, and those shrunken
 
 
 def test_held_out_groups_do_not_leak(store, panel):

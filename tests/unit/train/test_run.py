@@ -157,4 +157,49 @@ def test_settings_are_strict(settings):
     with pytest.raises(DataError, match="steps"):
         settings(steps="many")
     with pytest.raises(UsageError, match="weight 0"):
-        settings(energy=0.0)
+        settings(energy=0.0, delta=0.0, pearson=0.0, rank=0.0)
+
+
+def test_a_split_under_which_nothing_trains_says_what_to_write(settings, store, tmp_path):
+    split = tmp_path / "split.toml"
+    split.write_text('[zeroshot]\n"sim.line1" = "test"\n')
+    with pytest.raises(DataError, match=r"nothing trains: there is no \[training\] section") as caught:
+        make_setup(settings(split=str(split)), [store])
+    assert 'sim = "train"' in str(caught.value.hint)
+
+
+def test_summary_names_where_the_held_out_groups_lie(finished):
+    assert finished.summary["held_out_stores"] == ["sim"]
+    assert all(line.startswith("sim / line") for line in finished.summary["held_out_lines"])
+    assert finished.summary["peak_memory_bytes"] > 1e7
+
+
+def test_rivals_are_training_groups_of_the_same_line(settings, store):
+    setup = make_setup(settings(), [store])
+    groups = setup.sampler.groups
+    batch = setup.make_batch(setup.sampler.batch(3), cells=False)
+    line = groups["context_id"].to_numpy()
+    assert (line[batch["rivals"] - 1] == batch["context"][:, None]).all()
+    np.testing.assert_array_equal(setup.make_batch(setup.sampler.batch(3), slice(2, 5), cells=False)["rivals"],
+                                  batch["rivals"][2:5])  # fmt: skip
+    pert = groups["perturbation_id"].to_numpy()[batch["measured"] - 1]
+    np.testing.assert_array_equal(pert, batch["pert"])
+    row = setup.screen.groups.set_index(["pert_id", "line_id"]).index.get_indexer(
+        list(zip(batch["pert"], batch["context"], strict=True))
+    )
+    np.testing.assert_array_equal(setup.effect_kg[batch["measured"]], setup.screen.effect_kg[row])
+
+
+def test_with_features_some_sets_are_shown_as_unseen(settings, store, tmp_path):
+    names = store.runs.loc[~store.runs["is_control"], "perturbation"].unique()
+    values = np.random.default_rng(0).normal(size=(len(names), 3))
+    np.savez(tmp_path / "f.npz", names=np.asarray(names, str), values=values)
+    setup = make_setup(settings(features=str(tmp_path / "f.npz"), sets=64), [store])
+    n = len(setup.sampler.groups)
+    assert len(setup.evidence["prior"]) == 2 * n + 1
+    assert (setup.evidence["cells"][n + 1 :] == 0).all()
+    assert (setup.evidence["cells"][1 : n + 1] > 0).any()
+    batch = setup.make_batch(setup.sampler.batch(0), cells=False)
+    hidden = batch["prior"] != batch["measured"]
+    assert 0 < hidden.mean() < 1
+    np.testing.assert_array_equal(batch["prior"][hidden], batch["measured"][hidden] + n)
