@@ -126,6 +126,22 @@ def test_predict_refuses_what_it_cannot_know(trained, project, cli):
     assert "not a run" in done.stderr
 
 
+def test_predict_over_several_stores_asks_for_a_line(project, cli):
+    build_small_store(project, seed=5, name="other")
+    two = ["--store", "stores/sim", "--store", "stores/other"]
+    done = cli("train", *two, "--model", "ridge", "--out", "runs/two", cwd=project, env=ENV)
+    assert done.code == 0, done.stderr
+    assert "--line 'other / line" in done.stderr
+    command = ["predict", "--run", "runs/two", "--out", "two.h5ad"]
+    done = cli(*command, cwd=project, env=ENV)
+    assert done.code == 2
+    assert "lie in 2 stores" in done.stderr
+    assert "--line 'other / line1'" in done.stderr
+    done = cli(*command, "--line", "other / line1", "--json", cwd=project, env=ENV)
+    assert done.code == 0, done.stderr
+    assert done.json["lines"] == ["other / line1"]
+
+
 def test_usage_and_environment(project, cli):
     assert cli("train", "--dry-run", cwd=project).code == 2
     assert cli("train", "--topology", "v5e-16", cwd=project).code == 2

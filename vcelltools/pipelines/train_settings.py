@@ -44,8 +44,8 @@ class TrainSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
         What the transformer starts from: ``additive`` (the mean elsewhere plus what perturbations share here),
         ``ridge``, ``perturbation-mean`` or ``none``.
     restore_spread
-        Stretch what is a perturbation's own in a predicted effect to the size it has in the prior: better
-        discrimination for a somewhat larger error.
+        Stretch what is a perturbation's own in a predicted effect to the size it has in the prior, where training
+        without ``rank`` made it smaller: better discrimination for a larger error.
     identity, batch_embedding, nonnegative
         An embedding for each perturbation (default: only without prior and features: it remembers noise that the
         prior leaves out); for each line; outputs cut at zero.
@@ -101,7 +101,7 @@ class TrainSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     sinkhorn: Weight = 0.0
     delta: Weight = 0.3
     pearson: Weight = 2.0
-    rank: Weight = 0.3
+    rank: Weight = 0.4
     unbiased: bool = False
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     feed: Literal["auto", "replicated", "sharded", "host"] = "auto"
