@@ -153,8 +153,8 @@ def make_data(
 
 
 def make_masks(mask_dg: np.ndarray, features_pf: np.ndarray | None = None) -> dict[str, np.ndarray]:
-    """Return the tables by data set and by perturbation."""
-    data = {"mask": np.asarray(mask_dg, np.float32)}
+    """Return the tables by data set and by perturbation; no mask where every data set measures every gene."""
+    data = {} if np.all(mask_dg == 1) else {"mask": np.asarray(mask_dg, np.float32)}
     if features_pf is not None:
         data["features"] = np.asarray(features_pf, np.float32)
     return data
@@ -207,14 +207,18 @@ def make_loss(model: ModelConfig, config: StepConfig, feed: str) -> Callable:
     def loss(params: Params, data: dict, batch: dict) -> tuple[jax.Array, dict[str, jax.Array]]:
         control = read(data.get("rows"), batch["control"]).astype(jnp.float32)
         target = read(data.get("rows"), batch["target"]).astype(jnp.float32)
-        mask = jnp.broadcast_to(data["mask"][batch["dataset"]][:, None, :], target.shape)
-        control, target = control * mask, target * mask  # genes that the set's data set did not measure
-        out = _run_forward(model, config, params, data, batch, control) * mask
+        mask = data["mask"][batch["dataset"]] if "mask" in data else None
+        if mask is not None:  # genes that the set's data set did not measure
+            control, target = control * mask[:, None], target * mask[:, None]
+        out = _run_forward(model, config, params, data, batch, control)
+        if mask is not None:
+            out = out * mask[:, None]
         per_set, energy = set_loss(out, target, weights, unbiased=config.unbiased, dtype=dtype)
-        shift = jnp.mean(out, axis=1) - jnp.mean(target, axis=1)
-        effect = jnp.mean(out - control, axis=1)
+        mean = jnp.mean(out, axis=1)
+        shift, effect = mean - jnp.mean(target, axis=1), mean - jnp.mean(control, axis=1)
         if any(effect_weights):
-            per_set = per_set + _effect_loss(model, effect_weights, data, batch, effect, mask[:, 0])
+            counts = jnp.ones_like(effect) if mask is None else mask
+            per_set = per_set + _effect_loss(model, effect_weights, data, batch, effect, counts)
         metrics = {
             "loss": per_set,
             "energy": energy.biased,

@@ -321,6 +321,7 @@ class _Writer:
         self.counts = rules == 2026
         self.warnings: list[str] = []
         self._known_stats: dict[str, ControlStats] = {}
+        self._known_values: tuple[str, sparse.csr_matrix] | None = None
         self.pools: dict[str, tuple[sparse.csr_matrix, np.ndarray]] = {}
         if basis_only:
             genes = setup.genes
@@ -430,7 +431,7 @@ class _Writer:
         self.moved_m |= effect != 0
         stats = self._stats(request.line)
         if not self.counts:  # to the mean of the line, from that of the cells drawn
-            drawn = self._make_stats(counts[picked], library[picked])
+            drawn = self._make_stats(request.line, np.bincount(picked, minlength=n_pool))
             effect, stats = effect + stats.mean_m - drawn.mean_m, drawn
         for a in range(0, len(picked), _BLOCK_CELLS):
             rows = picked[a : a + _BLOCK_CELLS]
@@ -444,14 +445,20 @@ class _Writer:
 
     def _stats(self, line: str) -> ControlStats:
         if line not in self._known_stats:
-            self._known_stats[line] = self._make_stats(*self.pools[line])
+            self._known_stats[line] = self._make_stats(line, np.ones(self.pools[line][0].shape[0], np.int64))
         return self._known_stats[line]
 
-    def _make_stats(self, counts: sparse.csr_matrix, library: np.ndarray) -> ControlStats:
-        values = self._log1p(counts, library)
+    def _make_stats(self, line: str, times_n: np.ndarray) -> ControlStats:
+        """Return the stats of a line's pool, each cell taken so many times."""
+        counts, library = self.pools[line]
+        if self._known_values is None or self._known_values[0] != line:
+            self._known_values = line, self._log1p(counts, library)
+        values = self._known_values[1]
         one = float(np.log1p(self.store.manifest["target_sum"] / max(float(np.median(library)), 1.0)))
-        total, expressing = np.asarray(values.sum(axis=0)).ravel(), values.getnnz(axis=0)
-        return make_stats(total, expressing, counts.shape[0], one)
+        times = np.repeat(times_n, np.diff(values.indptr)).astype(np.float64)
+        total = np.bincount(values.indices, times * values.data, values.shape[1])
+        expressing = np.bincount(values.indices, times * (values.data > 0), values.shape[1])
+        return make_stats(total, expressing, int(times_n.sum()), one)
 
     def _pack(self, cells: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Return a block as CSR, in the wanted order of genes."""

@@ -112,3 +112,24 @@ def test_a_baseline_predicts_what_was_held_out(store, settings, tmp_path, kind):
         predict_baseline(kind, out, settings=settings(), stores=[store])
     with pytest.raises(UsageError, match="unknown"):
         predict_baseline("median", tmp_path / "x.h5ad", settings=settings(), stores=[store])
+
+
+def test_predicted_cells_have_the_mean_of_all_controls_whichever_were_drawn(store, settings, tmp_path):
+    import anndata as ad
+
+    out = tmp_path / "base.h5ad"
+    predict_baseline("control-mean", out, settings=settings(), stores=[store])
+    pred = ad.read_h5ad(out)
+    X, obs = pred.X.toarray(), pred.obs
+    for line in obs["context"].unique():
+        here = (obs["context"] == line).to_numpy()
+        control = X[here & (obs["target_gene"] == "non-targeting").to_numpy()]
+        basis = np.isin(pred.var_names, store.genes)
+        common = basis & ((control > 0).mean(axis=0) > 0.2)
+        for pert in set(obs["target_gene"][here]) - {"non-targeting"}:
+            cells = X[here & (obs["target_gene"] == pert).to_numpy()]
+            error = np.abs(cells.mean(axis=0) - control.mean(axis=0))[common]
+            luck = control.std(axis=0)[common] / np.sqrt(len(cells))
+            assert np.mean(error < 0.3 * luck) > 0.95  # drawn at random, a quarter would be
+            spread = cells.std(axis=0)[common] / control.std(axis=0)[common]
+            assert 0.8 < np.median(spread) < 1.2
