@@ -177,7 +177,7 @@ def main() -> None:
     parser.add_argument("--basis", type=int, default=500)
     parser.add_argument("--option", action="append", default=[], help="a training setting, as KEY=JSON")
     args = parser.parse_args()
-    defaults = {"size": "tiny", "sets": 16, "set_size": 32, "steps": 600, "eval_every": 100}
+    defaults = {"size": "tiny", "sets": 16, "set_size": 32, "steps": 400, "eval_every": 50}
     given = dict(o.split("=", 1) for o in args.option)
     args.options = defaults | {k: json.loads(v) if v[0] in '"[0123456789tf' else v for k, v in given.items()}
     with tempfile.TemporaryDirectory() as folder:
