@@ -238,6 +238,8 @@ class Sampler:
                 else "[zeroshot], [fewshot] or [heldout] name what is held out",
             )
         if not rows:
+            if self.split is not None and self.part == "train" and not skipped:
+                self.split.refuse_empty_training(self.stores)
             raise DataError(
                 f"no group of {self.part} has {self.set_size} cells and {self.set_size} controls "
                 f"({len(skipped):,} are too small)",

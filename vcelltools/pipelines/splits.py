@@ -128,15 +128,17 @@ class Split:
             there = set(runs.loc[runs["cell_line"] == line, "perturbation"])
             for p in perts:
                 self._need(p, there, f"perturbation of {name}.{line}")
-        if self.training is not None and not any("train" in self.get_run_parts(s) for s in stores):
-            missing = "there is no [training] section" if not self.training else "[training] names no other cell line"
-            raise DataError(
-                f"{self.where}: nothing trains: {missing}",
-                hint=f'[training] lists the data sets that train: {stores[0].name} = "train"',
-            )
         everywhere = set().union(*(set(s.runs["perturbation"]) for s in stores)) if self.heldout else set()
         for p in self.heldout:
             self._need(p, everywhere, "perturbation")
+
+    def refuse_empty_training(self, stores: Sequence[Store]) -> None:
+        """Raise a DataError that says why nothing trains, and what to write."""
+        missing = "[training] names no other cell line" if self.training else "there is no [training] section"
+        raise DataError(
+            f"{self.where}: nothing trains: {missing if self.training is not None else 'all groups are held out'}",
+            hint=f'the data sets that train stand under [training], as {stores[0].name} = "train"',
+        )
 
     def _need(self, label: str, there: Iterable[str], what: str) -> None:
         there = list(there)

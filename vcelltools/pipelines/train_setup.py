@@ -309,7 +309,9 @@ def make_setup(
         relabel_cp=relabel,
         sanity=sanity,
     )
-    return replace(setup, evidence=_make_evidence(setup, relabel[line, pert], line))
+    full = replace(setup, evidence=_make_evidence(setup, relabel[line, pert], line))
+    full.__dict__["prior_model"] = setup.prior_model  # fitted already
+    return full
 
 
 def _measure_groups(screen: Screen, pert: np.ndarray, line: np.ndarray) -> np.ndarray:
