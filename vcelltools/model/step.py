@@ -17,7 +17,7 @@ import optax
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
-from vcelltools.model.evidence import make_tables, read_evidence
+from vcelltools.model.evidence import judge_prior, make_tables, read_evidence
 from vcelltools.model.losses import EffectWeights, LossWeights, effect_loss, set_loss
 from vcelltools.model.mesh import AXIS, row_reader
 from vcelltools.model.network import ModelConfig, Params, forward, init_params
@@ -177,6 +177,14 @@ def _run_forward(
     )
 
 
+def _judge(model: ModelConfig, params: Params, data: dict, batch: dict) -> jax.Array:
+    """Return the judged priors (b, g), through which alone the losses of effects teach.
+
+    Measured effects are few, some hundreds: the transformer would learn them by heart, noise included.
+    """
+    return judge_prior(params["judge"], read_evidence(data, batch["prior"], batch["context"]), model.effect_scale)
+
+
 def _effect_loss(
     model: ModelConfig, weights: EffectWeights, data: dict, batch: dict, effect_bg: jax.Array, mask_bg: jax.Array
 ) -> jax.Array:
@@ -218,7 +226,9 @@ def make_loss(model: ModelConfig, config: StepConfig, feed: str) -> Callable:
         shift, effect = mean - jnp.mean(target, axis=1), mean - jnp.mean(control, axis=1)
         if any(effect_weights):
             counts = jnp.ones_like(effect) if mask is None else mask
-            per_set = per_set + _effect_loss(model, effect_weights, data, batch, effect, counts)
+            judged = _judge(model, params, data, batch) * counts
+            aimed = judged + jax.lax.stop_gradient(effect - judged)
+            per_set = per_set + _effect_loss(model, effect_weights, data, batch, aimed, counts)
         metrics = {
             "loss": per_set,
             "energy": energy.biased,
