@@ -152,9 +152,9 @@ def test_baselines_are_runs_too(settings, model):
 
 
 def test_settings_are_strict(settings):
-    with pytest.raises(DataError, match="unknown key 'stepz'"):
+    with pytest.raises(UsageError, match="unknown key 'stepz'"):
         settings(stepz=3)
-    with pytest.raises(DataError, match="steps"):
+    with pytest.raises(UsageError, match="steps"):
         settings(steps="many")
     with pytest.raises(UsageError, match="weight 0"):
         settings(energy=0.0, delta=0.0, pearson=0.0, rank=0.0)
