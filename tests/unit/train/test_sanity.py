@@ -64,7 +64,7 @@ def test_random_genes_are_worse_than_variable_ones(settings, store, one_device):
     found = check_sanity("random-genes", settings(steps=20), stores=[store])
     assert found.holds, found
     assert found.figures["genes"] == 15
-    assert found.figures["pearson_delta_first"] > found.figures["pearson_delta_random"]
+    assert found.figures["pds_first"] > found.figures["pds_random"]
 
 
 def test_unknown_mode(settings, store):
