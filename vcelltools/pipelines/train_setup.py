@@ -98,8 +98,10 @@ class Setup:
         from vcelltools.model.baselines import PerturbationMean, Ridge
 
         model, mean = self.prior_model, PerturbationMean(self.effects)
-        as_unseen = unseen and isinstance(model, Ridge)
-        prior_kg = model.predict_unseen(pert_k, line_k) if as_unseen else model.predict(pert_k, line_k)
+        if unseen and isinstance(model, Ridge):
+            prior_kg = model.predict_unseen(pert_k, line_k)
+        else:
+            prior_kg = model.predict(pert_k, line_k)
         shared_kg = np.zeros_like(prior_kg) if self.settings.prior == "none" else mean.common(pert_k, line_k)
         cells_k = np.zeros(len(pert_k)) if unseen else mean.elsewhere(pert_k, line_k)[1]
         return {
