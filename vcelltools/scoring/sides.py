@@ -170,7 +170,8 @@ def find_scale(
             found.append(Scale(kind="log1p"))
 
     # nearly every log1p file shows a fraction in its first few values
-    head = matrix.plan(max_values=4096)[:1]
+    extent = matrix.shape[1] if isinstance(matrix, CscMatrix) or getattr(matrix, "axis", 0) == 1 else matrix.shape[0]
+    head = matrix.plan(max_values=4096, stop=min(extent, 64))[:1]
     run_spans(matrix, head, lambda: None, look, threads=1)
     if found and not with_library:
         return found[0]
