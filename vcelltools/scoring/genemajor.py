@@ -16,7 +16,7 @@ from vcelltools.io import Buffers, Dataset, Matrix, Span
 from vcelltools.progress import SILENT, Progress
 from vcelltools.stream import get_threads, plan_blocks, run_spans
 
-_BLOCK_VALUES = 1 << 21
+_BLOCK_VALUES = 1 << 17
 _TABLE_BYTES = 1 << 30
 
 
