@@ -230,16 +230,14 @@ class Sampler:
             skipped, columns=["store", "context", "perturbation", "length", "control_length", "why"]
         )
         if not rows and not skipped and self.split is not None:
+            if self.part == "train":
+                self.split.refuse_empty_training(self.stores)
             stores = ", ".join(s.name for s in self.stores)
             raise DataError(
                 f"{self.split.where}: nothing of {stores} is in the part {self.part!r}",
-                hint=f'[training] names the data sets that train: {self.stores[0].name} = "train"'
-                if self.part == "train"
-                else "[zeroshot], [fewshot] or [heldout] name what is held out",
+                hint="[zeroshot], [fewshot] or [heldout] name what is held out",
             )
         if not rows:
-            if self.split is not None and self.part == "train" and not skipped:
-                self.split.refuse_empty_training(self.stores)
             raise DataError(
                 f"no group of {self.part} has {self.set_size} cells and {self.set_size} controls "
                 f"({len(skipped):,} are too small)",
