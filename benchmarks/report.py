@@ -167,6 +167,7 @@ def _list_2026(r: dict) -> list[str]:
     for kind, words in (
         ("ours", "values and both ends of the scale" if both else "values alone"),
         ("from_pack", "values from a truth pack, scaled"),
+        ("with_both_ends", "values and both ends of the scale"),
     ):
         if f"{kind}_seconds" not in r:
             continue

@@ -12,6 +12,9 @@ for size in 1 2 3; do
     "$python" -m benchmarks.bench_score --size "$size"
 done
 "$python" -m benchmarks.bench_score --size full
+for size in 2 3; do
+    "$python" -m benchmarks.bench_de --size "$size"
+done
 "$python" -m benchmarks.bench_score26
 "$python" -m benchmarks.bench_store
 "$python" -m benchmarks.bench_models simulated --seeds 4
