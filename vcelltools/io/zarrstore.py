@@ -156,6 +156,8 @@ def check_chunks(file: ZarrFile, node: Any) -> int:
                 raise DataError(f"{file.filename}: {fpath} is a symbolic link; it is not followed")
             sizes[fpath.relative_to(folder).as_posix()] = fpath.stat().st_size
     shards = getattr(node, "shards", None)
+    if min([*(shards or node.chunks), 1]) < 1:
+        raise DataError(f"{file.filename}: {node.name} has chunks of no elements; its metadata is damaged")
     grid = [-(-n // c) for n, c in zip(node.shape, shards or node.chunks, strict=True)]
     expected = math.prod(grid)
     _check_number(file, node, expected - len(sizes), expected)  # before they are named: there may be billions
