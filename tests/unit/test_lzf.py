@@ -1,11 +1,15 @@
-"""The LZF kernel against h5py's filter, and on damaged streams."""
+"""The LZF kernel and the Fletcher checksum against h5py's filters, and on damaged chunks."""
 
 from __future__ import annotations
+
+import os
 
 import h5py
 import numpy as np
 import pytest
 
+from vcelltools.errors import DataError
+from vcelltools.io.arrays import Hdf5Array
 from vcelltools.kernels.lzf import lzf_unpack
 
 
@@ -40,3 +44,23 @@ def test_damaged_streams_never_leave_the_buffers(tmp_path):
         n = lzf_unpack(bad[: int(rng.integers(1, len(bad) + 1))], out[:8_000])
         assert -1 <= n <= 8_000
         assert (out[8_000:] == 77).all()
+
+
+@pytest.mark.parametrize("options", [{}, {"compression": "gzip", "shuffle": True}, {"compression": "lzf"}])
+@pytest.mark.parametrize("dtype", ["u1", "i4", "f8"])
+def test_fletcher32_chunks_are_read_and_checked(tmp_path, dtype, options):
+    x = np.random.default_rng(0).integers(0, 200, 1000).astype(dtype)
+    path = tmp_path / "a.h5"
+    with h5py.File(path, "w") as f:
+        dset = f.create_dataset("a", data=x, chunks=(101,), fletcher32=True, **options)
+        at = dset.id.get_chunk_info(3).byte_offset
+    fd = os.open(path, os.O_RDWR)
+    try:
+        with h5py.File(path) as f:
+            np.testing.assert_array_equal(Hdf5Array(f, f["a"], fd).read(0, 1000, x.dtype, None), x)
+        byte = os.pread(fd, 1, at + 5)
+        os.pwrite(fd, bytes([byte[0] ^ 8]), at + 5)
+        with h5py.File(path) as f, pytest.raises(DataError, match="checksum"):
+            Hdf5Array(f, f["a"], fd).read(0, 1000, x.dtype, None)
+    finally:
+        os.close(fd)

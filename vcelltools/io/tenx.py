@@ -283,15 +283,16 @@ def _read_mtx(fpath: Path, shape: tuple[int, int]) -> coo_array:
         # an entry takes 6 bytes of text at least, and gzip saves at most a factor of 1,032
         if nnz * 6 > fpath.stat().st_size * (1_032 if fpath.suffix == ".gz" else 1):
             raise DataError(f"{fpath}: its header promises {nnz:,} entries, more than the file can hold (truncated?)")
-        _check_numbers(fpath, field)
+        _check_numbers(fpath, field, nnz)
         return mmread(fpath, spmatrix=False)
     except (OSError, EOFError, ValueError, OverflowError, TypeError, zlib.error) as e:
         raise DataError(f"{fpath}: cannot be read as a Matrix Market file: {' '.join(str(e).split())}") from e
 
 
-def _check_numbers(fpath: Path, field: str) -> None:
-    """Refuse what scipy's parser passes over in silence: it takes ``1e3`` among integers for 1."""
+def _check_numbers(fpath: Path, field: str, nnz: int) -> None:
+    """Refuse what scipy's parser passes over in silence: ``1e3`` among integers (it reads 1), words beyond a third."""
     allowed = b"0123456789+- \t\r\n" + (b"" if "integer" in field else b".eE")
+    words, after_space = 0, True
     with gzip.open(fpath, "rb") if fpath.suffix == ".gz" else fpath.open("rb") as f:
         for line in f:
             if not line.startswith(b"%") and line.strip():  # the line of sizes; what follows is entries alone
@@ -300,6 +301,11 @@ def _check_numbers(fpath: Path, field: str) -> None:
             odd = block.translate(None, delete=allowed)
             if odd:
                 raise DataError(f"{fpath}: {odd[:1].decode('latin-1')!r} stands among the entries of {field} values")
+            space = np.frombuffer(block, np.uint8) <= ord(" ")
+            words += int(np.count_nonzero(space[:-1] & ~space[1:])) + (after_space and not space[0])
+            after_space = bool(space[-1])
+    if words != 3 * nnz:
+        raise DataError(f"{fpath}: its {nnz:,} entries hold {words:,} words; three each expected")
 
 
 def _read_tsv(mtx_fpath: Path, *names: str) -> list[list[str]]:
