@@ -105,7 +105,6 @@ def _report_interrupt() -> int:
 
 def main() -> None:
     """Run the command line and exit with the codes of :mod:`vcelltools.errors`."""
-    gc.set_threshold(100_000, 20, 20)  # imports make much and leave no garbage: looking for it takes 40 ms
     try:
         _add_commands(sys.argv[1] if len(sys.argv) > 1 else None)
         code = app(standalone_mode=False)
@@ -129,6 +128,7 @@ def run() -> NoReturn:
     Unloading numba's compiler alone costs 0.15 s. Where other threads run, or a library is loaded that must say
     goodbye to devices or workers, the process ends as usual.
     """
+    gc.set_threshold(100_000, 20, 20)  # imports make much and leave no garbage: looking for it takes 40 ms
     try:
         main()
         code = 0

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
@@ -202,7 +202,14 @@ def scatter_on_cluster(
     parts = cut(0, b.ds.n_cells, part_cells, [tuple(x["part"]) for x in done])
     b.progress.start("counts on the cluster", b.ds.n_cells, "cells")
     b.progress.advance(sum(x["part"][1] - x["part"][0] for x in done))
-    futures = client.map(_scatter_part, parts, task=describe_task(b), pure=False)
+    return scatter_parts(b, client, _scatter_part, parts, done)
+
+
+def scatter_parts(
+    b: Builder, client: Client, scatter: Callable[..., Any], parts: list[tuple[int, int]], done: list[dict[str, Any]]
+) -> list[dict[str, Any]]:
+    """Let the workers scatter ``parts``; return the journal's lines of all parts, each written as its part comes."""
+    futures = client.map(scatter, parts, task=describe_task(b), pure=False)
     lines = list(done)
     try:
         for part, facts in gather(client, futures, parts, b.progress, [z - a for a, z in parts]):

@@ -15,7 +15,7 @@ import numpy as np
 
 from vcelltools.io.arrays import pread_into
 from vcelltools.io.atomic import dump_json, fsync_path
-from vcelltools.pipelines.cluster import cut, describe_task, gather, get_builder
+from vcelltools.pipelines.cluster import cut, describe_task, gather, get_builder, scatter_parts
 from vcelltools.pipelines.store_columns import add_libsize, get_columns, scatter_genes
 from vcelltools.pipelines.store_files import pwrite_all
 
@@ -57,17 +57,7 @@ def scatter_genes_on_cluster(
     parts = cut(0, n, genes, [tuple(x["part"]) for x in done])
     b.progress.start("genes on the cluster", n, "genes")
     b.progress.advance(sum(x["part"][1] - x["part"][0] for x in done))
-    futures = client.map(_scatter_part, parts, task=describe_task(b), pure=False)
-    lines = list(done)
-    try:
-        for part, facts in gather(client, futures, parts, b.progress, [z - a for a, z in parts]):
-            line = {"kind": "part", "part": list(part), **facts}
-            b.journal.append(line)
-            lines.append(line)
-    finally:
-        client.cancel(futures)
-    b.progress.finish()
-    return lines
+    return scatter_parts(b, client, _scatter_part, parts, done)
 
 
 def _save(path: Any, values: np.ndarray) -> None:
