@@ -81,9 +81,9 @@ def hvg(
     o = Output(json=json, quiet=quiet, verbose=verbose)
     for file in files:
         start_probe(file)  # in a child, while numba loads here
-    from vcelltools.kernels._jit import load_without_blas
+    from vcelltools.kernels._lean import load_numba
 
-    load_without_blas()
+    load_numba()
     many = [str(f) for f in files]
     if plan:
         from vcelltools.pipelines.hvg_plan import plan_hvg

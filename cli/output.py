@@ -43,8 +43,15 @@ class Output:
         sys.stdout.flush()
 
     def table(self, columns: list[str], rows: list[list[Any]], *, title: str = "", left: bool = False) -> None:
-        """Print a table to stdout (``left``: of text, not numbers), unless ``--json`` was asked for."""
+        """Print a table to stdout (``left``: of text, not numbers), unless ``--json`` was asked for.
+
+        A terminal gets folded cells; anything else gets one line a row, and is spared loading what folds them.
+        """
         if self.json:
+            return
+        cells = [[_cell(v) for v in row] for row in rows]
+        if not sys.stdout.isatty():
+            sys.stdout.write((f"{title}\n" if title else "") + _align(columns, cells, left=left))
             return
         from rich.console import Console
         from rich.table import Table
@@ -52,10 +59,9 @@ class Output:
         table = Table(title=title or None, title_justify="left", box=None, pad_edge=False, header_style="bold")
         for i, c in enumerate(columns):
             table.add_column(c, justify="left" if left or i == 0 else "right", overflow="fold")
-        for row in rows:
-            table.add_row(*[_cell(v) for v in row])
-        width = None if sys.stdout.isatty() else 160
-        Console(file=sys.stdout, width=width, highlight=False, markup=False).print(table)
+        for row in cells:
+            table.add_row(*row)
+        Console(file=sys.stdout, highlight=False, markup=False).print(table)
 
     def note(self, text: str) -> None:
         """Say one line on stderr (not with ``-q``)."""
@@ -82,6 +88,19 @@ class Output:
     def done(self, text: str) -> None:
         """Close with one line: what was written, where, and what to do next."""
         self.note(text)
+
+
+def _align(columns: list[str], rows: list[list[str]], *, left: bool) -> str:
+    """Return the table's lines, two spaces between columns, numbers to the right."""
+    lines = [columns, *rows]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(columns))]
+    out = []
+    for line in lines:
+        cells = [
+            c.ljust(w) if left or i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(line, widths, strict=True))
+        ]
+        out.append("  ".join(cells).rstrip() + "\n")
+    return "".join(out)
 
 
 def _cell(v: Any) -> str:

@@ -108,9 +108,9 @@ def score(
     for file in (pred, common["truth"]):
         if file is not None:
             start_probe(file)  # in a child, while numba loads here
-    from vcelltools.kernels._jit import load_without_blas
+    from vcelltools.kernels._lean import load_numba
 
-    load_without_blas()
+    load_numba()
     if common["compat"] == "vcc2026":
         return run_2026(
             o, pred, truth_pack=truth_pack, continuity=continuity, context_col=context_col, anchors=anchors,

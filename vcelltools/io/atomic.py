@@ -11,7 +11,6 @@ import fcntl
 import json
 import os
 import re
-import secrets
 import shutil
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -131,7 +130,7 @@ def atomic_file(
     p = check_output(path, force=force)
     with translate_os_errors(p), locked(p):
         _drop_stale(p)
-        tmp = p.with_name(f".{p.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
+        tmp = p.with_name(f".{p.name}.{os.getpid()}.{os.urandom(4).hex()}.tmp")
         try:
             yield tmp
             fsync_path(tmp)
@@ -222,7 +221,7 @@ def replace_folder(new: Path, target: Path) -> None:
     if _exchange(new, target):
         old = new
     else:
-        old = target.with_name(f".{target.name}.{secrets.token_hex(4)}.old")
+        old = target.with_name(f".{target.name}.{os.urandom(4).hex()}.old")
         os.rename(target, old)
         os.rename(new, target)
     fsync_path(target.parent)

@@ -8,7 +8,6 @@ cache. numba stamps only the file that defines a kernel, so a kernel's helpers l
 from __future__ import annotations
 
 import os
-import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -38,22 +37,6 @@ def _set_private_cache() -> None:
 _set_private_cache()
 
 
-def load_without_blas() -> None:
-    """Load numba's array functions without the BLAS that they look for, which saves 0.15 s of importing SciPy.
-
-    For a process of our own whose kernels do no linear algebra: ``np.dot`` cannot be compiled in it afterwards.
-    numba takes a missing ``scipy.linalg.cython_blas`` as "no BLAS here".
-    """
-    name = "scipy.linalg.cython_blas"
-    if name in sys.modules or "numba.np.arraymath" in sys.modules:
-        return
-    sys.modules[name] = None  # type: ignore[assignment]
-    try:
-        import numba.np.arraymath  # noqa: F401
-    finally:
-        del sys.modules[name]
-
-
 def kernel(parallel: bool = False, inline: bool = False, **options: Any) -> Callable[[Callable], Any]:
     """Compile a function in nopython mode, without the GIL, cached on disk where that is possible.
 
@@ -63,7 +46,15 @@ def kernel(parallel: bool = False, inline: bool = False, **options: Any) -> Call
         Only for kernels called from the main thread with at least a millisecond of work.
     inline
         For small helpers of the same file: always inlined, never cached on their own.
+    **options
+        Passed on to numba.
+
+    Notes
+    -----
+    Division follows numpy (x/0 is inf or NaN): numba's other rule tests every divisor, and no loop that divides
+    becomes vector instructions then.
     """
+    options = {"error_model": "numpy", **options}
 
     def wrap(f: Callable) -> Any:
         if inline:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import math
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -121,14 +123,21 @@ def numbers(values: np.ndarray, nan_is_null: bool = False) -> pa.Array:
     return pa.Array.from_buffers(kind, len(values), [valid, pa.py_buffer(values)])
 
 
-def texts(values: list[str]) -> pa.Array:
-    """Return an Arrow array of text, without ``pa.array``."""
+def texts(values: list[str], *, each: int = 1, times: int = 1) -> pa.Array:
+    """Return an Arrow array of text without ``pa.array``: every value ``each`` times, all of that ``times`` times."""
     import pyarrow as pa
 
     raw = [v.encode() for v in values]
-    offsets = np.zeros(len(raw) + 1, np.int32)
-    np.cumsum([len(r) for r in raw], out=offsets[1:])
-    return pa.Array.from_buffers(pa.string(), len(raw), [None, pa.py_buffer(offsets), pa.py_buffer(b"".join(raw))])
+    lengths = np.tile(np.repeat(np.array([len(r) for r in raw], np.int64), each), times)
+    offsets = np.zeros(len(lengths) + 1, np.int64)
+    np.cumsum(lengths, out=offsets[1:])
+    body = b"".join([r * each for r in raw]) * times
+    return pa.Array.from_buffers(pa.large_string(), len(lengths), [None, pa.py_buffer(offsets), pa.py_buffer(body)])
+
+
+def load_ahead() -> None:
+    """Load what the tables are written with in the background: it takes 0.1 s, and kernels hold no lock meanwhile."""
+    threading.Thread(target=importlib.import_module, args=("pyarrow.csv",)).start()
 
 
 def write_de_csv(

@@ -50,16 +50,20 @@ class GeneMajor:
         """Number of genes."""
         return len(self.indptr) - 1
 
-    def take(self, rows: np.ndarray) -> GeneMajor:
+    def take(self, rows: np.ndarray, threads: int = 1) -> GeneMajor:
         """Return the cells ``rows`` (ascending positions)."""
-        from vcelltools.kernels.labelings import csc_take
+        from vcelltools.kernels.labelings import csc_count_taken, csc_take
 
         new = np.full(self.n_cells, -1, np.int32)
         new[rows] = np.arange(len(rows), dtype=np.int32)
-        n = int(np.count_nonzero(new[self.cells] >= 0)) if len(self.cells) < 1 << 26 else _count(new, self.cells)
         indptr = np.zeros(self.n_genes + 1, np.int64)
-        cells, values = np.empty(n, np.int32), np.empty(n, np.float32)
-        csc_take(self.indptr, self.cells, self.values, new, indptr, cells, values)
+        blocks = _cut(self.indptr)
+        with ThreadPoolExecutor(threads) as pool:
+            list(pool.map(lambda ab: csc_count_taken(self.indptr, self.cells, new, *ab, indptr), blocks))
+            np.cumsum(indptr, out=indptr)
+            cells, values = np.empty(indptr[-1], np.int32), np.empty(indptr[-1], np.float32)
+            whole = self.indptr, self.cells, self.values, new
+            list(pool.map(lambda ab: csc_take(*whole, *ab, indptr, cells, values), blocks))
         return GeneMajor(indptr=indptr, cells=cells, values=values, library=self.library[rows], dense=self.dense)
 
     def draw(self, draws: np.ndarray, scale_g: np.ndarray) -> GeneMajor:
@@ -84,10 +88,6 @@ class GeneMajor:
             library=np.concatenate([library, self.library]),
             dense=self.dense,
         )
-
-
-def _count(new: np.ndarray, cells: np.ndarray) -> int:
-    return sum(int(np.count_nonzero(new[cells[a : a + (1 << 24)]] >= 0)) for a in range(0, len(cells), 1 << 24))
 
 
 @dataclass

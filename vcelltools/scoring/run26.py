@@ -14,7 +14,7 @@ import numpy as np
 from vcelltools.errors import DataError, UsageError
 from vcelltools.io.atomic import check_output, write_json, write_text
 from vcelltools.progress import SILENT, Progress
-from vcelltools.scoring.frames import is_plain, numbers, texts, write_arrow_csv
+from vcelltools.scoring.frames import is_plain, load_ahead, numbers, texts, write_arrow_csv
 from vcelltools.scoring.options26 import Options2026
 from vcelltools.scoring.pack26 import get_settings, read_pack, write_pack
 from vcelltools.scoring.result26 import Score2026
@@ -58,6 +58,7 @@ def run_vcc2026(
     settings = get_settings(Options2026(**options))
     if out is not None:
         check_output(Path(out) / "score.json", force=force)
+        load_ahead()
     pack = None if truth_pack is None else Path(truth_pack)
     if pack is not None and pack.exists():
         truths = read_pack(pack, settings)
@@ -140,10 +141,10 @@ def _write_de(path: Path, result: Score2026, side: str, *, force: bool) -> None:
         p, h = de.lfc_ph.shape
         labels, genes = [str(v) for v in c.labels], [str(c.genes[g]) for g in de.genes]
         seen += [c.context, *labels, *genes]
-        columns = {"context": texts([c.context]).take(numbers(np.zeros(p * h, np.int32)))} if c.context else {}
+        columns = {"context": texts([c.context], each=p * h)} if c.context else {}
         columns |= {
-            "target": texts(labels).take(numbers(np.repeat(np.arange(p, dtype=np.int32), h))),
-            "feature": texts(genes).take(numbers(np.tile(np.arange(h, dtype=np.int32), p))),
+            "target": texts(labels, each=h),
+            "feature": texts(genes, times=p),
             "log2_fold_change": numbers(de.lfc_ph.ravel()),
             "p_value": numbers(de.p_ph.ravel()),
             "fdr": numbers(de.padj_ph.ravel()),

@@ -34,6 +34,7 @@ from vcelltools.scoring.result26 import Component, ContextScore, Score2026, aver
 from vcelltools.scoring.rules import RULES_2026
 from vcelltools.scoring.sides import read_cells
 from vcelltools.scoring.sides26 import TARGET_SUM, Side, make_side
+from vcelltools.stream import get_threads
 
 if TYPE_CHECKING:
     import os
@@ -223,7 +224,7 @@ def _make_context(
             f"none of the {len(labels)} perturbations' genes passes the DE filter (controls' mean CPM above 5)",
             hint="the metrics leave each perturbation's own gene out, and can find none of them",
         )
-    controls = counts.take(np.flatnonzero(code == 0))
+    controls = counts.take(np.flatnonzero(code == 0), get_threads(o.threads))
     del counts
     baseline: dict[str, float] = {}
     ceiling: dict[str, float] = {}
