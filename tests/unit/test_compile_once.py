@@ -17,6 +17,7 @@ COUNT = """
 import importlib, json, pkgutil, sys, warnings
 from pathlib import Path
 import vcelltools as vc, vcelltools.kernels as kernels
+from numba.core.types import unliteral
 
 def run():
     d = Path(sys.argv[1])
@@ -30,7 +31,8 @@ for m in pkgutil.iter_modules(kernels.__path__):
     if name in sys.modules:
         for k, v in vars(sys.modules[name]).items():
             if hasattr(v, "py_func") and v.py_func.__module__ == name and v.signatures:
-                found[m.name + "." + k] = [str(s) for s in v.signatures]
+                # numba tries a constant as a literal first, when it compiles the kernel that calls this one
+                found[m.name + "." + k] = sorted({{str(tuple(unliteral(t) for t in s)) for s in v.signatures}})
 print(json.dumps(found))
 """
 FILES = """
