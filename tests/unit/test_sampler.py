@@ -39,7 +39,9 @@ def facts(sampler, batch):
 
 @pytest.mark.parametrize("draw", ["scatter", "blocks"])
 @pytest.mark.parametrize("level", ["context", "cell_line"])
-@pytest.mark.parametrize(("set_size", "read"), [(3, "memory"), (20, "memory"), (20, "disk"), (33, "memory")])
+@pytest.mark.parametrize(
+    ("set_size", "read"), [(3, "memory"), (20, "memory"), (20, "disk"), (20, "auto"), (33, "memory")]
+)
 def test_sets_are_what_they_say(stores, draw, level, set_size, read):
     options = {"level": level, "draw": draw, "short": "replace", "read": read}
     s = Sampler(stores, set_size=set_size, sets_per_batch=16, seed=5, **options)
@@ -92,7 +94,7 @@ def test_the_iterator_is_the_same_batches_read_ahead(stores):
 
 def test_an_error_in_the_reading_thread_reaches_the_caller(stores, monkeypatch):
     s = Sampler(stores, set_size=8, sets_per_batch=4)
-    monkeypatch.setattr(s, "load", lambda batch: 1 / 0)
+    monkeypatch.setattr(s, "_start", lambda batch: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         next(s.iterate())
 

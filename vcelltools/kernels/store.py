@@ -441,6 +441,31 @@ def gather_rows(X, rows, places, start, stop, out):
 
 
 @kernel()
+def copy_rows(words, first, places, out):
+    """Copy rows that lie anywhere in memory: ``out[places[i]] = words[first[i]:]``; False where one is out of range.
+
+    Parameters
+    ----------
+    words
+        (w,) uint64 or uint16.
+    first, places
+        (m,) int64.
+    out
+        (n, width) of the same words.
+    """
+    n, width = out.shape
+    for i in range(len(first)):
+        a, place = first[i], places[i]
+        if a < 0 or a + width > len(words) or place < 0 or place >= n:
+            return False
+        src = words[a : a + width]
+        dst = out[place]
+        for j in range(width):
+            dst[j] = src[j]
+    return True
+
+
+@kernel()
 def draw_distinct(uniform, start, length, out):
     """Draw ``out.shape[1]`` distinct rows of each run (Floyd's algorithm), or with replacement where short.
 

@@ -8,21 +8,19 @@ holds depends on the seed and the step alone: resuming needs one integer, and ho
 from __future__ import annotations
 
 import itertools
-import os
 import queue
 import threading
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
 from vcelltools.errors import DataError, UsageError
-from vcelltools.io.arrays import pread_into
-from vcelltools.kernels.store import draw_distinct, gather_rows
+from vcelltools.kernels.store import draw_distinct
+from vcelltools.pipelines.sample_read import Half, Loaded, RowReader
 from vcelltools.pipelines.splits import Split
 from vcelltools.pipelines.store import Store
 from vcelltools.stream import get_threads
@@ -30,16 +28,8 @@ from vcelltools.stream import get_threads
 if TYPE_CHECKING:
     import pandas as pd
 
-DISK_THREADS = 4
-AHEAD = 1  # batches that the disk is asked for before they are read
-BLOCK = 16  # rows of a block of a cold draw: 64 KiB at 2,000 genes, and one checksum unit
-
-
-class Loaded(NamedTuple):
-    """The cells of a batch: two (sets, S, G) float16 arrays of CP10K+log1p."""
-
-    perturbed: np.ndarray
-    control: np.ndarray
+AHEAD = 1  # batches that the disk is asked for before the one that is waited for is there
+BLOCK = 32  # rows of a block of a cold draw: 128 KiB at 2,000 genes
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -105,11 +95,12 @@ class Sampler:
     short
         Groups (or controls) with fewer than S cells: ``skip`` them, or draw with ``replace``-ment.
     draw
-        ``scatter``: cells at random, for data in memory or page cache. ``blocks``: random blocks of 16 stored
+        ``scatter``: cells at random, for data in memory or page cache. ``blocks``: random blocks of 32 stored
         neighbours (the stored order within a run is random), for data on disk.
     read
-        ``memory``: through the memory map, for data that the page cache or :meth:`Store.to_memory` holds. ``disk``:
-        many reads in flight, one per stretch of neighbouring rows, for data that is larger than memory.
+        ``auto``: ``memory`` where the free memory holds the values of all stores, else ``disk``. ``memory``: through
+        the memory map, for data that the page cache or :meth:`Store.to_memory` holds. ``disk``: past the page cache,
+        many reads in flight, one per stretch of neighbouring rows. The values are the same.
     target
         ``perturbed``; or, for sanity checks, ``control`` (other control cells) or ``control-same`` (the same).
     process_index, process_count
@@ -137,7 +128,7 @@ class Sampler:
         level: Literal["context", "cell_line"] = "context",
         short: Literal["skip", "replace"] = "skip",
         draw: Literal["scatter", "blocks"] = "scatter",
-        read: Literal["memory", "disk"] = "memory",
+        read: Literal["auto", "memory", "disk"] = "auto",
         target: Literal["perturbed", "control", "control-same"] = "perturbed",
         process_index: int = 0,
         process_count: int = 1,
@@ -156,7 +147,6 @@ class Sampler:
             split.check(self.stores)
         self.n_genes = self.stores[0].n_genes
         self._threads = get_threads(threads)
-        self._asked: deque[Batch] = deque(maxlen=AHEAD + 1)  # what the disk was told of
         self._find_groups()
 
     # -- the list of groups --------------------------------------------------------------------------------------
@@ -363,85 +353,33 @@ class Sampler:
     def load(self, batch: Batch, out: Loaded | None = None) -> Loaded:
         """Return the values of a batch's cells, into ``out`` where it is given.
 
+        Arrays that the disk wrote have padded rows: ``np.ascontiguousarray`` where that matters.
+
         Raises
         ------
         DataError
             Where a row does not fit its hash (with ``verify``).
         """
-        if self.read == "disk":
-            self._advise(batch)
-        shape = (*batch.perturbed_rows.shape, self.n_genes)
+        return self._start(batch, out)()
+
+    def _start(self, batch: Batch, out: Loaded | None = None) -> Callable[[], Loaded]:
+        """Begin to read a batch; return what waits for it."""
+        rows = (batch.perturbed_rows, batch.control_rows)
         if out is None:
-            out = Loaded(np.empty(shape, np.float16), np.empty(shape, np.float16))
-        for rows, values in ((batch.perturbed_rows, out.perturbed), (batch.control_rows, out.control)):
-            self._gather(rows, batch.store_id, values)
-        return out
+            halves = [self._reader.make_half(r) for r in rows]
+        else:
+            halves = [Half(r, v) for r, v in zip(rows, out, strict=True)]
+        wait = self._reader.start(halves, batch.store_id)
 
-    def _gather(self, rows: np.ndarray, store_id: np.ndarray, values: np.ndarray) -> None:
-        """Copy the rows of every set into ``values`` (sets, S, G)."""
-        S = rows.shape[1]
-        word = np.uint64 if self.n_genes % 4 == 0 else np.uint16
-        flat = values.reshape(-1, self.n_genes).view(word)
-        for k in np.unique(store_id).tolist():
-            store = self.stores[k]
-            sets = np.flatnonzero(store_id == k)
-            wanted = rows[sets].reshape(-1)
-            places = (sets[:, None] * S + np.arange(S)).reshape(-1)
-            if self.verify and not store.is_checked(wanted):
-                store.check_rows(wanted)
-            if self.read == "disk":
-                self._gather_from_disk(store, wanted, places, values.reshape(-1, self.n_genes))
-                continue
-            X = np.asarray(store.padded).view(word)
-            cuts = np.linspace(0, len(wanted), self._threads + 1).astype(np.int64)
-            jobs = [
-                self._pool.submit(gather_rows, X, wanted, places, a, b, flat) for a, b in itertools.pairwise(cuts[1:])
-            ]
-            fine = gather_rows(X, wanted, places, cuts[0], cuts[1], flat)
-            if not (fine and all(j.result() for j in jobs)):
-                raise DataError(f"{store.path}: a batch asks for rows that the store does not have")
+        def finish() -> Loaded:
+            wait()
+            return Loaded(*(h.values for h in halves))
 
-    def _advise(self, batch: Batch) -> None:
-        """Tell the disk all that a batch wants, both halves, so that its queue is never empty while rows are copied."""
-        if any(b is batch for b in self._asked):
-            return
-        self._asked.append(batch)
-        for k in np.unique(batch.store_id).tolist():
-            store = self.stores[k]
-            width, sets = store.stride * 2, np.flatnonzero(batch.store_id == k)
-            for rows in (batch.perturbed_rows[sets].reshape(-1), batch.control_rows[sets].reshape(-1)):
-                first, last = _find_stretches(rows)
-                offsets, lengths = np.maximum(rows[first], 0) * width, (last - first) * width
-                for at, n in zip(offsets.tolist(), lengths.tolist(), strict=True):
-                    os.posix_fadvise(store.fd, at, n, os.POSIX_FADV_WILLNEED)
-
-    def _gather_from_disk(self, store: Store, rows: np.ndarray, places: np.ndarray, out: np.ndarray) -> None:
-        """Read stretches of neighbouring rows, several at a time; ``places`` of neighbours are neighbours too."""
-        if len(rows) and (rows.min() < 0 or rows.max() >= store.n_cells):
-            raise DataError(f"{store.path}: a batch asks for rows that the store does not have")
-        first, last = _find_stretches(rows, places)
-        fd, width = store.fd, store.stride * 2
-
-        def read(lo: int, hi: int) -> None:
-            for a, z in zip(first[lo:hi].tolist(), last[lo:hi].tolist(), strict=True):
-                buffer = np.empty((z - a, store.stride), np.float16)
-                pread_into(fd, buffer, int(rows[a]) * width, str(store.path / "X.f16"))
-                out[places[a] : places[a] + z - a] = buffer[:, : self.n_genes]
-
-        edges = np.linspace(0, len(first), 2 * DISK_THREADS + 1).astype(np.int64).tolist()
-        list(self._disk_pool.map(read, edges[:-1], edges[1:]))
+        return finish
 
     @cached_property
-    def _disk_pool(self) -> ThreadPoolExecutor:
-        return ThreadPoolExecutor(DISK_THREADS, thread_name_prefix="vcelltools-read")
-
-    @cached_property
-    def _advice_pool(self) -> ThreadPoolExecutor:
-        return ThreadPoolExecutor(1, thread_name_prefix="vcelltools-advise")
-
-    @cached_property
-    def _pool(self) -> ThreadPoolExecutor:
-        return ThreadPoolExecutor(max(1, self._threads - 1), thread_name_prefix="vcelltools-gather")
+    def _reader(self) -> RowReader:
+        return RowReader(self.stores, read=self.read, verify=self.verify, threads=self._threads)
 
     def iterate(self, start: int = 0, stop: int | None = None, *, prefetch: int = 2) -> Iterator[tuple[Batch, Loaded]]:
         """Yield (batch, values) of the steps ``start, start + 1, ...``, read ahead in a thread.
@@ -464,28 +402,18 @@ class Sampler:
 
         def work() -> None:
             steps = itertools.count(start) if stop is None else range(start, stop)
-            waiting: deque[tuple[Batch, Future | None]] = deque()
-
-            def load_next() -> None:
-                batch, asked = waiting.popleft()
-                if asked is not None:
-                    asked.result()
-                offer((batch, self.load(batch)))
-
+            waiting: deque[tuple[Batch, Callable[[], Loaded]]] = deque()
             try:
                 for step in steps:
                     if over.is_set():
                         return
                     batch = self.batch(step)
-                    if self.read != "disk":
-                        offer((batch, self.load(batch)))
-                        continue
-                    # asked for in a thread of its own, while the one before is copied
-                    waiting.append((batch, self._advice_pool.submit(self._advise, batch)))
-                    if len(waiting) > AHEAD:
-                        load_next()
-                while waiting:
-                    load_next()
+                    waiting.append((batch, self._start(batch)))
+                    if len(waiting) > AHEAD:  # the disk has more to do before this one is waited for
+                        ready_batch, wait = waiting.popleft()
+                        offer((ready_batch, wait()))
+                for batch, wait in waiting:
+                    offer((batch, wait()))
             except BaseException as e:
                 offer(e)
             else:
@@ -506,21 +434,12 @@ class Sampler:
         return self.iterate()
 
 
-def _find_stretches(rows: np.ndarray, places: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
-    """Return (first, one past the last) of every stretch of neighbouring rows (with neighbouring places)."""
-    breaks = np.diff(rows) != 1
-    if places is not None:
-        breaks |= np.diff(places) != 1
-    cuts = np.flatnonzero(breaks) + 1
-    return np.append(0, cuts), np.append(cuts, len(rows))
-
-
 def _check_options(s: Sampler) -> None:
     for name, value, choices in (
         ("level", s.level, ("context", "cell_line")),
         ("short", s.short, ("skip", "replace")),
         ("draw", s.draw, ("scatter", "blocks")),
-        ("read", s.read, ("memory", "disk")),
+        ("read", s.read, ("auto", "memory", "disk")),
         ("target", s.target, ("perturbed", "control", "control-same")),
         ("part", s.part, ("train", "val", "test")),
     ):

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import threading
-import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,6 +14,7 @@ import numpy as np
 from vcelltools.config import load_config
 from vcelltools.errors import DataError, UsageError
 from vcelltools.io.arrays import pread_into
+from vcelltools.io.direct import DirectFile, get_resident_share
 from vcelltools.kernels.store import counts_to_csr
 from vcelltools.pipelines.store_format import (
     MANIFEST,
@@ -60,7 +59,6 @@ class Store:
         ):
             raise DataError(f"{self.path / 'manifest.json'}: its sizes do not agree", hint="build the store again")
         self._checked_parts: set[str] = set()
-        self._lock = threading.Lock()
         self._unit_ok = np.zeros(-(-self.n_cells // UNIT_ROWS), bool)
         self._memory: np.ndarray | None = None
 
@@ -96,11 +94,19 @@ class Store:
         return np.memmap(self.path / "X.f16", np.dtype("<f2"), "r", shape=(self.n_cells, self.stride))
 
     @cached_property
-    def fd(self) -> int:
-        """A file descriptor of X.f16, for reads past the memory map; closed with the store."""
-        fd = os.open(self.path / "X.f16", os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
-        weakref.finalize(self, os.close, fd)
-        return fd
+    def direct(self) -> DirectFile:
+        """X.f16 for reads past the memory map and the page cache; closed with the store."""
+        return DirectFile(self.path / "X.f16")
+
+    @property
+    def staged(self) -> bool:
+        """Whether :meth:`to_memory` has read the values."""
+        return self._memory is not None
+
+    @property
+    def in_page_cache(self) -> bool:
+        """Whether the page cache holds (nearly) all values, as far as the system tells."""
+        return get_resident_share(self._padded) > 0.99
 
     @property
     def padded(self) -> np.ndarray:
@@ -173,7 +179,11 @@ class Store:
 
     def is_checked(self, rows: np.ndarray) -> bool:
         """Say whether all these rows have been checked already."""
-        return bool(self._unit_ok[rows // UNIT_ROWS].all())
+        return not self.get_unchecked(rows).any()
+
+    def get_unchecked(self, rows: np.ndarray) -> np.ndarray:
+        """Return bool: which of these rows have not been checked yet."""
+        return ~self._unit_ok[rows // UNIT_ROWS]
 
     def check_rows(self, rows: np.ndarray | None = None) -> None:
         """Check the rows (all by default) against their hashes; each unit of 16 rows is checked once.
@@ -186,8 +196,13 @@ class Store:
         units = np.arange(len(self._unit_ok)) if rows is None else np.unique(np.asarray(rows) // UNIT_ROWS)
         todo = units[~self._unit_ok[units]]
         for u in todo.tolist():
-            block = self._padded[u * UNIT_ROWS : (u + 1) * UNIT_ROWS]
-            if hash_units(block)[0] != self._unit_hashes[u]:
+            self.check_block(u * UNIT_ROWS, self._padded[u * UNIT_ROWS : (u + 1) * UNIT_ROWS])
+
+    def check_block(self, start: int, block: np.ndarray) -> None:
+        """Check the rows from ``start`` on, a whole number of units (r, stride) that somebody read, as above."""
+        first = start // UNIT_ROWS
+        for u, found in enumerate(hash_units(block).tolist(), first):
+            if found != self._unit_hashes[u]:
                 last = min((u + 1) * UNIT_ROWS, self.n_cells) - 1
                 raise DataError(
                     f"{self.path / 'X.f16'} is damaged in rows {u * UNIT_ROWS:,} to {last:,}",

@@ -23,7 +23,7 @@ from vcelltools.config import DatasetConfig
 from vcelltools.errors import InterruptedRun, UsageError, VcellError
 from vcelltools.pipelines.store_make import BuildResult, build_store
 from vcelltools.progress import Progress
-from vcelltools.stream import get_threads
+from vcelltools.stream import get_free_memory, get_threads
 
 THREADS_A_JOB = 4  # beyond them a second data set gains more than more threads in the first
 JOB_BYTES = 1 << 30  # free memory that is asked for each further job
@@ -50,19 +50,9 @@ def choose_jobs(n: int, jobs: int | None = None, threads: int | None = None) -> 
         raise UsageError(f"jobs is {jobs}; a whole number from 1 expected")
     cores = get_threads(None)
     if jobs is None:
-        jobs = max(1, min(cores // (threads or THREADS_A_JOB), _get_free_memory() // JOB_BYTES))
+        jobs = max(1, min(cores // (threads or THREADS_A_JOB), get_free_memory() // JOB_BYTES))
     jobs = min(jobs, n)
     return jobs, threads if threads is not None or jobs == 1 else max(1, cores // jobs)
-
-
-def _get_free_memory() -> int:
-    try:
-        for line in Path("/proc/meminfo").read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) << 10
-    except OSError:
-        pass
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def build_one(path: Path, spec: DatasetConfig, options: dict[str, Any]) -> Outcome:
