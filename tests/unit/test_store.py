@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from pathlib import Path
 
 import anndata as ad
 import numpy as np
@@ -345,3 +346,25 @@ def test_a_table_that_lets_go_of_its_names_reads_them_again(tmp_path):
     only = EmptyTable(before, where="10x")  # its names are in memory alone
     only.forget()
     assert np.array_equal(only.index, before)
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="resident pages are read from /proc")
+def test_released_pages_leave_this_process_and_come_back(tmp_path):
+    path = write(make_screen(), tmp_path / "s.h5ad", "csr", "float32")
+    vc.build_store(path, basis=BASIS, out=tmp_path, name="s", **BUILD)
+    store = vc.open_store(tmp_path / "s")
+
+    def resident() -> int:
+        kb, inside = 0, False
+        for line in Path("/proc/self/smaps").read_text().splitlines():
+            if "-" in line.split()[0]:
+                inside = line.endswith(str(store.path / "X.f16"))
+            elif inside and line.startswith("Rss:"):
+                kb += int(line.split()[1])
+        return kb
+
+    before = store.X.sum(dtype=np.float64)
+    assert resident() > 0
+    store.release()
+    assert resident() == 0
+    assert store.X.sum(dtype=np.float64) == before

@@ -24,6 +24,7 @@ from vcelltools.model.network import ModelConfig, Params, forward, init_params
 
 METRICS = ("loss", "energy", "excess", "floor", "mse", "effect_l1", "grad_norm", "update_norm", "param_norm")
 _JUDGE_RATE = 10.0
+_CPU_CELLS = 256  # in a microbatch: 2 MB for each float32 value of 2,000 genes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,8 +45,9 @@ class StepConfig:
     """Largest norm of the gradient; 0 never clips."""
     ema: float = 0.99
     """Decay of the moving average of the parameters, used for evaluation and prediction; 0 switches it off."""
-    accumulate: int = 1
-    """Microbatches a step: the gradient is their mean."""
+    accumulate: int = 0
+    """Microbatches a step and device: the gradient is their mean. 0: one, but on a CPU so many that what a microbatch
+    computes stays in the caches (:func:`choose_microbatches`)."""
     energy: float = 1.0
     """Weight of the energy distance."""
     mse: float = 0.0
@@ -242,13 +244,22 @@ def make_loss(model: ModelConfig, config: StepConfig, feed: str) -> Callable:
     return loss
 
 
-def _accumulated(loss: Callable, parts: int) -> Callable:
-    """Return ``grad(params, data, batch) -> (grads, metrics)``, the mean over ``parts`` microbatches."""
+def choose_microbatches(n_sets: int, set_size: int) -> int:
+    """Return in how many microbatches a CPU computes so many sets soonest: of at most 256 cells, where sets allow."""
+    return next(
+        d for d in range(1, n_sets + 1) if n_sets % d == 0 and (n_sets // d * set_size <= _CPU_CELLS or d == n_sets)
+    )
+
+
+def _accumulated(loss: Callable, accumulate: int, platform: str) -> Callable:
+    """Return ``grad(params, data, batch) -> (grads, metrics)``, the mean over the microbatches."""
     one = jax.grad(loss, has_aux=True)
-    if parts == 1:
-        return one
 
     def many(params: Params, data: dict, batch: dict):
+        n_sets, set_size = batch["control"].shape[:2]
+        parts = accumulate or (choose_microbatches(n_sets, set_size) if platform == "cpu" else 1)
+        if parts == 1:
+            return one(params, data, batch)
         split = jax.tree.map(lambda a: a.reshape(parts, a.shape[0] // parts, *a.shape[1:]), batch)
 
         def add(total, part):
@@ -270,7 +281,8 @@ def make_step(model: ModelConfig, config: StepConfig, mesh: Mesh, feed: str) -> 
     (b, r) of the same context. ``metrics`` are float32 means over all sets: the names in :data:`METRICS`.
     """
     optimizer = make_optimizer(config)
-    gradient = _accumulated(make_loss(model, config, feed), config.accumulate)
+    platform = mesh.devices.flat[0].platform
+    gradient = _accumulated(make_loss(model, config, feed), config.accumulate, platform)
 
     def local_step(state: TrainState, data: dict, batch: dict) -> tuple[TrainState, dict[str, jax.Array]]:
         grads, metrics = gradient(state.params, data, batch)

@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     from vcelltools.model.baselines import Effects
     from vcelltools.pipelines.store import Store
 
-_BLOCK_ROWS = 4096
+_BLOCK_ROWS = 2048
+_HELD_ROWS = 8192  # of a store that stay in memory after they have been read
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -97,7 +98,7 @@ def make_screen(
     progress.start("measure effects", sum(s.n_cells for s in stores), "cells")
     for k, store in enumerate(stores):
         runs, parts = store.runs, split.get_run_parts(store)
-        controls = _mean_controls(store)
+        controls, held = _mean_controls(store), 0
         for (line, pert), members in runs[~runs["is_control"]].groupby(["cell_line", "perturbation"], sort=True):
             part = parts[members.index[0]]
             if part is None or (line, None) not in controls:
@@ -108,12 +109,17 @@ def make_screen(
                 baseline += run.length * controls.get((line, run.context), controls[line, None])
                 cells += run.length
                 progress.advance(run.length)
+            held += cells
+            if held > _HELD_ROWS:
+                store.release()
+                held = 0
             name = f"{store.name} / {line}"
             records.append((k, line_id[name], pert_id[pert], cells, part, pert, name))
             effects.append(((total - baseline) / cells).astype(np.float32))
         for (line, context), mean in controls.items():
             if context is None:
                 control_cg[line_id[f"{store.name} / {line}"]] = mean
+        store.release()
     progress.finish()
     if not records:
         raise DataError("no perturbation has both cells and controls in its cell line")
@@ -152,8 +158,9 @@ def _pool_variance(stores: Sequence[Store], cells: int = 1000) -> np.ndarray:
         for run in runs[runs["is_control"]].itertuples():
             n = min(run.length, cells)
             if n > 1:  # the stored order within a run is random
-                total += store.X[run.start : run.start + n].astype(np.float64).var(axis=0) * n
+                total += store.X[run.start : run.start + n].astype(np.float32).var(axis=0, dtype=np.float64) * n
                 freedom += n - 1
+        store.release()
     return total / max(freedom, 1)
 
 
@@ -167,6 +174,7 @@ def _mean_controls(store: Store) -> dict[tuple[str, str | None], np.ndarray]:
             total = sum_rows(store, run.start, run.length)
             means[line, run.context] = total / run.length
             pooled, cells = pooled + total, cells + run.length
+            store.release()
         means[line, None] = pooled / cells
     return means
 

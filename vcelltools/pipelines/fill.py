@@ -77,6 +77,7 @@ def _get_keys(store: Store) -> list[str]:
 
 
 _THRESHOLD = 2.0  # standard errors
+_HELD_GROUPS = 256  # perturbations whose sums stay in memory after they have been read
 _FEW = 5  # degrees of freedom from which on the disagreement between lines is a variance
 
 
@@ -131,6 +132,10 @@ class Fill:
             out.append((effect, cells))
         return out
 
+    def _release(self) -> None:
+        for store in {id(entry[0]): entry[0] for groups in self._groups.values() for entry in groups}.values():
+            store.release()
+
     @cached_property
     def _background(self) -> tuple[np.ndarray, np.ndarray]:
         """What all perturbations share, and the noise variance of one cell's worth of effect; both by column.
@@ -140,13 +145,17 @@ class Fill:
         """
         n = len(self._panel.keys)
         mean, count = np.zeros(n), np.zeros(n)
-        for name in self._groups:
+        for i, name in enumerate(self._groups):
+            if i % _HELD_GROUPS == 0:
+                self._release()
             effect, cells = _average(self._measure(name))
             mean += effect
             count += cells > 0
         mean /= np.maximum(count, 1)
         within, freedom, between = np.zeros(n), np.zeros(n), np.zeros(n)
-        for name in self._groups:
+        for i, name in enumerate(self._groups):
+            if i % _HELD_GROUPS == 0:
+                self._release()
             groups = self._measure(name)
             own, cells = _average(groups)
             between += np.where(cells > 0, (own - mean) ** 2 * cells, 0.0)
@@ -156,6 +165,7 @@ class Fill:
             freedom -= cells > 0
         spread = between / np.maximum(count - 1, 1)
         noise = np.where(freedom >= _FEW, within / np.maximum(freedom, 1), spread)
+        self._release()
         return mean, noise
 
 
@@ -190,7 +200,7 @@ def open_source(store: Store, path: Path | None) -> Dataset:
 
 
 def read_rows(source: Dataset, rows: np.ndarray) -> sparse.csr_matrix:
-    """Return some cells of a file, in the order asked for, as CSR float64 counts; all else is only passed over."""
+    """Return some cells of a file, in the order asked for, as CSR float32 counts; all else is only passed over."""
     from scipy import sparse
 
     matrix, wanted = source.matrix, np.unique(rows)
@@ -203,20 +213,25 @@ def read_rows(source: Dataset, rows: np.ndarray) -> sparse.csr_matrix:
         if isinstance(chunk, CsrChunk):
             check_indices(source, chunk.indices, shape[1])
             parts.append(
-                sparse.csr_matrix((chunk.data.astype(np.float64), chunk.indices.copy(), chunk.indptr), (1, shape[1]))
+                sparse.csr_matrix((chunk.data.astype(np.float32), chunk.indices.copy(), chunk.indptr), (1, shape[1]))
             )
         elif isinstance(chunk, CscChunk):
             check_indices(source, chunk.indices, source.n_cells)
             block = sparse.csc_matrix(
-                (chunk.data.astype(np.float64), chunk.indices.copy(), chunk.indptr), (source.n_cells, chunk.n_cols)
+                (chunk.data.astype(np.float32), chunk.indices.copy(), chunk.indptr), (source.n_cells, chunk.n_cols)
             )
             parts.append(block[wanted])
         else:
             block = chunk.block[wanted - chunk.row_start] if by_column else chunk.block
-            parts.append(sparse.csr_matrix(block.astype(np.float64)))
-    out = (sparse.hstack if by_column else sparse.vstack)(parts, format="csr")
+            parts.append(sparse.csr_matrix(block.astype(np.float32)))
+    order = np.searchsorted(wanted, rows)
+    if by_column:
+        out = sparse.hstack(parts, format="csr")[order]
+    else:
+        out = sparse.vstack([parts[i] for i in order], format="csr")
     out.sum_duplicates()
-    return out[np.searchsorted(wanted, rows)]
+    out.eliminate_zeros()
+    return out
 
 
 def check_indices(source: Dataset, indices: np.ndarray, bound: int) -> None:

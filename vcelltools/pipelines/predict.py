@@ -17,8 +17,9 @@ import os
 import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import msgspec
 import numpy as np
@@ -27,8 +28,9 @@ from vcelltools.errors import DataError, UsageError
 from vcelltools.io import open_dataset
 from vcelltools.io.atomic import check_output
 from vcelltools.pipelines.fill import Fill, Panel, make_panel, open_source, read_rows
+from vcelltools.pipelines.memory import peak_memory, trim_heap
 from vcelltools.pipelines.move_cells import ControlStats, make_stats, move_cells
-from vcelltools.pipelines.train import final_part, load_best, peak_memory, predict_effects
+from vcelltools.pipelines.train import final_part, load_best, predict_effects
 from vcelltools.pipelines.train_run import RunFolder
 from vcelltools.pipelines.train_setup import Setup, make_setup
 from vcelltools.progress import SILENT, Progress
@@ -42,7 +44,8 @@ if TYPE_CHECKING:
     from vcelltools.pipelines.store import Store
     from vcelltools.pipelines.train_settings import TrainSettings
 
-_BLOCK_CELLS = 256
+_BLOCK_BYTES = 8 << 20  # of dense float64 cells that are made at a time
+_STATS_CELLS = 256
 _POOL = 2000  # control cells of a line that predictions are made from
 
 
@@ -298,7 +301,54 @@ def get_effects(folder: RunFolder | None, setup: Setup, requests: list[Request])
 
     model = setup.model_config()
     effect = make_effect(model, setup.step_config(jax.default_backend()))
-    return predict_effects(setup, effect, load_best(folder, model), pert, line)
+    effects = predict_effects(setup, effect, load_best(folder, model), pert, line)
+    for store in setup.stores:
+        store.release()
+    trim_heap()
+    return effects
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Pool:
+    """The control cells that predictions of one line are made from.
+
+    Attributes
+    ----------
+    counts
+        (n, m) CSR float32: raw counts over all genes of the panel.
+    library
+        (n,) float64: molecules of each cell, at least 1.
+    """
+
+    counts: sparse.csr_matrix
+    library: np.ndarray
+    target_sum: float
+
+    @property
+    def n_cells(self) -> int:
+        """Cells."""
+        return int(self.counts.shape[0])
+
+    def log1p(self, rows: np.ndarray) -> sparse.csr_matrix:
+        """Return some cells as log1p CP10K, float64."""
+        out = self.counts[rows].astype(np.float64)
+        out.data = np.log1p(out.data * np.repeat(self.target_sum / self.library[rows], np.diff(out.indptr)))
+        return out
+
+    @cached_property
+    def stats(self) -> ControlStats:
+        """The stats of all cells."""
+        return self.make_stats(np.arange(self.n_cells))
+
+    def make_stats(self, rows: np.ndarray) -> ControlStats:
+        """Return the stats of the cells drawn."""
+        total, expressing = np.zeros((2, self.counts.shape[1]))
+        for a in range(0, len(rows), _STATS_CELLS):
+            values = self.log1p(rows[a : a + _STATS_CELLS])
+            total += np.bincount(values.indices, values.data, len(total))
+            expressing += np.bincount(values.indices, minlength=len(total))
+        one = float(np.log1p(self.target_sum / np.median(self.library)))
+        return make_stats(total, expressing, len(rows), one)
 
 
 class _Writer:
@@ -320,36 +370,33 @@ class _Writer:
         self.seed, self.labels = seed, labels
         self.counts = rules == 2026
         self.warnings: list[str] = []
-        self._known_stats: dict[str, ControlStats] = {}
-        self._known_values: tuple[str, sparse.csr_matrix] | None = None
-        self.pools: dict[str, tuple[sparse.csr_matrix, np.ndarray]] = {}
+        self.source, self.basis_only = source, basis_only
         if basis_only:
             genes = setup.genes
             everything = np.arange(len(genes))
             self.panel = Panel(names=genes, basis_m=everything, sums_m=np.full(len(genes), -1), keys=[])
-            self._read_pools(None)
             self.fill = None
         else:
             with open_source(store, source) as file:
                 self.panel = make_panel(store, file)
-                self._read_pools(file)
             assert setup.sampler.split is not None
             self.fill = Fill(setup.stores, setup.sampler.split, self.panel)
         self.names = self.panel.names
         self.order: np.ndarray | None = None
         self.moved_m = np.zeros(len(self.panel.names), bool)
 
-    def _read_pools(self, file: Any) -> None:
-        """Read up to 2,000 control cells of each line: counts over all genes, and library sizes."""
-        for line in sorted({r.line for r in self.requests}):
-            _, pool = self.setup._pools[line]
-            rng = np.random.default_rng([self.seed, self.setup.screen.lines.index(line)])
-            rows = np.sort(rng.choice(pool, min(_POOL, len(pool)), replace=False))
-            if file is None:
-                counts = self.store.counts(rows).astype(np.float64)
-            else:
+    def _read_pool(self, line: str) -> Pool:
+        """Read up to 2,000 control cells of a line: counts over all genes, and library sizes."""
+        _, pool = self.setup._pools[line]
+        rng = np.random.default_rng([self.seed, self.setup.screen.lines.index(line)])
+        rows = np.sort(rng.choice(pool, min(_POOL, len(pool)), replace=False))
+        if self.basis_only:
+            counts = self.store.counts(rows).astype(np.float32)
+        else:
+            with open_source(self.store, self.source) as file:
                 counts = read_rows(file, self.store.obs["source_row"].to_numpy(np.int64)[rows])
-            self.pools[line] = counts.tocsr(), np.asarray(self.store.library_size[rows], np.float64)
+        library = np.maximum(np.asarray(self.store.library_size[rows], np.float64), 1.0)
+        return Pool(counts=counts, library=library, target_sum=float(self.store.manifest["target_sum"]))
 
     def choose_genes(self, path: str | os.PathLike | None) -> None:
         """Keep to a list of genes, in its order; genes that the source lacks are zero, and said."""
@@ -381,16 +428,20 @@ class _Writer:
         with H5adWriter(
             target, n_genes=len(self.names), var=var, force=force, layout="csr", dtype=dtype, uns=uns
         ) as file:
-            if not self.counts:
-                for line in sorted(self.pools):
-                    for block in self._control_cells(line):
+            for line in sorted({r.line for r in self.requests}):  # one line's controls in memory at a time
+                pool = self._read_pool(line)
+                if not self.counts:
+                    for rows in self._blocks(np.arange(pool.n_cells)):
+                        file.append_csr(*self._pack(pool.log1p(rows).toarray()))
+                    parts.append((self.labels["control"], line, pool.n_cells))
+                for i, request in enumerate(self.requests):
+                    if request.line != line:
+                        continue
+                    for block in self._cells(i, request, effects[i], pool):
                         file.append_csr(*block)
-                    parts.append((self.labels["control"], line, self.pools[line][0].shape[0]))
-            for i, request in enumerate(self.requests):
-                for block in self._cells(i, request, effects[i]):
-                    file.append_csr(*block)
-                    progress.advance(len(block[0]) - 1)
-                parts.append((request.perturbation, request.line, request.n_cells))
+                        progress.advance(len(block[0]) - 1)
+                    parts.append((request.perturbation, line, request.n_cells))
+                del pool
             sizes = [n for _, _, n in parts]
             contexts = np.repeat([line.split(" / ", 1)[1] for _, line, _ in parts], sizes)
             obs = pd.DataFrame(
@@ -404,61 +455,34 @@ class _Writer:
         progress.finish()
         return sum(sizes)
 
-    def _control_cells(self, line: str) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-        counts, library = self.pools[line]
-        for a in range(0, counts.shape[0], _BLOCK_CELLS):
-            rows = slice(a, min(a + _BLOCK_CELLS, counts.shape[0]))
-            yield self._pack(self._log1p(counts[rows], library[rows]).toarray())
-
-    def _log1p(self, counts: sparse.csr_matrix, library: np.ndarray) -> sparse.csr_matrix:
-        out = counts.copy()
-        scale = self.store.manifest["target_sum"] / np.maximum(library, 1.0)
-        out.data = np.log1p(out.data * np.repeat(scale, np.diff(out.indptr)))
-        return out
+    def _blocks(self, rows: np.ndarray) -> Iterator[np.ndarray]:
+        step = max(1, _BLOCK_BYTES // (8 * len(self.panel.names)))
+        for a in range(0, len(rows), step):
+            yield rows[a : a + step]
 
     def _cells(
-        self, i: int, request: Request, effect_g: np.ndarray
+        self, i: int, request: Request, effect_g: np.ndarray, pool: Pool
     ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
         """Yield blocks of predicted cells: control cells drawn by the seed, moved by the effect."""
-        counts, library = self.pools[request.line]
         rng = np.random.default_rng([self.seed, 1, i])
-        n_pool = counts.shape[0]
-        rounds = [rng.permutation(n_pool) for _ in range(-(-request.n_cells // n_pool))]
+        rounds = [rng.permutation(pool.n_cells) for _ in range(-(-request.n_cells // pool.n_cells))]
         picked = np.concatenate(rounds)[: request.n_cells]
         basis = self.panel.basis_m
         effect = self.fill.effect(request.perturbation) if self.fill else np.zeros(len(basis))
         effect[basis >= 0] = effect_g[basis[basis >= 0]]
         self.moved_m |= effect != 0
-        stats = self._stats(request.line)
+        stats = pool.stats
         if not self.counts:  # to the mean of the line, from that of the cells drawn
-            drawn = self._make_stats(request.line, np.bincount(picked, minlength=n_pool))
+            drawn = pool.make_stats(picked)
             effect, stats = effect + stats.mean_m - drawn.mean_m, drawn
-        for a in range(0, len(picked), _BLOCK_CELLS):
-            rows = picked[a : a + _BLOCK_CELLS]
-            cells = move_cells(self._log1p(counts[rows], library[rows]).toarray(), effect, stats, rng)
+        for rows in self._blocks(picked):
+            cells = move_cells(pool.log1p(rows).toarray(), effect, stats, rng)
             if self.counts:
-                rate = np.expm1(cells.astype(np.float64)) * (library[rows] / self.store.manifest["target_sum"])[:, None]
+                rate = np.expm1(cells.astype(np.float64)) * (pool.library[rows] / pool.target_sum)[:, None]
                 whole = np.rint(rate)  # a log1p and its inverse miss the integers by their rounding
                 rate = np.where(np.abs(rate - whole) < 1e-4 * np.maximum(whole, 1.0), whole, rate)
                 cells = np.floor(rate + rng.random(rate.shape)).astype(np.int32)
             yield self._pack(cells)
-
-    def _stats(self, line: str) -> ControlStats:
-        if line not in self._known_stats:
-            self._known_stats[line] = self._make_stats(line, np.ones(self.pools[line][0].shape[0], np.int64))
-        return self._known_stats[line]
-
-    def _make_stats(self, line: str, times_n: np.ndarray) -> ControlStats:
-        """Return the stats of a line's pool, each cell taken so many times."""
-        counts, library = self.pools[line]
-        if self._known_values is None or self._known_values[0] != line:
-            self._known_values = line, self._log1p(counts, library)
-        values = self._known_values[1]
-        one = float(np.log1p(self.store.manifest["target_sum"] / max(float(np.median(library)), 1.0)))
-        times = np.repeat(times_n, np.diff(values.indptr)).astype(np.float64)
-        total = np.bincount(values.indices, times * values.data, values.shape[1])
-        expressing = np.bincount(values.indices, times * (values.data > 0), values.shape[1])
-        return make_stats(total, expressing, int(times_n.sum()), one)
 
     def _pack(self, cells: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Return a block as CSR, in the wanted order of genes."""

@@ -149,8 +149,7 @@ def _random_genes(setup: Setup, progress: Progress) -> SanityResult:
     for name, genes in picks.items():
         visible = np.zeros(n, np.float32)
         visible[genes] = 1
-        evidence = {**setup.evidence, **{k: setup.evidence[k] * visible for k in ("prior", "shared")}}
-        shown = replace(setup, visible_g=visible, mask_dg=setup.mask_dg * visible, evidence=evidence)
+        shown = replace(setup, visible_g=visible, mask_dg=setup.mask_dg * visible)
         trainer, state, _ = _train(shown, progress)
         scores = evaluate(partial(trainer.predict_effects, state), setup.screen, part)
         figures |= {f"pds_{name}": scores.pds, f"pearson_delta_{name}": scores.pearson_delta}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import resource
 import signal
 import sys
 import threading
@@ -17,6 +16,7 @@ import numpy as np
 from vcelltools.errors import DataError, EnvironmentFault, InterruptedRun
 from vcelltools.io.atomic import write_json
 from vcelltools.pipelines.evaluate import beats, describe, evaluate, evaluate_baselines
+from vcelltools.pipelines.memory import peak_memory
 from vcelltools.pipelines.prefetch import Prefetch
 from vcelltools.pipelines.train_run import RunFolder
 from vcelltools.pipelines.train_settings import TrainSettings
@@ -26,7 +26,8 @@ from vcelltools.progress import SILENT, Progress
 if TYPE_CHECKING:
     from vcelltools.pipelines.store import Store
 
-_EVAL_BATCH = 32  # sets in one call of the evaluation
+_EVAL_BATCH = 8  # sets in one call of the evaluation: more are no faster and cost memory
+_HELD_BATCHES = 8  # that stay mapped after they have been read
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,12 +139,6 @@ def make_summary(
     }
 
 
-def peak_memory() -> int:
-    """Return the largest resident size of this process so far, in bytes."""
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-
-
 class Stop:
     """Why a run should stop: SIGTERM, SIGINT, or its time is over. A context manager that listens."""
 
@@ -205,7 +200,7 @@ class Trainer:
         self.model = setup.model_config()
         self.config = setup.step_config(jax.default_backend())
         self.share = mesh.local_share(self.mesh, s.sets)
-        if (s.sets // self.mesh.devices.size) % s.accumulate:
+        if s.accumulate and (s.sets // self.mesh.devices.size) % s.accumulate:
             raise DataError(f"{s.sets} sets do not divide into {s.accumulate} microbatches a device", hint="--sets")
         rows, stride = int(setup.offsets[-1]), setup.stores[0].stride
         self.feed: str = s.feed
@@ -218,6 +213,8 @@ class Trainer:
             for store in setup.stores:
                 store.check_rows()
             self.data["rows"] = mesh.place_rows(self.mesh, [store.padded for store in setup.stores], self.feed)
+            for store in setup.stores:
+                store.release()
         self.step = step.make_step(self.model, self.config, self.mesh, self.feed)
         self._effect = step.make_effect(self.model, self.config)
         self.best = Best()
@@ -233,6 +230,9 @@ class Trainer:
 
     def host_batch(self, number: int) -> dict[str, np.ndarray]:
         """Return this process's share of a step's batch; a pure function of the seed and the step."""
+        if number % _HELD_BATCHES == 0:
+            for store in self.setup.stores:
+                store.release()
         index = 0 if self.setup.sanity == "overfit-batch" else number
         return self.setup.make_batch(self.setup.sampler.batch(index), self.share, cells=self.feed == "host")
 
@@ -513,8 +513,7 @@ def predict_effects(setup: Setup, effect: Any, params: Any, pert_k: np.ndarray, 
 
     s = setup.settings
     visible = 1.0 if setup.visible_g is None else setup.visible_g
-    tables = setup.make_tables(setup.judge(pert_k, line_k))
-    tables |= {k: tables[k] * visible for k in ("prior", "shared")}
+    tables = setup.hide_genes(setup.make_tables(setup.judge(pert_k, line_k)))
     prior_kg = tables["prior"]
     store_k, rows = setup.draw_controls(line_k, s.eval_sets * s.set_size)
     out = np.zeros((len(pert_k), setup.stores[0].n_genes))

@@ -95,7 +95,7 @@ class TrainSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     weight_decay: Weight = 10.0
     clip: Weight = 1.0
     ema: Annotated[float, Meta(ge=0, lt=1)] = 0.99
-    accumulate: Positive = 1
+    accumulate: Count = 0
     energy: Weight = 0.1
     mse: Weight = 0.0
     sinkhorn: Weight = 0.0

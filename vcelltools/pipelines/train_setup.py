@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -38,10 +38,6 @@ class Setup:
     ----------
     sampler
         Draws the training sets; its contexts are the cell lines.
-    evidence
-        Tables of :func:`vcelltools.model.evidence.make_tables`: row 0 of the runs is zero, row ``i + 1`` belongs to
-        the sampler's group ``i``. With features, as many rows again follow: the groups as if their perturbation had
-        been measured nowhere.
     effect_kg
         (groups + 1, g) float32: measured effects, row 0 zero.
     features_pf
@@ -60,7 +56,6 @@ class Setup:
     sampler: Sampler
     screen: Screen
     effects: Effects
-    evidence: dict[str, np.ndarray]
     effect_kg: np.ndarray
     features_pf: np.ndarray | None
     mask_dg: np.ndarray
@@ -79,6 +74,28 @@ class Setup:
         from vcelltools.model.baselines import fit_prior
 
         return fit_prior(self.settings.prior, self.effects)
+
+    @cached_property
+    def evidence(self) -> dict[str, np.ndarray]:
+        """Tables of :func:`vcelltools.model.evidence.make_tables` for the training groups.
+
+        Row 0 of the runs is zero, row ``i + 1`` belongs to the sampler's group ``i``. With features, as many rows
+        again follow: the groups as if their perturbation had been measured nowhere. Genes out of sight are zero.
+        """
+        line = self.sampler.groups["context_id"].to_numpy(np.int64)
+        pert = self.relabel_cp[line, self.sampler.groups["perturbation_id"].to_numpy(np.int64)]
+        parts = [self.judge(pert, line)]
+        if self.features_pf is not None:
+            parts.append(self.judge(pert, line, unseen=True))
+        by_run = {k: np.concatenate([np.zeros_like(parts[0][k][:1]), *[p[k] for p in parts]]) for k in parts[0]}
+        by_run["target_k"][0] = -1
+        return self.hide_genes(self.make_tables(by_run))
+
+    def hide_genes(self, tables: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Return tables of evidence with the effects of genes out of sight set to zero."""
+        if self.visible_g is None:
+            return tables
+        return tables | {k: tables[k] * self.visible_g.astype(np.float32) for k in ("prior", "shared")}
 
     def make_tables(self, by_run: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Return the tables of evidence: those by run as given by :meth:`judge`, and those by line and by gene."""
@@ -298,22 +315,18 @@ def make_setup(
     mask = sampler.present.astype(np.float32)
     pert = sampler.groups["perturbation_id"].to_numpy(np.int64)
     line = sampler.groups["context_id"].to_numpy(np.int64)
-    setup = Setup(
+    return Setup(
         settings=settings,
         stores=opened,
         sampler=sampler,
         screen=screen,
         effects=effects,
-        evidence={},
         effect_kg=_measure_groups(screen, pert, line),
         features_pf=None if raw is None else _standardise(raw),
         mask_dg=mask,
         relabel_cp=relabel,
         sanity=sanity,
     )
-    full = replace(setup, evidence=_make_evidence(setup, relabel[line, pert], line))
-    full.__dict__["prior_model"] = setup.prior_model  # fitted already
-    return full
 
 
 def _measure_groups(screen: Screen, pert: np.ndarray, line: np.ndarray) -> np.ndarray:
@@ -322,15 +335,6 @@ def _measure_groups(screen: Screen, pert: np.ndarray, line: np.ndarray) -> np.nd
     row = {key: k for k, key in enumerate(zip(*(i.tolist() for i in ids), strict=True))}
     picked = [row[key] for key in zip(pert.tolist(), line.tolist(), strict=True)]
     return np.concatenate([np.zeros((1, screen.effect_kg.shape[1]), np.float32), screen.effect_kg[picked]])
-
-
-def _make_evidence(setup: Setup, pert: np.ndarray, line: np.ndarray) -> dict[str, np.ndarray]:
-    parts = [setup.judge(pert, line)]
-    if setup.features_pf is not None:
-        parts.append(setup.judge(pert, line, unseen=True))
-    by_run = {k: np.concatenate([np.zeros_like(parts[0][k][:1]), *[p[k] for p in parts]]) for k in parts[0]}
-    by_run["target_k"][0] = -1
-    return setup.make_tables(by_run)
 
 
 def _hash_lines(names: list[str]) -> str:

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from vcelltools.errors import UsageError
+from vcelltools.model import step as step_module
 from vcelltools.model.mesh import choose_feed, feed, local_share, make_mesh, place_rows, replicate
 from vcelltools.model.network import make_config
 from vcelltools.model.step import METRICS, StepConfig, init_state, make_data, make_schedule, make_step
@@ -110,6 +111,18 @@ def test_the_state_is_donated_and_one_batch_can_be_learnt():
 
 def test_accumulation_equals_one_large_batch(alone):
     losses, _ = train(make_mesh(jax.devices()[:1]), "replicated", n_steps=4, accumulate=4)
+    np.testing.assert_allclose(losses, alone[0][:4], atol=2e-6)
+
+
+def test_a_cpu_computes_in_microbatches_that_fit_its_caches(alone, monkeypatch):
+    chosen = [step_module.choose_microbatches(b, s) for b, s in ((32, 64), (16, 32), (6, 64), (8, 300), (1, 8))]
+    assert chosen == [8, 2, 2, 8, 1]
+    monkeypatch.setattr(step_module, "_CPU_CELLS", 4 * S)
+    sizes = []
+    choose = step_module.choose_microbatches
+    monkeypatch.setattr(step_module, "choose_microbatches", lambda b, s: sizes.append(choose(b, s)) or sizes[-1])
+    losses, _ = train(make_mesh(jax.devices()[:1]), "replicated", n_steps=4)
+    assert set(sizes) == {4}
     np.testing.assert_allclose(losses, alone[0][:4], atol=2e-6)
 
 
