@@ -291,9 +291,8 @@ def sort_genes(indptr, cells, logv, out_cells, out_tied, keys, other):
     -----
     Positive floats order as their bits. A key is (bits − smallest), less as many low bits as the position in the gene
     takes, and that position. The 10 to 22 highest bits that differ within the gene are sorted by radix in two passes;
-    runs that still share them (ties, and what lies closer than a millionth of the range) are short, and finished by
-    insertion, or by radix again where they are not. What is equal but for the bits that were cut off is put right from
-    the values.
+    what lies closer than these tell, or than a key can, is inserted by its value, on the way to the result; a gene
+    with many such is sorted again by all bits of the key.
     """
     bits = logv.view(np.uint64)
     hist = np.zeros(2048, np.int64)
@@ -326,47 +325,30 @@ def sort_genes(indptr, cells, logv, out_cells, out_tied, keys, other):
             low = max(top - 2 * digit, place)
             _two_digits(bits, small, cut, by, lo, hi, keys, other, hist_low, hist_high, low, digit)
         where = (np.uint64(1) << by) - np.uint64(1)
-        high = np.uint64(low)
-        out_tied[lo] = 0
-        j = lo + 1
+        before = np.uint64(0)
+        j = lo
         while j < hi:
-            before, here = keys[j - 1] >> by, keys[j] >> by
-            if here > before:
-                out_tied[j] = 0
+            at = lo + np.int64(keys[j] & where)
+            here = bits[at]
+            if here >= before:
+                out_cells[j] = cells[at]
+                out_tied[j] = here == before
+                before = here
                 j += 1
-            elif here < before:  # a run of equal high bits that is yet to be sorted
-                head = keys[j] >> high
-                start, stop = j - 1, j + 1
-                while start > lo and keys[start - 1] >> high == head:
-                    start -= 1
-                while stop < hi and keys[stop] >> high == head:
-                    stop += 1
-                if stop - start <= 48:
-                    _insert(keys, start, stop)
-                else:
-                    _radix(keys, start, stop, other, hist, place, low)
-                j = max(start, lo + 1)
-            else:
-                a, b = bits[lo + np.int64(keys[j - 1] & where)], bits[lo + np.int64(keys[j] & where)]
-                out_tied[j] = 1 if a == b else 0
-                if a > b:  # equal in what the key holds; the values decide
-                    start = j
-                    key = keys[j]
-                    while (
-                        start > lo
-                        and keys[start - 1] >> by == here
-                        and bits[lo + np.int64(keys[start - 1] & where)] > b
-                    ):
-                        keys[start] = keys[start - 1]
-                        start -= 1
-                    keys[start] = key
-                    for q in range(max(start, lo + 1), j + 1):
-                        same = keys[q] >> by == keys[q - 1] >> by
-                        a, b = bits[lo + np.int64(keys[q - 1] & where)], bits[lo + np.int64(keys[q] & where)]
-                        out_tied[q] = 1 if same and a == b else 0
-                j += 1
-        for j in range(lo, hi):
-            out_cells[j] = cells[lo + np.int64(keys[j] & where)]
+                continue
+            # equal in the bits that were sorted, or but for the bits that were cut off; the values decide
+            key = keys[j]
+            k = j
+            while k > lo and (j - k < 48 or low == place) and bits[lo + np.int64(keys[k - 1] & where)] > here:
+                keys[k] = keys[k - 1]
+                k -= 1
+            keys[k] = key
+            if k > lo and bits[lo + np.int64(keys[k - 1] & where)] > here:  # too many of them to insert one by one
+                _radix(keys, lo, hi, other, hist, place, top)
+                low = place
+                k = lo
+            before = np.uint64(0) if k == lo else bits[lo + np.int64(keys[k - 1] & where)]
+            j = k
 
 
 @kernel()
