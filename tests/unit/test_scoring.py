@@ -202,6 +202,20 @@ def test_the_target_gene_is_left_out():
     assert a["mae"] != b["mae"]
 
 
+def test_copied_controls_have_no_direction():
+    """Twelve cells copied from two controls: the mean differs from the controls' in the last bits alone."""
+    rng = np.random.default_rng(3)
+    labels = ["a"] * 12 + ["b"] * 6 + [CONTROL] * 2
+    real = np.log1p(rng.poisson(3.0, (20, 12)) / 7.3)
+    pred = real.copy()
+    pred[:12] = real[18:][[0, 1, 1, 0, 0, 1, 0, 1, 1, 0, 1, 0]]
+    assert 0 < np.abs(pred[:12].mean(0) - pred[18:].mean(0)).max() < 1e-14
+    genes = [f"G{i}" for i in range(12)]
+    found = vc.score(make_adata(pred, labels, genes), make_adata(real, labels, genes), profile="anndata")
+    values = found.to_frame()["pearson_delta"]
+    assert np.isnan(values["a"]) and values["b"] == pytest.approx(1.0)
+
+
 def test_undefined_values_are_left_out_and_counted(pair):
     pred, real = pair
     ours, theirs = (vc.score(pred, real, profile="de", compat=c) for c in ("ours", "cell-eval"))

@@ -17,6 +17,8 @@ from vcelltools.scoring.compat import Rules
 from vcelltools.scoring.effects import Effects
 
 NULL = None
+ROUNDING = 1e-12
+"""What the sums over a group's cells may be off by, of their size."""
 
 
 @dataclass(kw_only=True)
@@ -57,12 +59,22 @@ class Pair:
     @property
     def pred_delta_pg(self) -> np.ndarray:
         """Predicted effects."""
-        return self.pred_pg - self.pred_control_g
+        return self._delta(self.pred_pg, self.pred_control_g)
 
     @property
     def real_delta_pg(self) -> np.ndarray:
         """True effects."""
-        return self.real_pg - self.real_control_g
+        return self._delta(self.real_pg, self.real_control_g)
+
+    def _delta(self, mean_pg: np.ndarray, control_g: np.ndarray) -> np.ndarray:
+        """Return the difference; but for the peers' rules, what the sums' own rounding makes is zero.
+
+        Cells that are copies of controls would otherwise have a direction, of the order in which they were summed.
+        """
+        delta = mean_pg - control_g
+        if not self.rules.peer_precision:
+            delta[np.abs(delta) <= ROUNDING * (np.abs(mean_pg) + np.abs(control_g))] = 0.0
+        return delta
 
     @property
     def target_p(self) -> np.ndarray:
