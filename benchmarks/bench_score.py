@@ -80,8 +80,9 @@ def read(path: Path) -> dict[tuple[str, str], float]:
 def check_equal(theirs: Path, ours: Path) -> float:
     """Compare results.csv; return the largest difference.
 
-    The peer's energy distances are float32: on set 1 its metric is 2e-5 off the float64 value, which ours is. Its clusters turn on the last bits of its float32 centroids: scanpy
-    itself gives other ones after a change of 1e-7, so they are left out.
+    The peer's energy distances are float32: on set 1 its metric is 2e-5 off the float64 value, which ours is. Its
+    clusters turn on the last bits of its float32 centroids: scanpy itself gives other ones after a change of 1e-7, so
+    they are left out.
     """
     a, b = read(theirs / "results.csv"), read(ours / "results.csv")
     if a.keys() != b.keys():
