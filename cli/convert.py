@@ -62,6 +62,13 @@ def sample(
         int | None, typer.Option("--per-group", help="Or: up to so many of every group of --by.", show_default=False)
     ] = None,
     by: Annotated[str | None, typer.Option("--by", metavar="COLUMN", help="Keep this column's proportions.")] = None,
+    where: Annotated[
+        list[str] | None,
+        typer.Option("--where", metavar="COLUMN=A,B", help="Only cells with these labels (repeat: all must hold)."),
+    ] = None,
+    matching: Annotated[
+        Path | None, typer.Option("--matching", metavar="FILE", help="Only cells whose --by label this file has too.")
+    ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of the choice.")] = 0,
     compression: Compression = "none",
     modality: Modality = None,
@@ -73,12 +80,18 @@ def sample(
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
-    """Write a random sample of the cells as an h5ad; the same seed chooses the same cells.
+    """Write some of the cells as an h5ad: by their labels, at random (the same seed chooses the same), or both.
 
     Example: vcelltools sample atlas.h5mu --per-group 200 --by feature_call --out small.h5ad
+
+    The truth of a prediction: vcelltools sample screen.h5ad --where batch=3 --by target_gene --matching pred.h5ad
+    --out truth.h5ad
     """
     options = dict(locals())
+    from vcelltools.pipelines.choose import parse_where
     from vcelltools.pipelines.convert import sample as run
+
+    options["where"] = parse_where(where or [])
 
     _write(run, options)
 

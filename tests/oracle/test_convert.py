@@ -16,7 +16,8 @@ from tests.conftest import need_data
 from vcelltools.errors import DataError, UsageError
 from vcelltools.io import open_dataset
 from vcelltools.io.safe import get_filters
-from vcelltools.pipelines.convert import choose_rows, convert, sample
+from vcelltools.pipelines.choose import choose_rows, find_allowed, parse_where
+from vcelltools.pipelines.convert import convert, sample
 
 N, G = 230, 41
 
@@ -270,6 +271,39 @@ def test_choices_are_nested_and_seeded():
         assert get(per_group=10_000, by="batch") == set(range(N))
         _, groups = choose_rows(ds, n=None, frac=None, per_group=5, by="hole", seed=0)
         assert groups == {"x": 5, "no label": 5}
+
+
+def test_cells_chosen_by_their_labels(tmp_path):
+    """As pandas would choose them; then at random among these."""
+    a = make_adata()
+    other = a[a.obs["batch"].isin(["b"])].copy()
+    label = a.obs["batch"].astype(str).to_numpy()
+    with open_dataset(a) as ds:
+        for where, matching, want in (
+            ({"batch": ["b"]}, None, label == "b"),
+            ({"batch": ["b,c"]}, None, np.isin(label, ["b", "c"])),
+            ({"batch": ["b", "c"], "flag": ["True"]}, None, np.isin(label, ["b", "c"]) & (a.obs["flag"] == True)),  # noqa: E712
+            ({}, other, label == "b"),
+        ):
+            allowed = find_allowed(ds, where, "batch", matching)
+            np.testing.assert_array_equal(allowed, np.asarray(want, bool))
+            rows, _ = choose_rows(ds, n=None, frac=None, per_group=None, by=None, seed=0, allowed_n=allowed)
+            np.testing.assert_array_equal(rows, np.flatnonzero(allowed))
+            some, groups = choose_rows(ds, n=5, frac=None, per_group=None, by="batch", seed=0, allowed_n=allowed)
+            assert len(some) == sum(groups.values()) == 5
+            assert set(some) < set(rows)
+        with pytest.raises(DataError, match="no cell has obs/batch = 'nowhere'"):
+            find_allowed(ds, {"batch": ["nowhere"]}, None, None)
+        with pytest.raises(UsageError, match="matching in what"):
+            find_allowed(ds, {}, None, other)
+    sample(a, tmp_path / "s.h5ad", by="batch", matching=other)
+    np.testing.assert_array_equal(anndata.read_h5ad(tmp_path / "s.h5ad").obs_names, other.obs_names)
+
+
+@pytest.mark.parametrize("text", ["batch", "=3", "batch="])
+def test_where_says_which_cells(text):
+    with pytest.raises(UsageError, match="does not say which cells"):
+        parse_where([text])
 
 
 @pytest.mark.parametrize(

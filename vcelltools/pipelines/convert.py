@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +18,7 @@ from vcelltools.io.dataset import list_choices
 from vcelltools.io.extras import carry_extras
 from vcelltools.io.matrix import Matrix
 from vcelltools.io.write import LAYOUTS, H5adWriter, get_value_dtype
+from vcelltools.pipelines.choose import choose_rows, find_allowed
 from vcelltools.pipelines.rewrite import rewrite_matrix
 from vcelltools.progress import SILENT, Progress
 from vcelltools.results import Result
@@ -121,6 +122,8 @@ def sample(
     frac: float | None = None,
     per_group: int | None = None,
     by: str | None = None,
+    where: Mapping[str, Sequence[str]] | None = None,
+    matching: str | os.PathLike | AnnData | None = None,
     seed: int = 0,
     modality: str | None = None,
     layer: str | None = None,
@@ -130,75 +133,36 @@ def sample(
     threads: int | None = None,
     progress: Progress = SILENT,
 ) -> ConvertResult:
-    """Write some cells of a file, chosen at random, in their old order.
+    """Write some cells of a file, chosen by their labels, at random, or both, in their old order.
 
     Parameters
     ----------
     n, frac, per_group
-        One of: so many cells; a share of them; so many of every group of ``by`` (all where it has fewer).
+        One of: so many cells; a share of them; so many of every group of ``by`` (all where it has fewer). None where
+        ``where`` or ``matching`` chooses.
     by
         An obs column; ``n`` and ``frac`` then keep its proportions. Cells without a label are a group.
+    where
+        obs column -> labels: only cells that have one of these in each of these columns.
+    matching
+        Another file or AnnData with the column ``by``: only cells whose label occurs there.
     seed
         The same seed chooses the same cells, and of two sizes the smaller choice lies within the larger.
 
     Raises
     ------
     UsageError
-        Unless exactly one of ``n``, ``frac`` and ``per_group`` is given and can be met.
+        Unless one of ``n``, ``frac`` and ``per_group`` is given and can be met, or none where labels choose.
     DataError
-        For a column that is not there.
+        For a column or a label that is not there, and where no cell is left.
     """
     with open_dataset(source, modality=modality, layer=layer) as ds:
-        rows, groups = choose_rows(ds, n=n, frac=frac, per_group=per_group, by=by, seed=seed)
+        allowed_n = None
+        if where or matching is not None:
+            allowed_n = find_allowed(ds, where or {}, by, matching)
+        rows, groups = choose_rows(ds, n=n, frac=frac, per_group=per_group, by=by, seed=seed, allowed_n=allowed_n)
         packing = {"compression": compression, "level": None, "force": force}
         return _copy(ds, out, rows, layers, {}, packing, threads, progress, groups)
-
-
-def choose_rows(
-    ds: Dataset, *, n: int | None, frac: float | None, per_group: int | None, by: str | None, seed: int
-) -> tuple[np.ndarray, dict[str, int] | None]:
-    """Return the (m,) increasing positions chosen, and the cells by group where there is a column."""
-    given = [k for k, v in (("n", n), ("frac", frac), ("per_group", per_group)) if v is not None]
-    if len(given) != 1:
-        raise UsageError("how many cells?", hint="give exactly one of --n, --frac and --per-group")
-    if per_group is not None and by is None:
-        raise UsageError("per group of what?", hint="--by names an obs column")
-    if frac is not None and not 0 < frac <= 1:
-        raise UsageError(f"a share of {frac}; above 0 and up to 1 expected")
-    if n is not None and not 1 <= n <= ds.n_cells:
-        raise UsageError(f"{n:,} cells cannot be taken of {ds.n_cells:,}", hint="at least 1, at most all of them")
-    if per_group is not None and per_group < 1:
-        raise UsageError(f"{per_group} cells a group; at least 1 expected")
-    if seed < 0:
-        raise UsageError(f"seed {seed}; a whole number from 0 on expected")
-    labels = ["all cells"]
-    codes = np.zeros(ds.n_cells, np.int64)
-    if by is not None:
-        found, labels = ds.obs.column(by).factorize()
-        codes = np.where(found < 0, len(labels), found)
-        if (found < 0).any():
-            labels = [*labels, "no label"]
-    size = np.bincount(codes, minlength=len(labels))
-    if per_group is not None:
-        take = np.minimum(size, per_group)
-    else:
-        total = n if n is not None else max(1, round(frac * ds.n_cells))  # type: ignore[operator]
-        take = _share_out(size, total)
-    draw = np.random.Generator(np.random.Philox(key=[seed, 1])).random(ds.n_cells)
-    order = np.lexsort((draw, codes))  # group by group, each in random order
-    first = np.concatenate([[0], np.cumsum(size)])[:-1]
-    rank = np.arange(ds.n_cells) - np.repeat(first, size)
-    rows = np.sort(order[rank < np.repeat(take, size)])
-    return rows, None if by is None else {k: int(v) for k, v in zip(labels, take, strict=True)}
-
-
-def _share_out(size: np.ndarray, total: int) -> np.ndarray:
-    """Split ``total`` over groups in proportion to their sizes, by largest remainders."""
-    exact = size * (total / size.sum())
-    take = np.floor(exact).astype(np.int64)
-    rest = np.argsort(take - exact, kind="stable")[: total - int(take.sum())]
-    take[rest] += 1
-    return take
 
 
 def _copy(

@@ -109,13 +109,13 @@ def _list_some(names: list[str], limit: int = 10) -> str:
     return ", ".join(names[:limit]) + more
 
 
-def _differences(what: str, pred_label: str, missing: list[str], extra: list[str]) -> DataError:
+def _differences(what: str, pred_label: str, missing: list[str], extra: list[str], hint: str = "") -> DataError:
     parts = []
     if missing:
         parts.append(f"lacks {len(missing):,} of the truth's {what}: {_list_some(missing)}")
     if extra:
         parts.append(f"has {len(extra):,} {what} that the truth lacks: {_list_some(extra)}")
-    return DataError(f"{pred_label}: {'; '.join(parts)}", hint=f"prediction and truth need the same {what}")
+    return DataError(f"{pred_label}: {'; '.join(parts)}", hint=f"prediction and truth need the same {what}{hint}")
 
 
 def match_genes(pred: np.ndarray, real: np.ndarray, pred_label: str) -> np.ndarray | None:
@@ -146,7 +146,8 @@ def match_labels(pred: Cells, real: Cells, control: str, pred_label: str) -> Non
     a, b = set(pred.labels) - {control}, set(real.labels) - {control}
     missing, extra = sorted(b - a), sorted(a - b)
     if missing or extra:
-        raise _differences("perturbations", pred_label, missing, extra)
+        hint = "; vcelltools sample TRUTH --by COLUMN --matching PRED writes the truth of those predicted"
+        raise _differences("perturbations", pred_label, missing, extra, hint if missing and not extra else "")
 
 
 def check_scales(pred: Opened, real: Opened, options: Options) -> list[str]:

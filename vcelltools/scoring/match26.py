@@ -166,7 +166,10 @@ def _say_difference(where: str, what: str, have: set[str], want: set[str]) -> No
         parts.append(f"missing {what}: {some(want - have)}")
     if have - want:
         parts.append(f"{what} that the truth lacks: {some(have - want)}")
-    raise DataError(f"{where}: prediction and truth differ: {'; '.join(parts)}")
+    raise DataError(
+        f"{where}: prediction and truth differ: {'; '.join(parts)}",
+        hint=f"both need the same {what}: vcelltools sample writes the cells of some" if what != "genes" else None,
+    )
 
 
 def _match_genes(where: str, genes: np.ndarray, want: np.ndarray) -> np.ndarray | None:
