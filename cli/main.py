@@ -7,6 +7,7 @@ import gc
 import importlib
 import json
 import os
+import signal
 import sys
 import threading
 from typing import Annotated, NoReturn
@@ -128,6 +129,8 @@ def run() -> NoReturn:
     Unloading numba's compiler alone costs 0.15 s. Where other threads run, or a library is loaded that must say
     goodbye to devices or workers, the process ends as usual.
     """
+    if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: what runs stops its workers, and says 5
     gc.set_threshold(100_000, 20, 20)  # imports make much and leave no garbage: looking for it takes 40 ms
     try:
         main()

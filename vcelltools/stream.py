@@ -7,6 +7,7 @@ depend on which worker saw which span: integer accumulators guarantee it.
 
 from __future__ import annotations
 
+import ctypes
 import os
 import threading
 from collections import deque
@@ -56,6 +57,12 @@ def get_free_memory() -> int:
         used = int((group / "memory.current").read_text(encoding="ascii"))
         free = min(free, max(0, limit - used + cached))
     return free
+
+
+def trim_heap() -> None:
+    """Give memory that was freed back to the system, where the C library keeps it: glibc does, below 32 MiB a piece."""
+    with suppress(AttributeError, OSError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def plan_blocks(matrix: Matrix) -> list[Span]:

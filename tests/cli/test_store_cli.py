@@ -145,6 +145,55 @@ def test_data_sets_side_by_side_have_the_bytes_of_a_serial_run(project, cli):
     assert cli("build-store", "--jobs", 2, "--dask", "local", cwd=project).code == 2
 
 
+def _find_children(pid: int) -> set[int]:
+    """Return the processes below one, but for those that are dead and not yet buried."""
+    parent = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            name, _, rest = stat.read_text().rpartition(")")
+        except OSError:
+            continue
+        state, above = rest.split()[:2]
+        if state != "Z":
+            parent[int(name.split()[0])] = int(above)
+    found, level = set(), {pid}
+    while level:
+        level = {p for p, above in parent.items() if above in level} - found
+        found |= level
+    return found
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_a_run_that_is_asked_to_stop_leaves_no_process_behind(project, cli, number, jobs):
+    from tests.screens import make_screen, write
+    from tests.unit.test_store import hashes
+
+    toml = project / "vcelltools.toml"
+    toml.write_text(toml.read_text().replace("nonsense", "P1"))
+    write(make_screen(n=60_000, seed=1), project / "d1.h5ad")
+    command = [sys.executable, "-m", "vcelltools.cli.main", "build-store", "--jobs", str(jobs), "--json"]
+    run = subprocess.Popen(command, cwd=project, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while not (project / "stores/.d1.building/journal").exists() and time.monotonic() < deadline:
+        time.sleep(0.005)
+    children = _find_children(run.pid)
+    assert len(children) >= jobs - 1
+    run.send_signal(number)
+    _, err = run.communicate(timeout=120)
+    assert run.returncode == 5, err
+    assert "interrupted" in err and "Traceback" not in err
+    deadline = time.monotonic() + 30
+    while (left := [p for p in children if Path(f"/proc/{p}").exists()]) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not left
+    assert not (project / "stores/d1").exists()
+    ran = cli("build-store", "--jobs", jobs, "--json", cwd=project)
+    assert ran.code == 0, ran.stderr
+    assert cli("build-store", "--name", "d1", "--out", "clean", cwd=project).code == 0
+    assert hashes(project / "stores/d1") == hashes(project / "clean/d1")
+
+
 @pytest.mark.parametrize("victim", ["child", "parent"])
 def test_a_killed_run_over_several_data_sets_continues(project, cli, victim):
     from tests.screens import make_screen, write

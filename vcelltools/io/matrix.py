@@ -152,6 +152,10 @@ class _Sparse(_Shaped):
         data = self._data.read(a, b, self.chunk_dtype, buffers.data)
         return indptr, indices, data
 
+    def forget(self) -> None:
+        """Let go of ``indptr``, 8 bytes a row or column, after the last read."""
+        self.indptr = np.zeros(1, np.int64)
+
 
 class CsrMatrix(_Sparse):
     """A CSR matrix: spans are rows."""

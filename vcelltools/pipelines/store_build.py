@@ -27,15 +27,18 @@ from vcelltools.errors import DataError
 from vcelltools.io import CscMatrix, Dataset, DenseMatrix
 from vcelltools.io.arrays import pread_into
 from vcelltools.io.atomic import dump_json, fsync_path, replace_folder, step
+from vcelltools.io.table import RANGE
 from vcelltools.kernels import store as kernels
 from vcelltools.pipelines.store_columns import scatter_columns
 from vcelltools.pipelines.store_files import (
     Journal,
     UnitHasher,
     hash_array,
+    hash_parts,
     merge_over,
     pwrite_all,
     save_array,
+    to_smallest,
     trim,
     write_all,
 )
@@ -55,7 +58,7 @@ from vcelltools.pipelines.store_plan import StorePlan
 from vcelltools.pipelines.store_rows import scatter_rows
 from vcelltools.pipelines.store_tables import write_manifest, write_tables
 from vcelltools.progress import SILENT, Progress
-from vcelltools.stream import get_threads
+from vcelltools.stream import get_threads, trim_heap
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -219,7 +222,7 @@ class Builder:
             "single": self.single,
             "sums": self.sums_mode,
             "order": hash_array(order.source),
-            "groups": hash_array(order.group_of_cell),
+            "groups": hash_parts(order.get_groups(a, a + RANGE) for a in range(0, self.ds.n_cells, RANGE)),
             "columns": hash_array(self.plan.basis_of_column),
             "measured": hash_array(self.plan.match.merged.of_column),
             "library_size": self.plan.libsize_from,
@@ -259,6 +262,7 @@ class Builder:
                 self._finish([x for x in lines if x["kind"] == "bucket"])
             self.sums = np.empty((0, 0), np.int64)  # before the tables are made
             self.over.clear()
+        trim_heap()
         write_tables(self)
         write_manifest(self)
 
@@ -274,7 +278,7 @@ class Builder:
             self._add_state(line, self.parts_dpath)
             a, z = line["part"]
             self.libsize[a:z] = np.load(self.parts_dpath / line["libsize"], allow_pickle=False)
-        pwrite_all(self.lib_fd, self.libsize, 0)
+        trim(self.libsize)  # dirty pages stay with the file, whose fd is flushed
         self.checkpoint("scattered", parts=parts)
 
     @contextmanager
@@ -337,8 +341,7 @@ class Builder:
             if self.by_column:
                 os.truncate(self.columns_fd, 2 * self.n * self.plan.n_basis)
             os.ftruncate(self.lib_fd, 8 * n_cells)
-            self.libsize = np.zeros(n_cells, np.int64)
-            pread_into(self.lib_fd, self.libsize, 0, str(d / "libsize.work"))
+            self.libsize: np.ndarray = np.memmap(d / "libsize.work", np.int64, "r+", shape=(n_cells,))
             self.sums = self._make_sums(d)
             self.over: list[np.ndarray] = []
             self.duplicates = 0
@@ -422,23 +425,28 @@ class Builder:
     def _finish(self, done: list[dict[str, Any]]) -> None:
         plan = self.plan
         self.over_sorted = merge_over(self.over)
-        lib = self.libsize[plan.order.source]
-        self.libsize = self.slot_of_cell = np.empty(0, np.int64)  # all that follows is in store order
+        self.slot_of_cell = np.empty(0, np.int32)  # all that follows is in store order
+        if not isinstance(self.ds.matrix, DenseMatrix):
+            self.ds.matrix.forget()
+        lib = to_smallest(self.libsize)[plan.order.source]
+        self.libsize, self.known_libsize = np.empty(0, np.int64), None
+        trim_heap()
         n_buckets = len(self.edges) - 1
         counts = open(self.dpath / "counts.u8z", "r+b" if done else "w+b", buffering=0)  # noqa: SIM115
         sizes_path = self.dpath / "frames.work"
-        sizes: list[np.ndarray] = []
+        sizes = np.empty(len(self.frame_starts) - 1, np.int64)
+        n_sizes = int(done[-1]["frames"]) if done else 0
         if done:
-            old = np.fromfile(sizes_path, np.int64)[: int(done[-1]["frames"])]
-            sizes.append(old)
-            counts.truncate(int(old.sum()))
+            sizes[:n_sizes] = np.fromfile(sizes_path, np.int64, n_sizes)
+            counts.truncate(int(sizes[:n_sizes].sum()))
         sizes_file = open(sizes_path, "r+b" if done else "w+b", buffering=0)  # noqa: SIM115
-        sizes_file.truncate(8 * sum(len(s) for s in sizes))
-        hasher = UnitHasher()
+        sizes_file.truncate(8 * n_sizes)
+        hasher = UnitHasher(self.n)
         ready: list[tuple[int, np.ndarray, bytes | None, np.ndarray | None]] = []
 
         def commit() -> None:
             """Frames first, flushed and journalled; only then values over the work rows that they come from."""
+            nonlocal n_sizes
             new = [x for x in ready if x[2] is not None]
             if new:
                 counts.seek(0, os.SEEK_END)
@@ -447,7 +455,8 @@ class Builder:
                     assert blob is not None and frame_sizes is not None
                     write_all(counts, blob)
                     write_all(sizes_file, frame_sizes.tobytes())
-                    sizes.append(frame_sizes)
+                    sizes[n_sizes : n_sizes + len(frame_sizes)] = frame_sizes
+                    n_sizes += len(frame_sizes)
                 os.fdatasync(counts.fileno())
                 os.fdatasync(sizes_file.fileno())
                 step("frames")
@@ -470,7 +479,7 @@ class Builder:
                 while True:
                     while len(waiting) < self.threads + 1 and (k := next(todo, None)) is not None:
                         job = self._redo_bucket if k < len(done) else self._make_bucket
-                        args = (k, lib, sizes[0], counts.fileno()) if k < len(done) else (k, lib)
+                        args = (k, lib, sizes, counts.fileno()) if k < len(done) else (k, lib)
                         waiting.append((k, pool.submit(job, *args)))
                     if not waiting:
                         break
@@ -484,17 +493,17 @@ class Builder:
             sizes_file.close()
         os.fdatasync(self.x_fd)
         self.progress.finish()
-        offsets = np.append(0, np.cumsum(np.concatenate(sizes)))
+        offsets = np.append(0, np.cumsum(sizes))
         save_array(self.dpath / "frames.npy", np.stack([self.frame_starts, offsets]))
         save_array(self.dpath / "X.xxh3.npy", hasher.finish())
-        save_array(self.dpath / "libsize.npy", lib)
+        save_array(self.dpath / "libsize.npy", lib.astype(np.int64))
         self._save_sums()
 
     def _make_bucket(self, k: int, lib: np.ndarray) -> tuple[np.ndarray, bytes, np.ndarray]:
         """Return (value rows, frames, size of each frame) of a bucket."""
         a, b = int(self.edges[k]), int(self.edges[k + 1])
         work, row_of = self._read_work(a, b)
-        packed, escapes, values = self._turn(work, row_of, lib[a:b], self._get_over(a, b))
+        packed, escapes, values = self._turn(work, row_of, lib[a:b].astype(np.int64), self._get_over(a, b))
         f0, f1 = np.searchsorted(self.frame_starts, [a, b])
         blob, sizes = encode_frames(packed, escapes, self.frame_starts[f0 : f1 + 1] - a)
         return values, blob, sizes
@@ -534,7 +543,7 @@ class Builder:
             counts = np.empty((r1 - r0, self.plan.n_basis), np.uint32)
             decode_frame(raw, counts, where=f"{self.dpath}/counts.u8z: frame {f}")
             over.append(fill_work(work[r0:r1], counts, r0))
-        _, _, values = self._turn(work, np.arange(b - a), lib[a:b], np.concatenate(over))
+        _, _, values = self._turn(work, np.arange(b - a), lib[a:b].astype(np.int64), np.concatenate(over))
         return values, None, None
 
     def _get_over(self, a: int, b: int) -> np.ndarray:
@@ -575,8 +584,6 @@ class Builder:
 
     def is_complete(self) -> bool:
         """Say whether the folder holds the whole store of this plan, only not yet at its name."""
-        if not (self.dpath / MANIFEST).exists():
-            return False
         try:
             return read_manifest(self.dpath)["plan"] == self.fingerprint
         except DataError:
@@ -584,9 +591,8 @@ class Builder:
 
     def publish(self, target: Path) -> None:
         """Give the finished folder its name."""
-        for path in self.dpath.iterdir():
-            if path.name not in (*PARTS, "X.f16", MANIFEST):
-                path.unlink()
+        for path in (p for p in self.dpath.iterdir() if p.name not in (*PARTS, "X.f16", MANIFEST)):
+            path.unlink()
         step("publish")
         self._remove_parts()
         replace_folder(self.dpath, target)

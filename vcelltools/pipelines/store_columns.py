@@ -39,7 +39,7 @@ def scatter_columns(b: Builder, first: int) -> None:
 def scatter_genes(b: Builder, single: np.ndarray, shared: list[list[int]], *, checkpoints: bool = True) -> None:
     """Scatter columns that are a gene of their own, and lists of columns that share one."""
     scale = b.plan.target_sum / np.maximum(b.libsize[b.plan.order.source], 1)
-    group = b.plan.order.group_of_cell[b.plan.order.source]
+    group = b.plan.order.get_groups_of_rows()
     spans = _plan(b, single)
     more = [[s for c in columns for s in _plan(b, np.array([c]))] for columns in shared]
     b.progress.start("genes", sum(s.n_bytes for s in spans) + sum(s.n_bytes for m in more for s in m), "bytes")

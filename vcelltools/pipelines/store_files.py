@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,9 @@ from vcelltools.pipelines.store_format import UNIT_ROWS, hash_units
 if TYPE_CHECKING:
     import pandas as pd
     import pyarrow as pa
+
+
+_RANGE = 1 << 20
 
 
 class Journal:
@@ -64,25 +68,31 @@ class Journal:
 
 
 class UnitHasher:
-    """Hashes units of 16 rows of a stream of rows."""
+    """Hashes units of 16 rows of a stream of ``n`` rows."""
 
-    def __init__(self) -> None:
+    def __init__(self, n: int) -> None:
         self._rest: np.ndarray | None = None
-        self._hashes: list[np.ndarray] = []
+        self._hashes = np.empty(-(-n // UNIT_ROWS), np.uint64)
+        self._done = 0
 
     def update(self, rows: np.ndarray) -> None:
         """Take the next rows."""
         if self._rest is not None and len(self._rest):
             rows = np.concatenate([self._rest, rows])
         whole = len(rows) // UNIT_ROWS * UNIT_ROWS
-        self._hashes.append(hash_units(rows[:whole]))
+        self._add(rows[:whole])
         self._rest = rows[whole:].copy()
+
+    def _add(self, rows: np.ndarray) -> None:
+        found = hash_units(rows)
+        self._hashes[self._done : self._done + len(found)] = found
+        self._done += len(found)
 
     def finish(self) -> np.ndarray:
         """Return all hashes."""
         if self._rest is not None and len(self._rest):
-            self._hashes.append(hash_units(self._rest))
-        return np.concatenate(self._hashes) if self._hashes else np.empty(0, np.uint64)
+            self._add(self._rest)
+        return self._hashes
 
 
 def write_all(file: Any, data: bytes) -> None:
@@ -125,9 +135,29 @@ def write_parquet(path: Path, table: pa.Table) -> None:
     fsync_path(path)
 
 
+def hash_parts(parts: Iterable[np.ndarray]) -> str:
+    """Return the sha256 of the bytes of some arrays, one after the other."""
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(np.ascontiguousarray(part).data)
+    return digest.hexdigest()
+
+
 def hash_array(values: np.ndarray) -> str:
     """Return the sha256 of an array's bytes, in hexadecimal."""
-    return hashlib.sha256(np.ascontiguousarray(values).data).hexdigest()
+    return hash_parts([values])
+
+
+def to_smallest(values: np.ndarray) -> np.ndarray:
+    """Return non-negative int64 as uint32 where they fit; of a memory map no more than a range is resident."""
+    out = np.empty(len(values), np.uint32)
+    for a in range(0, len(values), _RANGE):
+        part = values[a : a + _RANGE]
+        if int(part.max(initial=0)) > np.iinfo(np.uint32).max:
+            return np.array(values)
+        out[a : a + _RANGE] = part
+        trim(values)
+    return out
 
 
 def trim(table: np.ndarray) -> None:

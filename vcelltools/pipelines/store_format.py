@@ -24,6 +24,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -150,10 +151,13 @@ def hash_units(rows: np.ndarray) -> np.ndarray:
     )
 
 
-def hash_file(path: Path) -> str:
-    """Return the sha256 of a file, in hexadecimal."""
-    with open(path, "rb") as f:
-        return hashlib.file_digest(f, "sha256").hexdigest()
+def hash_file(path: Path, over: threading.Event | None = None) -> str:
+    """Return the sha256 of a file, in hexadecimal; of its beginning where ``over`` is set meanwhile."""
+    digest, piece = hashlib.sha256(), bytearray(1 << 20)
+    with open(path, "rb", buffering=0) as f:
+        while (n := f.readinto(piece)) and not (over is not None and over.is_set()):
+            digest.update(memoryview(piece)[:n])
+    return digest.hexdigest()
 
 
 def make_manifest(body: dict[str, Any]) -> str:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import re
+import threading
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -103,10 +105,23 @@ def make_spec(source: Any, name: str | None, options: dict[str, Any]) -> Dataset
     return convert({"name": name, "path": path, **values}, DatasetConfig, where="build_store")
 
 
-def describe_source(ds: Dataset, *, hash_whole: bool | None = None) -> dict[str, Any]:
+@contextmanager
+def describing(ds: Dataset, *, hash_whole: bool | None) -> Iterator[Future[dict[str, Any]]]:
+    """Describe the source in a thread, beside the reading of obs; an error there ends it early."""
+    over = threading.Event()
+    with ThreadPoolExecutor(1, thread_name_prefix="vcelltools-hash") as pool:
+        try:
+            yield pool.submit(describe_source, ds, hash_whole=hash_whole, over=over)
+        finally:
+            over.set()
+
+
+def describe_source(
+    ds: Dataset, *, hash_whole: bool | None = None, over: threading.Event | None = None
+) -> dict[str, Any]:
     """Return path, size and sha256 of a file; of one above 4 GiB the hash of its ends, unless asked for.
 
-    Hashing all of a large file would read it a second time.
+    Hashing all of a large file would read it a second time. Once ``over`` is set nobody wants to know.
     """
     import hashlib
 
@@ -117,7 +132,7 @@ def describe_source(ds: Dataset, *, hash_whole: bool | None = None) -> dict[str,
     stat = ds.path.stat()
     out: dict[str, Any] = {"path": str(ds.path), "bytes": stat.st_size, "modality": ds.modality, "layer": ds.layer}
     if hash_whole or (hash_whole is None and stat.st_size <= _HASH_WHOLE):
-        out["sha256"] = hash_file(ds.path)
+        out["sha256"] = hash_file(ds.path, over)
     else:
         with open(ds.path, "rb") as f:
             ends = f.read(1 << 20)
@@ -191,6 +206,7 @@ def build_store(
         translate_os_errors(target),
         locked(target),
         open_dataset(source, modality=spec.modality, layer=spec.layer) as ds,
+        describing(ds, hash_whole=hash_source) as described,
     ):
         plan = make_plan(
             ds,
@@ -204,7 +220,7 @@ def build_store(
             plan,
             ds,
             target.parent / f".{spec.name}.building",
-            source=describe_source(ds, hash_whole=hash_source),
+            source=described.result(),
             threads=threads,
             chunk_values=chunk_values,
             bucket_bytes=bucket_bytes,

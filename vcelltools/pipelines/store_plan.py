@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from vcelltools.genes import Basis, Genes, Reconciliation, match_genes, read_gen
 from vcelltools.io import CsrMatrix, Dataset
 from vcelltools.io.table import RANGE, Table, TableBase
 from vcelltools.pipelines.store_labels import Labels, read_labels
+from vcelltools.stream import trim_heap
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -48,15 +50,12 @@ class Order:
         (n,) int32: the source cell of each store row.
     row_of_cell
         (cells,) int32: the store row of each source cell, -1 where it is left out.
-    group_of_cell
-        (cells,) int32: the row of the sums, -1 where it is left out.
     runs
         One row a run: cell_line, perturbation, the context columns, context, start, length, is_control, sums_row.
     """
 
     source: np.ndarray
     row_of_cell: np.ndarray
-    group_of_cell: np.ndarray
     runs: pd.DataFrame
 
     @property
@@ -68,6 +67,20 @@ class Order:
     def n_groups(self) -> int:
         """Rows of the sums."""
         return int(self.runs["sums_row"].max()) + 1
+
+    @cached_property
+    def _groups(self) -> tuple[np.ndarray, np.ndarray]:
+        """First store row of each run, and the row of the sums of each run; the last is -1."""
+        return self.runs["start"].to_numpy(), np.append(self.runs["sums_row"].to_numpy(np.int32), np.int32(-1))
+
+    def get_groups(self, start: int, stop: int) -> np.ndarray:
+        """Return (stop - start,) int32: the row of the sums of source cells, -1 where they are left out."""
+        first, sums_row = self._groups
+        return sums_row[np.searchsorted(first, self.row_of_cell[start:stop], side="right") - 1]
+
+    def get_groups_of_rows(self) -> np.ndarray:
+        """Return (n,) int32: the row of the sums of each store row."""
+        return np.repeat(self._groups[1][:-1], self.runs["length"])
 
 
 def make_order(labels: Labels, keys: np.ndarray, *, group_by: list[str]) -> Order:
@@ -106,9 +119,7 @@ def make_order(labels: Labels, keys: np.ndarray, *, group_by: list[str]) -> Orde
     columns |= {"start": start, "length": length, "is_control": r_pert == 0, "sums_row": sums_row}
     row_of_cell = np.full(len(labels.line), -1, np.int32)
     row_of_cell[source] = np.arange(len(source), dtype=np.int32)
-    group_of_cell = np.full(len(labels.line), -1, np.int32)
-    group_of_cell[source] = np.repeat(sums_row, length)
-    return Order(source=source, row_of_cell=row_of_cell, group_of_cell=group_of_cell, runs=pd.DataFrame(columns))
+    return Order(source=source, row_of_cell=row_of_cell, runs=pd.DataFrame(columns))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -205,6 +216,7 @@ def make_plan(
     labels = labels.without_cells()
     if isinstance(ds.obs, TableBase):
         ds.obs.forget()
+    trim_heap()
     notes = list(ds.notes)
     libsize, libsize_from = read_libsize(ds, spec)
     if order.n == 0:

@@ -120,7 +120,6 @@ def visit(b: Builder, state: dict[str, Any], chunk: CsrChunk) -> None:
                 hint="library_size names the column of total counts",
             )
         libsize = b.known_libsize[cells]
-    b.libsize[cells] = libsize
     pwrite_all(b.lib_fd, np.ascontiguousarray(libsize), 8 * chunk.start)
     _write_work(b, work, slots[by_slot])
     if status[3]:
@@ -142,7 +141,7 @@ def _write_work(b: Builder, work: np.ndarray, slots: np.ndarray) -> None:
 
 
 def _add_sums(b: Builder, state: dict[str, Any], chunk: CsrChunk, libsize, cells: slice, *, unsorted: bool) -> None:
-    group = b.plan.order.group_of_cell[cells]
+    group = b.plan.order.get_groups(cells.start, cells.stop)
     indptr, indices, data, measured = chunk.indptr, chunk.indices, chunk.data, b.measured_of_column
     if unsorted or not b.measured_is_plain:
         indptr, indices, data = _canonicalise(b, chunk)
