@@ -162,7 +162,7 @@ class Builder:
         runs = plan.order.runs
         sums = 8 * plan.order.n_groups * len(self.measured)
         per_thread = 30 * self.chunk_values + 6 * (self.edges[1] - self.edges[0]) * self.row_bytes
-        per_cell = (70 if self.by_column else 40) * self.ds.n_cells
+        per_cell = (56 if self.by_column else 26) * self.ds.n_cells
         return {
             "name": plan.spec.name,
             "source": self.ds.label,
