@@ -60,6 +60,12 @@ CASES = [
     ((*BUILD, *STORE, "--group-by", "zzz"), 3, "zzz"),
     ((*SCORE, "--pert-col", "zzz"), 3, "zzz"),
     ((*SCORE, "--control", "NT"), 3, "NT"),
+    ((*SCORE, "--baseline", "absent.csv"), 3, "absent.csv: no such file"),
+    ((*SCORE, "--baseline", "x.h5ad"), 3, "not text"),
+    (("sample", "x.h5ad", "--where", "batch", "--out", "q.h5ad"), 2, "COLUMN=LABEL"),
+    (("sample", "x.h5ad", "--where", "zzz=1", "--out", "q.h5ad"), 3, "zzz"),
+    (("sample", "x.h5ad", "--where", "target_gene=zzz", "--out", "q.h5ad"), 3, "zzz"),
+    (("sample", "x.h5ad", "--matching", "x.h5ad", "--out", "q.h5ad"), 2, "--by"),
     # outputs
     (("hvg", "x.h5ad", "--out", "basis.txt"), 2, "--force"),
     (("hvg", "x.h5ad", "--out", "x.h5ad", "--force"), 2, "the input itself"),

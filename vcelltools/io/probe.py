@@ -55,10 +55,9 @@ def probe_h5(path: Path) -> None:
     key = _get_key(path)
     if key not in _verdicts:
         pid = _started.pop(key, None)
-        if pid is None:
-            _verdicts[key] = _get_verdict(os.waitpid(_fork(path), 0)[1]) if _can_fork() else _look_from_outside(path)
-        else:
-            _verdicts[key] = _get_verdict(os.waitpid(pid, 0)[1])
+        if pid is None and _can_fork():
+            pid = _fork(path)
+        _verdicts[key] = _look_from_outside(path) if pid is None else _get_verdict(os.waitpid(pid, 0)[1])
     if (verdict := _verdicts[key]) is not None:
         raise DataError(
             f"{path}: the file is damaged: the HDF5 library {verdict} on its metadata", hint="copy or download it again"

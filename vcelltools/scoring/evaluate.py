@@ -14,7 +14,7 @@ from vcelltools.io import Dataset, open_dataset
 from vcelltools.progress import SILENT, Progress
 from vcelltools.scoring.compat import COUNT_COLUMNS, METRICS, Rules, get_metrics, get_rules
 from vcelltools.scoring.effects import Effects, make_effects
-from vcelltools.scoring.frames import ScoreTable
+from vcelltools.scoring.frames import ScoreTable, read_aggregate
 from vcelltools.scoring.genebuckets import GeneBuckets
 from vcelltools.scoring.metrics import Pair, compute
 from vcelltools.scoring.result import Ceiling, Component, Result
@@ -236,6 +236,7 @@ def evaluate(
         The truth, reduced before (from a truth pack); else it is read from ``real_source``.
     """
     rules, names = options.check()
+    given = None if options.baseline is None else dict(read_aggregate(options.baseline))  # before the long work
     with_pack = truth is not None
     if truth is None:
         if real_source is None:
@@ -274,8 +275,9 @@ def evaluate(
         opened.dataset.close()
         truth.close()
     return assemble(
-        pair=pair, table=table, truth=truth, pred=pred, rules=rules, names=names, options=options, warnings=warnings
-    )
+        pair=pair, table=table, truth=truth, pred=pred, rules=rules, names=names, options=options, baseline=given,
+        warnings=warnings,
+    )  # fmt: skip
 
 
 def _as_cells(side: Side) -> Cells:
@@ -482,17 +484,12 @@ def assemble(
     rules: Rules,
     names: list[str],
     options: Options,
+    baseline: dict[str, float | None] | None,
     warnings: list[str],
 ) -> Result:
     """Aggregate, put baseline and ceiling beside the values, and judge."""
-    from vcelltools.scoring.frames import read_aggregate
-
     aggregate = table.aggregate(skip_nan=rules.null_empty)
-    base: dict[str, float | None]
-    if options.baseline is not None:
-        base = dict(read_aggregate(options.baseline))
-    else:
-        base = truth.score_baseline(rules, names)
+    base = truth.score_baseline(rules, names) if baseline is None else baseline
     n_perts = len(pair.names)
     n_empty = int((pair.real_de.significant_pg.sum(axis=1) == 0).sum()) if pair.real_de is not None else None
     if n_empty:

@@ -86,8 +86,12 @@ def read_aggregate(path: str | Path, statistic: str = "mean") -> dict[str, float
     p = Path(path)
     try:
         rows = list(csv.reader(p.read_text(encoding="utf-8").splitlines()))
-    except (OSError, UnicodeDecodeError) as e:
-        raise DataError(f"{p}: cannot be read as a table of aggregates: {e}") from e
+    except FileNotFoundError as e:
+        raise DataError(f"{p}: no such file", hint="the agg_results.csv of an earlier score") from e
+    except OSError as e:
+        raise DataError(f"{p}: cannot be read: {e.strerror}") from e
+    except UnicodeDecodeError as e:
+        raise DataError(f"{p}: not a table: it is not text", hint="pass an agg_results.csv") from e
     if not rows or rows[0][:1] != ["statistic"]:
         raise DataError(f"{p}: its first column is not 'statistic'", hint="pass an agg_results.csv")
     row = next((r for r in rows[1:] if r[:1] == [statistic]), None)
