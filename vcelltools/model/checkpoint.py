@@ -20,7 +20,7 @@ import numpy as np
 
 from vcelltools.errors import DataError
 
-FORMAT = 1
+FORMAT = 2
 Writer = Callable[..., AbstractContextManager[Path]]
 
 
@@ -102,6 +102,7 @@ class Checkpointer:
             "params_sha256": params_sha256,
             "meta": meta,
         }
+        manifest["manifest_sha256"] = _hash_manifest(manifest)
         with self._writer(manifest_fpath, force=True) as tmp:
             tmp.write_text(json.dumps(manifest, indent=1, sort_keys=True) + "\n", encoding="utf-8")
         for old in self.steps()[: -self._keep]:
@@ -150,6 +151,11 @@ class Checkpointer:
         return None
 
 
+def _hash_manifest(manifest: dict[str, Any]) -> str:
+    body = {k: v for k, v in manifest.items() if k != "manifest_sha256"}
+    return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
+
+
 def read_manifest(fpath: Path) -> dict[str, Any]:
     """Return a manifest, or raise a DataError that says what is wrong with it."""
     try:
@@ -160,6 +166,8 @@ def read_manifest(fpath: Path) -> dict[str, Any]:
         raise DataError(f"{fpath}: not a checkpoint manifest of format {FORMAT}")
     if not {"step", "sha256", "params_sha256", "meta"} <= manifest.keys():
         raise DataError(f"{fpath}: keys are missing")
+    if manifest.get("manifest_sha256") != _hash_manifest(manifest):
+        raise DataError(f"{fpath}: damaged: its SHA-256 is not the one it states")
     return manifest
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from vcelltools.errors import DataError
 from vcelltools.io.atomic import atomic_file
-from vcelltools.model.checkpoint import Checkpointer, flatten, hash_params
+from vcelltools.model.checkpoint import Checkpointer, flatten, hash_params, read_manifest
 from vcelltools.model.network import make_config
 from vcelltools.model.step import StepConfig, init_state
 
@@ -49,6 +49,22 @@ def test_a_flipped_bit_falls_back_to_the_one_before(saved):
     found = saved.load(make_state())
     assert found.step == 20
     assert "step-00000030.safetensors: damaged" in found.skipped[0]
+
+
+def test_any_flipped_bit_of_a_manifest_is_noticed(saved):
+    """Or else what it says is as before: a space that became another white space."""
+    fpath = saved.dpath / "step-00000030.json"
+    whole = fpath.read_bytes()
+    for at in range(len(whole)):
+        fpath.write_bytes(whole[:at] + bytes([whole[at] ^ 1 << at % 8]) + whole[at + 1 :])
+        try:
+            assert read_manifest(fpath) == json.loads(whole)
+        except DataError:
+            pass
+    fpath.write_bytes(whole.replace(b'"seed": 30', b'"seed": 31'))
+    found = saved.load(make_state())
+    assert found.step == 20
+    assert "step-00000030.json: damaged" in found.skipped[0]
 
 
 @pytest.mark.parametrize("damage", ["truncate", "missing", "manifest"])
