@@ -63,6 +63,9 @@ def main() -> None:
         return
     out = {}
     expected = np.load(work / "check.npz")
+    for path in (work / "annbatch.zarr").rglob("*"):  # an earlier run made the page cache forget them
+        if path.is_file():
+            path.read_bytes()
     for kind in ("runs", "scattered"):
         steps = int(sys.argv[3]) if kind == "runs" else max(2, int(sys.argv[3]) // 10)
         rows = np.load(work / f"{kind}.npy")[:steps]
