@@ -1,11 +1,12 @@
 """Training beside arc-state: the bare step, and the whole way from files to trained steps; float32, CPU, in turns.
 
-    python -m benchmarks.bench_train [step | whole]
+    python -m benchmarks.bench_train [step | whole | predict]
 
 Sizes are equal on both sides: 2,000 genes, h128, 4 layers, 8 heads, the energy loss, two threads. The bare step
 (forward, backward, clipping, optimiser) is timed on batches that were made beforehand; each side computes as it does
 by default (ours in microbatches that stay in the caches). The whole way reads the same cells, ours from a store,
-STATE's from an h5ad by cell-load. Each side is a process of its own.
+STATE's from an h5ad by cell-load. Each side is a process of its own. ``predict`` has no peer: it states how much memory
+the commands take, imports and compilation included, to train on and predict 20,000 cells of 18,080 genes.
 """
 
 from __future__ import annotations
@@ -16,12 +17,17 @@ import os
 import statistics
 import subprocess
 import sys
+from pathlib import Path
 
-from benchmarks.harness import DATA, ROOT, need_peer, save
+from benchmarks.harness import DATA, ROOT, need_peer, run_once, save
+from benchmarks.harness import OURS as COMMAND
+from vcelltools.pipelines.store import open_store
 
 GENES, PERTS, CELLS = 2000, 200, 40_000
 SHAPES = ((16, 32), (16, 64), (32, 64))
 WHOLE_SHAPE = (16, 64)
+SCREEN = {"cells": 40_000, "genes": 18_080, "perturbations": 150}
+PREDICTED = (100, 200)  # perturbations and cells of each
 
 OURS = r"""
 import sys, time, json
@@ -238,20 +244,61 @@ def time_whole(peer: str, rounds: int, seconds: float) -> list[dict]:
     ]
 
 
+def measure_memory(steps: int) -> list[dict]:
+    """Return the peak memory and wall time of ``train`` and ``predict`` on a simulated screen."""
+    import shutil
+
+    work = DATA / "predict"
+    work.mkdir(parents=True, exist_ok=True)
+    sim, store = str(work / "sim.h5ad"), work / "stores" / "sim"
+    if not Path(sim).exists():
+        sizes = [x for k, v in SCREEN.items() for x in (f"--{k}", str(v))]
+        run_once([*COMMAND, "simulate", "--out", sim, *sizes, "--cell-lines", "2", "--seed", "3", "-q"])
+    if not store.exists():
+        run_once([*COMMAND, "basis", sim, "--top", str(GENES), "--out", str(work / "basis.txt"), "-q"])
+        run_once(
+            [*COMMAND, "build-store", sim, "--basis", str(work / "basis.txt"), "--pert-col", "target_gene", "--control",
+             "non-targeting", "--cell-line-col", "cell_line", "--group-by", "batch", "--name", "sim",
+             "--out", str(store.parent), "-q"]
+        )  # fmt: skip
+    run, wanted = work / "run", work / "wanted.csv"
+    shutil.rmtree(run, ignore_errors=True)
+    trained, train_mb = run_once(
+        [*COMMAND, "train", "--store", str(store), "--out", str(run), "--steps", str(steps), "-q"]
+    )
+    n_perts, each = PREDICTED
+    groups = open_store(store).runs.query("~is_control")
+    perts, lines = sorted(groups["perturbation"].unique())[:n_perts], sorted(groups["cell_line"].unique())
+    rows = [f"{p},{each},{lines[i % len(lines)]}" for i, p in enumerate(perts)]
+    wanted.write_text("\n".join(["target_gene,n_cells,context", *rows]) + "\n", encoding="utf-8")
+    out = []
+    for rules in (2025, 2026):
+        target = work / f"pred{rules}.h5ad"
+        command = ["predict", "--run", str(run), "--out", str(target), "--rules", str(rules)]
+        wall, mb = run_once([*COMMAND, *command, "--perturbations", str(wanted), "--force", "-q"])
+        out.append((f"predict, {len(rows) * each:,} cells × {SCREEN['genes']:,} genes, rules {rules}", wall, mb))
+        target.unlink()
+    out.insert(0, (f"train, rn, {SCREEN['cells']:,} cells, {steps} steps of 32 sets × 64 cells", trained, train_mb))
+    rows = [{"case": case, "seconds": round(wall, 1), "peak_mb": round(mb)} for case, wall, mb in out]
+    sys.stdout.write("".join(f"{r}\n" for r in rows))
+    return rows
+
+
 def main() -> None:
     """Measure, print, save."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("which", nargs="?", choices=["step", "whole", "all"], default="all")
+    parser.add_argument("which", nargs="?", choices=["step", "whole", "predict", "all"], default="all")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=15)
     args = parser.parse_args()
-    peer = need_peer("arc-state-0.11.1")
     rows = []
-    if args.which != "whole":
-        rows += time_steps(peer, args.rounds, args.steps)
-    if args.which != "step":
-        rows += time_whole(peer, max(1, args.rounds // 2), args.seconds)
+    if args.which in ("step", "all"):
+        rows += time_steps(need_peer("arc-state-0.11.1"), args.rounds, args.steps)
+    if args.which in ("whole", "all"):
+        rows += time_whole(need_peer("arc-state-0.11.1"), max(1, args.rounds // 2), args.seconds)
+    if args.which in ("predict", "all"):
+        rows += measure_memory(4 * args.steps)
     sys.stdout.write(f"{save('train', rows, genes=GENES)}\n")
 
 
