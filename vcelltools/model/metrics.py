@@ -32,24 +32,31 @@ def evaluate_effects(
     measured_kg: np.ndarray,
     context_k: np.ndarray,
     target_k: np.ndarray | None = None,
+    *,
+    rival_rg: np.ndarray | None = None,
+    rival_context_r: np.ndarray | None = None,
 ) -> Slice:
     """Return the slice for runs (k, g); discrimination is among the runs of one context.
 
-    ``target_k`` is the column of each run's own gene (-1 without one), left out of its distances.
+    ``target_k`` is the column of each run's own gene (-1 without one), left out of its distances. ``rival_rg``:
+    measured effects of further runs, in the contexts ``rival_context_r``, that a run is to be told apart from.
     """
     predicted, measured = np.asarray(predicted_kg, np.float64), np.asarray(measured_kg, np.float64)
     pds_k = np.full(len(measured), 0.5)
     for c in np.unique(context_k):
         rows = np.flatnonzero(context_k == c)
-        if len(rows) < 2:
+        among = measured[rows]
+        if rival_rg is not None and rival_context_r is not None:
+            among = np.concatenate([among, np.asarray(rival_rg, np.float64)[rival_context_r == c]])
+        if len(among) < 2:
             continue
         for i, k in enumerate(rows):
-            difference = np.abs(measured[rows] - predicted[k])
+            difference = np.abs(among - predicted[k])
             distance = difference.sum(axis=1)
             if target_k is not None and target_k[k] >= 0:
                 distance -= difference[:, target_k[k]]
             closer = np.sum(distance < distance[i]) + 0.5 * (np.sum(distance == distance[i]) - 1)
-            pds_k[k] = 1.0 - closer / (len(rows) - 1)
+            pds_k[k] = 1.0 - closer / (len(among) - 1)
     pearson_k = correlate_rows(predicted, measured)
     mae = float(np.mean(np.abs(predicted - measured)))
     return Slice(float(pds_k.mean()), float(pearson_k.mean()), mae, pds_k, pearson_k)

@@ -9,7 +9,8 @@ What is ours is the starting point. The network receives, per set, the *prior*: 
 measured elsewhere (see :mod:`vcelltools.model.baselines`). The output is ``control + judged * (1 + gate) + change``,
 where ``judged`` is the prior with every gene weighed by what is known of it (:mod:`vcelltools.model.evidence`). Judge,
 ``gate`` and ``change`` do nothing at the start: an untrained network *is* its prior, and training learns what to
-shrink, what to stress and what to add.
+shrink, what to stress and what to add. Where a loss of effects teaches the judge, a prediction takes from the rest
+as large a share as validation groups find good.
 """
 
 from __future__ import annotations
@@ -204,6 +205,7 @@ def forward(
     *,
     dtype: Any = jnp.float32,
     scan: bool = False,
+    fixed_judge: bool = False,
 ) -> jax.Array:
     """Return the predicted cells (b, s, g), float32, log1p CP10K.
 
@@ -221,6 +223,8 @@ def forward(
         What the matrix products run in; sums, norms and the output stay float32.
     scan
         Scan over the layers (short compilation, for TPU) or unroll them (quicker on a CPU).
+    fixed_judge
+        No gradient reaches the judge: other losses teach it.
     """
     control32 = control_bsg.astype(jnp.float32)
     scaled_prior = (evidence.prior / config.effect_scale).astype(dtype)
@@ -240,6 +244,8 @@ def forward(
     change = _decode(params["decoder"], x)
     gate = jnp.broadcast_to((x @ params["gate"].astype(dtype)).astype(jnp.float32), change.shape)
     judged = judge_prior(params["judge"], evidence, config.effect_scale)
+    if fixed_judge:
+        judged = jax.lax.stop_gradient(judged)
     out = control32 + jnp.broadcast_to(judged[:, None, :], change.shape) * (1.0 + gate) + change * config.effect_scale
     return jax.nn.relu(out) if config.nonnegative else out
 

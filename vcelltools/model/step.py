@@ -176,13 +176,16 @@ def _run_forward(
         features,
         dtype=jnp.bfloat16 if config.bfloat16 else jnp.float32,
         scan=config.scan,
+        fixed_judge=any((config.delta, config.pearson, config.rank)),
     )
 
 
 def _judge(model: ModelConfig, params: Params, data: dict, batch: dict) -> jax.Array:
-    """Return the judged priors (b, g), through which alone the losses of effects teach.
+    """Return the judged priors (b, g), which alone the losses of effects teach, and which they alone teach.
 
-    Measured effects are few, some hundreds: the transformer would learn them by heart, noise included.
+    Measured effects are few, some hundreds: the transformer would learn them by heart, noise included. And the losses
+    between sets of cells have no use for effects below the noise of a set: they would have the judge shrink them all,
+    at the cost of discrimination.
     """
     return judge_prior(params["judge"], read_evidence(data, batch["prior"], batch["context"]), model.effect_scale)
 
@@ -229,8 +232,7 @@ def make_loss(model: ModelConfig, config: StepConfig, feed: str) -> Callable:
         if any(effect_weights):
             counts = jnp.ones_like(effect) if mask is None else mask
             judged = _judge(model, params, data, batch) * counts
-            aimed = judged + jax.lax.stop_gradient(effect - judged)
-            per_set = per_set + _effect_loss(model, effect_weights, data, batch, aimed, counts)
+            per_set = per_set + _effect_loss(model, effect_weights, data, batch, judged, counts)
         metrics = {
             "loss": per_set,
             "energy": energy.biased,
@@ -318,11 +320,12 @@ def make_predict(model: ModelConfig, config: StepConfig) -> Callable:
 
 
 def make_effect(model: ModelConfig, config: StepConfig) -> Callable:
-    """Return the compiled ``effect(params, data, batch) -> mean change (b, g)``, fed with the control cells."""
+    """Return the compiled ``effect(params, data, batch) -> (mean change, judged)``, (b, g), fed with control cells."""
 
     @jax.jit
-    def effect(params: Params, data: dict, batch: dict) -> jax.Array:
+    def effect(params: Params, data: dict, batch: dict) -> tuple[jax.Array, jax.Array]:
         control = batch["control"][..., : model.genes].astype(jnp.float32)
-        return jnp.mean(_run_forward(model, config, params, data, batch, control) - control, axis=1)
+        change = jnp.mean(_run_forward(model, config, params, data, batch, control) - control, axis=1)
+        return change, _judge(model, params, data, batch)
 
     return effect

@@ -17,13 +17,41 @@ Predict = Callable[[np.ndarray, np.ndarray], np.ndarray]
 _RESAMPLES = 1000
 
 
-def evaluate(predict: Predict, screen: Screen, part: str) -> Slice:
-    """Score predicted effects, ``predict(pert_k, line_k) -> (k, g)``, on the groups of ``part``."""
+def evaluate(predict: Predict, screen: Screen, part: str, *, rivals: tuple[str, ...] = ()) -> Slice:
+    """Score predicted effects, ``predict(pert_k, line_k) -> (k, g)``, on the groups of ``part``.
+
+    Discrimination is among these groups and those of the parts ``rivals``.
+    """
     from vcelltools.model.metrics import evaluate_effects
 
     rows = screen.rows(part)
     pert, line = screen.ids(rows)
-    return evaluate_effects(predict(pert, line), screen.effect_kg[rows], line, screen.target_p[pert])
+    others = np.concatenate([np.zeros(0, np.int64), *[screen.rows(r) for r in rivals]]).astype(np.int64)
+    return evaluate_effects(
+        predict(pert, line),
+        screen.effect_kg[rows],
+        line,
+        screen.target_p[pert],
+        rival_rg=screen.effect_kg[others],
+        rival_context_r=screen.ids(others)[1],
+    )
+
+
+def choose_share(scores: list[Slice]) -> int:
+    """Return which of some predictions of the same groups to take: the first, unless another is surely better.
+
+    Better in PDS plus Pearson Δ, group by group, by more than two standard errors of the gain: few groups would
+    otherwise choose by luck.
+    """
+    first = scores[0].pds_k + scores[0].pearson_k
+    best, gained = 0, 0.0
+    for i, s in enumerate(scores):
+        gain = s.pds_k + s.pearson_k - first
+        if len(gain) < 2 or gain.mean() <= gained:
+            continue
+        if gain.mean() > 2 * gain.std(ddof=1) / np.sqrt(len(gain)):
+            best, gained = i, float(gain.mean())
+    return best
 
 
 def evaluate_baselines(effects: Effects, screen: Screen, part: str) -> dict[str, dict[str, Any]]:

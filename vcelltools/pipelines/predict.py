@@ -301,7 +301,8 @@ def get_effects(folder: RunFolder | None, setup: Setup, requests: list[Request])
 
     model = setup.model_config()
     effect = make_effect(model, setup.step_config(jax.default_backend()))
-    effects = predict_effects(setup, effect, load_best(folder, model), pert, line)
+    best = load_best(folder, model)
+    effects = predict_effects(setup, effect, best.params, pert, line, [float(best.share)])[0]
     for store in setup.stores:
         store.release()
     trim_heap()

@@ -15,7 +15,7 @@ import numpy as np
 
 from vcelltools.errors import DataError, EnvironmentFault, InterruptedRun
 from vcelltools.io.atomic import write_json
-from vcelltools.pipelines.evaluate import beats, describe, evaluate, evaluate_baselines
+from vcelltools.pipelines.evaluate import beats, choose_share, describe, evaluate, evaluate_baselines
 from vcelltools.pipelines.memory import peak_memory
 from vcelltools.pipelines.prefetch import Prefetch
 from vcelltools.pipelines.train_run import RunFolder
@@ -27,6 +27,9 @@ if TYPE_CHECKING:
     from vcelltools.pipelines.store import Store
 
 _EVAL_BATCH = 8  # sets in one call of the evaluation: more are no faster and cost memory
+SHARES = (0.0, 0.5, 1.0)
+"""How much of the transformer's part a prediction may take; validation groups choose."""
+_AHEAD = 2  # steps that may be on their way to the devices
 _HELD_BATCHES = 8  # that stay mapped after they have been read
 
 
@@ -174,11 +177,12 @@ class Best:
     score: float = float("-inf")
     step: int = -1
     since: int = 0
+    share: float = 0.0
 
-    def offer(self, score: float, step: int) -> bool:
+    def offer(self, score: float, step: int, share: float) -> bool:
         """Take a new score; return whether it is the best so far."""
         if score > self.score:
-            self.score, self.step, self.since = score, step, 0
+            self.score, self.step, self.since, self.share = score, step, 0, share
             return True
         self.since += 1
         return False
@@ -243,10 +247,11 @@ class Trainer:
         return mesh.feed(self.mesh, batch, self.setup.settings.sets)
 
     def predict_effects(self, state: Any, pert_k: np.ndarray, line_k: np.ndarray) -> np.ndarray:
-        """Return the predicted effects (k, g) of perturbations in lines, from fixed control cells."""
+        """Return the predicted effects (k, g) of perturbations in lines, from fixed control cells, all shares whole."""
         from vcelltools.model.step import eval_params
 
-        return predict_effects(self.setup, self._effect, _to_host(eval_params(state)), pert_k, line_k)
+        params = _to_host(eval_params(state))
+        return predict_effects(self.setup, self._effect, params, pert_k, line_k, [1.0])[0]
 
     # -- the run -----------------------------------------------------------------------------------------------
 
@@ -282,12 +287,14 @@ class Trainer:
                 raise DataError(f"{self.folder.dpath}: the checkpoint of step {found.step} belongs to other stores")
             state, best = found.state, Best(**found.meta["best"])
         state = _share(state)
-        score, at, since = _share(tuple(best.__dict__.values()))
-        self.best = Best(float(score), int(at), int(since))
+        score, at, since, part = _share(tuple(best.__dict__.values()))
+        self.best = Best(float(score), int(at), int(since), float(part))
         self.progress.note(f"continuing after step {int(state.step):,}")
         return mesh.replicate(self.mesh, state), int(state.step)
 
     def _loop(self, state: Any, first: int, stop: Stop) -> tuple[Any, int]:
+        import jax
+
         s = self.setup.settings
         pending: list[tuple[int, Any]] = []
         began = saved = time.monotonic()
@@ -301,6 +308,8 @@ class Trainer:
                 waited += time.monotonic() - asked
                 state, metrics = self.step(state, self.data, batch)
                 pending.append((number, metrics))
+                if len(pending) > _AHEAD:  # each step that waits for its turn holds its batch
+                    jax.block_until_ready(pending[-_AHEAD - 1][1])
                 self.progress.advance(1)
                 done = number + 1
                 evaluates = done % s.eval_every == 0 or done == s.steps
@@ -392,16 +401,22 @@ class Trainer:
                 self._board.add_scalar(key, value, record["step"])
 
     def _evaluate(self, state: Any, number: int) -> None:
+        from vcelltools.model.step import eval_params
+
         part = "val" if len(self.setup.screen.rows("val")) else final_part(self.setup)
-        scores = evaluate(lambda p, c: self.predict_effects(state, p, c), self.setup.screen, part)
-        better = self.best.offer(scores.pds + scores.pearson_delta, number)
+        params = _to_host(eval_params(state))
+        ids = self.setup.screen.ids(self.setup.screen.rows(part))
+        effects = predict_effects(self.setup, self._effect, params, *ids, SHARES)
+        rivals = ("train",) if part == "val" else ()  # the few groups of a validation tell little among themselves
+        every = [evaluate(lambda *_, e=e: e, self.setup.screen, part, rivals=rivals) for e in effects]
+        k = choose_share(every)
+        scores, share = every[k], SHARES[k]
+        better = self.best.offer(scores.pds + scores.pearson_delta, number, share)
         self.progress.note(self._describe_progress(number, part, scores))
         if self.main and self.folder is not None:
-            self.folder.log({"step": number, "eval": {"part": part, **scores.to_json()}})
+            self.folder.log({"step": number, "eval": {"part": part, "share": share, **scores.to_json()}})
             if better:
-                from vcelltools.model.step import eval_params
-
-                self.folder.best().save(number, BestState(_to_host(eval_params(state))), self._meta())
+                self.folder.best().save(number, BestState(params, np.float32(share)), self._meta())
 
     def _describe_progress(self, number: int, part: str, scores: Any) -> str:
         r = self.latest
@@ -438,16 +453,16 @@ class Trainer:
         if not self.main:
             return TrainResult(out=self.folder.dpath, summary={"steps": steps})
         part = final_part(self.setup)
-        params = load_best(self.folder, self.model)
-        rows = self.setup.screen.rows(part)
-        predicted = predict_effects(self.setup, self._effect, params, *self.setup.screen.ids(rows))
+        best = load_best(self.folder, self.model)
+        ids = self.setup.screen.ids(self.setup.screen.rows(part))
+        predicted = predict_effects(self.setup, self._effect, best.params, *ids, [float(best.share)])[0]
         final = describe(evaluate(lambda *_: predicted, self.setup.screen, part))
         prior = evaluate(self.setup.prior_model.predict, self.setup.screen, part)
         summary = make_summary(
             self.setup,
             steps=steps,
             params_sha256=hash_params(_to_host(state.params)),
-            final={**final, "best_step": self.best.step, "untrained": prior.to_json()},
+            final={**final, "best_step": self.best.step, "share": self.best.share, "untrained": prior.to_json()},
             baselines=evaluate_baselines(self.setup.effects, self.setup.screen, part),
             feed=self.feed,
             devices=int(self.mesh.devices.size),
@@ -458,9 +473,10 @@ class Trainer:
 
 
 class BestState(NamedTuple):
-    """The parameters alone, in the shape that a checkpoint has."""
+    """The parameters that scored best and the share of the transformer's part, in the shape that a checkpoint has."""
 
     params: Any
+    share: Any
 
 
 def _process_count() -> int:
@@ -486,8 +502,8 @@ def _to_host(tree: Any) -> Any:
     return jax.tree.map(lambda a: np.asarray(a.addressable_data(0)), tree)
 
 
-def load_best(folder: RunFolder, model: Any) -> Any:
-    """Return the parameters that scored best, as host arrays.
+def load_best(folder: RunFolder, model: Any) -> BestState:
+    """Return the parameters that scored best, as host arrays, and their share.
 
     Raises
     ------
@@ -498,15 +514,22 @@ def load_best(folder: RunFolder, model: Any) -> Any:
 
     from vcelltools.model.network import init_params
 
-    template = BestState(jax.eval_shape(lambda: init_params(model, jax.random.key(0))))
+    params = jax.eval_shape(lambda: init_params(model, jax.random.key(0)))
+    template = BestState(params, jax.ShapeDtypeStruct((), np.float32))
     found = folder.best().load(template)
     if found is None:
         raise DataError(f"{folder.dpath}: the run has no evaluated model yet", hint="train it first")
-    return found.state.params
+    return found.state
 
 
-def predict_effects(setup: Setup, effect: Any, params: Any, pert_k: np.ndarray, line_k: np.ndarray) -> np.ndarray:
-    """Return the network's effects (k, g) for perturbations in lines, averaged over fixed sets of control cells."""
+def predict_effects(
+    setup: Setup, effect: Any, params: Any, pert_k: np.ndarray, line_k: np.ndarray, shares: Sequence[float]
+) -> list[np.ndarray]:
+    """Return the effects (k, g) for perturbations in lines, averaged over fixed sets of control cells.
+
+    One for each of ``shares``: what the judge makes of the evidence, plus so much of what the transformer's cells
+    add to it.
+    """
     import jax.numpy as jnp
 
     from vcelltools.model.evidence import BY_RUN
@@ -516,13 +539,13 @@ def predict_effects(setup: Setup, effect: Any, params: Any, pert_k: np.ndarray, 
     tables = setup.hide_genes(setup.make_tables(setup.judge(pert_k, line_k)))
     prior_kg = tables["prior"]
     store_k, rows = setup.draw_controls(line_k, s.eval_sets * s.set_size)
-    out = np.zeros((len(pert_k), setup.stores[0].n_genes))
+    out = np.zeros((2, len(pert_k), setup.stores[0].n_genes))
     if setup.features_pf is not None:
         tables["features"] = setup.features_pf
     for a in range(0, len(pert_k), _EVAL_BATCH):
         pick = np.minimum(np.arange(a, a + _EVAL_BATCH), len(pert_k) - 1)  # static shapes: the last is repeated
         data = {**tables, **{k: jnp.asarray(tables[k][pick]) for k in BY_RUN}}
-        total = np.zeros((_EVAL_BATCH, out.shape[1]))
+        total = np.zeros((2, _EVAL_BATCH, out.shape[2]))
         for k in range(s.eval_sets):
             columns = slice(k * s.set_size, (k + 1) * s.set_size)
             batch = {
@@ -531,7 +554,11 @@ def predict_effects(setup: Setup, effect: Any, params: Any, pert_k: np.ndarray, 
                 "context": line_k[pick].astype(np.int32),
                 "prior": np.arange(_EVAL_BATCH, dtype=np.int32),
             }
-            total += np.asarray(effect(params, data, batch), np.float64)
+            total += np.stack([np.asarray(x, np.float64) for x in effect(params, data, batch)])
         n = min(_EVAL_BATCH, len(pert_k) - a)
-        out[a : a + n] = total[:n] / s.eval_sets * visible
-    return setup.finish_effects(out, prior_kg, pert_k, line_k) * visible
+        out[:, a : a + n] = total[:, :n] / s.eval_sets * visible
+    change_kg, judged_kg = out
+    return [
+        setup.finish_effects(judged_kg + share * (change_kg - judged_kg), prior_kg, pert_k, line_k) * visible
+        for share in shares
+    ]

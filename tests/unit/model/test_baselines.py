@@ -16,7 +16,8 @@ from vcelltools.model.baselines import (
     fit_prior,
     restore_spread,
 )
-from vcelltools.model.metrics import evaluate_effects
+from vcelltools.model.metrics import Slice, evaluate_effects
+from vcelltools.pipelines.evaluate import choose_share
 
 P, C, G, F = 40, 3, 60, 6
 
@@ -149,6 +150,16 @@ def test_scores_of_perfect_constant_and_reversed_predictions(rng):
     assert evaluate_effects(-truth, truth, context).pds < 0.2
 
 
+def test_further_runs_of_the_context_are_rivals(rng):
+    measured, context = np.array([[1.0, 0.0], [0.0, 1.0]]), np.zeros(2, int)
+    predicted = np.array([[0.8, 0.0], [0.0, 0.2]])
+    rivals, where = np.array([[0.7, 0.0], [0.0, 0.3], [0.0, 0.2]]), np.array([0, 0, 1])
+    s = evaluate_effects(predicted, measured, context, rival_rg=rivals, rival_context_r=where)
+    np.testing.assert_allclose(s.pds_k, [2 / 3, 2 / 3])  # of three others, one rival each lies nearer
+    alone = evaluate_effects(predicted, measured, context)
+    assert alone.pds_k.tolist() == [1.0, 1.0]
+
+
 def test_own_gene_is_left_out_of_the_distance():
     truth = np.zeros((2, 3))
     truth[0, 0] = truth[1, 1] = -5.0
@@ -157,3 +168,16 @@ def test_own_gene_is_left_out_of_the_distance():
     assert evaluate_effects(predicted, truth, np.zeros(2), None).pds == 1.0
     # without its own gene, the zero rest of one is nearer to the truth than the other's knock-down
     assert evaluate_effects(np.zeros((2, 3)), truth, np.zeros(2), own).pds == 1.0
+
+
+def test_a_share_is_taken_where_it_is_surely_better(rng):
+    def make(pds_k):
+        return Slice(float(np.mean(pds_k)), 0.0, 0.0, np.asarray(pds_k), np.zeros(len(pds_k)))
+
+    base = rng.uniform(0.4, 0.6, 40)
+    lucky = base + rng.normal(0.005, 0.2, 40)
+    better, best = base + rng.normal(0.05, 0.05, 40), base + rng.normal(0.15, 0.05, 40)
+    assert choose_share([make(v) for v in (base, lucky, better)]) == 2
+    assert choose_share([make(v) for v in (base, best, better)]) == 1
+    assert choose_share([make(v) for v in (base, lucky, base - 0.1)]) == 0
+    assert choose_share([make(base[:1]), make(best[:1])]) == 0

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -145,6 +146,27 @@ def test_genes_outside_the_mask_bring_no_gradient():
     bias = np.asarray(state.params["decoder"][-1]["b"])
     assert np.abs(bias[:10]).min() > 0
     assert np.abs(bias[10:]).max() == 0
+
+
+def test_losses_of_effects_teach_the_judge_and_those_of_cells_the_rest():
+    prior, effect = np.random.default_rng(1).normal(0, 0.1, (2, 6, G))
+    data = make_data(prior, np.ones((1, G)), effect_kg=effect) | {"rows": make_rows()}
+    params = init_state(MODEL, StepConfig(), 0).params
+
+    def get_gradient(**weights):
+        loss = step_module.make_loss(MODEL, StepConfig(**weights), "replicated")
+        g, _ = jax.grad(loss, has_aux=True)(params, jax.tree.map(jnp.asarray, data), make_batch(0))
+        judge = g.pop("judge")
+        return jax.tree.leaves(judge), jax.tree.leaves(g)
+
+    both, cells = get_gradient(energy=1.0, pearson=1.0), get_gradient(energy=1.0)
+    effects = get_gradient(energy=0.0, pearson=1.0)
+    for a, b in zip(both[0], effects[0], strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-6)
+    for a, b in zip(both[1], cells[1], strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-6)
+    assert not any(np.any(g) for g in effects[1]) and any(np.any(g) for g in both[1])
+    assert any(np.any(g) for g in cells[0]), "where no loss of effects is asked for, the cells teach the judge too"
 
 
 def test_schedules():

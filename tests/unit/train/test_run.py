@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
 from tests.smallstore import build_small_store
 from vcelltools.errors import DataError, InterruptedRun, UsageError
+from vcelltools.model.step import init_state, make_effect
 from vcelltools.pipelines.store import open_store
-from vcelltools.pipelines.train import Stop, Trainer, train
+from vcelltools.pipelines.train import SHARES, Stop, Trainer, load_best, predict_effects, train
+from vcelltools.pipelines.train_run import RunFolder
 from vcelltools.pipelines.train_settings import make_settings
 from vcelltools.pipelines.train_setup import Setup, make_setup
 
@@ -57,6 +60,21 @@ def test_summary_and_files(finished):
     assert [r["step"] for r in records if "eval" in r] == [0, 10, 20, 30]
     assert {"excess", "cells_per_s", "data_wait_share", "grad_norm"} <= records[1].keys()
     assert len(list((finished.out / "checkpoints").glob("*.json"))) == 2
+
+
+def test_a_prediction_takes_the_share_that_validation_chose(finished):
+    folder = RunFolder(finished.out)
+    setup = make_setup(folder.read_settings())
+    model, config = setup.model_config(), setup.step_config("cpu")
+    best = load_best(folder, model)
+    assert finished.summary["final"]["share"] == float(best.share) and float(best.share) in SHARES
+    state = folder.checkpoints().load(jax.eval_shape(lambda: init_state(model, config, 0))).state
+    ids = setup.screen.ids(setup.screen.rows("val"))
+    none, half, whole = predict_effects(setup, make_effect(model, config), state.ema, *ids, [0.0, 0.5, 1.0])
+    np.testing.assert_allclose(half, (none + whole) / 2, atol=1e-6)
+    assert np.abs(whole - none).max() > 1e-4
+    logged = [json.loads(x) for x in (finished.out / "metrics.jsonl").read_text().splitlines()]
+    assert all(r["eval"]["share"] in SHARES for r in logged if "eval" in r)
 
 
 def test_resume_gives_the_same_bits_even_past_a_damaged_checkpoint(settings, stop_after, finished, monkeypatch):
