@@ -50,6 +50,14 @@ Sums = Annotated[
         "basis genes alone by auto; all reads them whole, and lets predict fill genes outside the basis.",
     ),
 ]  # fmt: skip
+Memory = Annotated[
+    float,
+    typer.Option(
+        "--memory", min=0, metavar="GB",
+        help="What building one data set may hold. Sums that do not fit (groups × all genes × 8 bytes) lie on disk, "
+        "three times slower.",
+    ),
+]  # fmt: skip
 Plan = Annotated[bool, typer.Option("--plan", help="Say what would be built, from what, how large; then stop.")]
 
 
@@ -72,6 +80,7 @@ def build_store(
     dask: Dask = None,
     sums: Sums = None,
     jobs: Jobs = None,
+    memory: Memory = 0.5,
     plan: Plan = False,
     threads: Threads = None,
     force: Force = False,
@@ -99,6 +108,9 @@ def build_store(
     }  # fmt: skip
     job = choose_datasets(file, basis=basis, out=out, name=name, options=options)
     if plan:
-        show_store_plans(o, plan_stores(job, threads=threads))
+        show_store_plans(o, plan_stores(job, threads=threads, memory_bytes=1e9 * memory))
         return None
-    return show_built(o, build_stores(job, force=force, threads=threads, dask=dask, jobs=jobs, progress=o.progress))
+    done = build_stores(
+        job, force=force, threads=threads, dask=dask, jobs=jobs, memory_bytes=1e9 * memory, progress=o.progress
+    )
+    return show_built(o, done)

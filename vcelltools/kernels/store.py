@@ -134,17 +134,21 @@ def csr_fixed_logs(indptr, data, scale_b, fixed):
 
 
 @kernel()
-def csr_add_sums(indptr, indices, fixed, group_b, measured_of_gene, sums):
-    """Add the fixed-point logs of each cell to its group's row; cells of group -1 are left out.
+def csr_add_sums(indptr, indices, fixed, group_b, measured_of_gene, part, n_parts, sums):
+    """Add the fixed-point logs of each cell to its group's row; cells of group -1, genes of column -1 are left out.
+
+    Of the groups, those whose number leaves ``part`` when divided by ``n_parts``: threads add to different ones.
 
     ``sums`` is (k, measured) int64; every index was checked by :func:`csr_fill_work`.
     """
     for i in range(len(indptr) - 1):
         k = group_b[i]
-        if k >= 0:
+        if k >= 0 and k % n_parts == part:
             row = sums[k]
             for j in range(indptr[i], indptr[i + 1]):
-                row[measured_of_gene[indices[j]]] += fixed[j]
+                m = measured_of_gene[indices[j]]
+                if m >= 0:
+                    row[m] += fixed[j]
 
 
 @kernel(inline=True)

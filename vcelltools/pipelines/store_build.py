@@ -10,6 +10,8 @@ left half turned is made again from its counts.
 from __future__ import annotations
 
 import hashlib
+import itertools
+import math
 import os
 import shutil
 import threading
@@ -67,9 +69,10 @@ BUCKET_BYTES = 4 << 20
 COMMIT_BUCKETS = 4  # whose values wait until their frames are on the disk
 CHUNK_VALUES = 1 << 20
 CHECKPOINT_SECONDS = 10.0
-_IN_MEMORY_SUMS = 32 << 20
+MEMORY_BYTES = 500_000_000
+_LEAST_SUMS = 32 << 20  # that stay in memory whatever else is there
 _BASE_BYTES = 260 << 20  # the interpreter, its libraries, and tables of a fixed size
-_MAPPED_SUMS = 32 << 20  # of a table on disk, at most this much is touched before its pages are handed back
+MAPPED_SUMS = 32 << 20  # of a table on disk, at most this much is touched before its pages are handed back
 
 
 class Builder:
@@ -86,13 +89,14 @@ class Builder:
         chunk_values: int = CHUNK_VALUES,
         bucket_bytes: int = BUCKET_BYTES,
         checkpoint_seconds: float = CHECKPOINT_SECONDS,
+        memory_bytes: float = MEMORY_BYTES,
         progress: Progress = SILENT,
     ) -> None:
         self.plan, self.ds, self.dpath = plan, ds, dpath
         self.source = source
         self.threads = get_threads(threads)
         self.chunk_values, self.bucket_bytes = chunk_values, bucket_bytes
-        self.checkpoint_seconds = checkpoint_seconds
+        self.checkpoint_seconds, self.memory_bytes = checkpoint_seconds, memory_bytes
         self.progress = progress
         self.n = plan.order.n
         self.stride = get_stride(plan.n_basis)
@@ -104,12 +108,15 @@ class Builder:
         self.basis_of_column = plan.basis_of_column
         self.measured = self._get_measured()
         self.measured_of_column = self._get_measured_of_column()
-        plain = len(self.measured) == len(self.measured_of_column) and (self.measured_of_column >= 0).all()
-        self.measured_is_plain = bool(plain)
+        some = self.measured_of_column[self.measured_of_column >= 0]
+        self.measured_is_plain = len(np.unique(some)) == len(some)  # no two columns are one gene
         self.known_libsize = plan.libsize
         self.journal = Journal(dpath / "journal")
         self.part_rows: list[tuple[np.ndarray, int]] = []  # of a cluster: work rows each part wrote, and its file
         self.lock = threading.Lock()
+        # groups are shared out over the locks, and threads take these in turns, so that none waits for long
+        self.sum_locks = [threading.Lock() for _ in range(2 * self.threads if self.threads > 1 else 1)]
+        self.turns = itertools.count()
 
     def _get_edges(self, bucket_rows: int) -> np.ndarray:
         """Bucket boundaries: frame starts, about ``bucket_rows`` apart."""
@@ -152,56 +159,24 @@ class Builder:
     @property
     def disk_bytes(self) -> int:
         """About what the finished store needs, and what the making of it needs beside."""
-        sums = 8 * self.plan.order.n_groups * len(self.measured)
         work = 2 * self.plan.n_basis if self.by_column else 0
-        return self.n * (work + self.row_bytes + self.plan.n_basis // 3 + 300) + 4 * sums
+        return self.n * (work + self.row_bytes + self.plan.n_basis // 3 + 300) + 4 * self.sums_bytes
 
-    def describe(self) -> dict[str, Any]:
-        """Return what would be built and how, without reading counts."""
-        plan, m = self.plan, self.ds.matrix
-        runs = plan.order.runs
-        sums = 8 * plan.order.n_groups * len(self.measured)
+    @property
+    def sums_bytes(self) -> int:
+        """What the sums of all groups over all measured genes take."""
+        return 8 * self.plan.order.n_groups * len(self.measured)
+
+    @property
+    def work_bytes(self) -> int:
+        """About what building holds in memory, the sums aside."""
         per_thread = 30 * self.chunk_values + 6 * (self.edges[1] - self.edges[0]) * self.row_bytes
-        per_cell = (56 if self.by_column else 26) * self.ds.n_cells
-        return {
-            "name": plan.spec.name,
-            "source": self.ds.label,
-            "layout": m.layout,
-            "passes": self.describe_passes(),
-            "bytes_to_read": self.get_bytes_to_read(),
-            "sums_over": "all genes" if self.sums_mode == "all" else "the basis genes (--sums all: all genes)",
-            "cells": self.n,
-            "of_cells": self.ds.n_cells,
-            "left_out": plan.labels.dropped,
-            "cell_lines": plan.labels.lines,
-            "perturbations": len(plan.labels.perturbations) - 1,
-            "contexts": len(plan.labels.contexts),
-            "runs": len(runs),
-            "controls": int(runs.loc[runs["is_control"], "length"].sum()),
-            "smallest_group": int(runs["length"].min()),
-            "groups_too_small": len(plan.labels.small),
-            "genes": plan.match.describe(),
-            "disk_bytes": self.disk_bytes,
-            "memory_bytes": int(_BASE_BYTES + self.threads * per_thread + min(sums, _IN_MEMORY_SUMS) + per_cell),
-        }
+        return int(_BASE_BYTES + self.threads * per_thread + (56 if self.by_column else 26) * self.ds.n_cells)
 
-    def describe_passes(self) -> str:
-        """Return, in words, how often the source is read, and what of it."""
-        if not self.by_column:
-            return "one pass over all counts"
-        what = "all genes" if self.sums_mode == "all" else f"the {self.plan.match.present.sum():,} basis genes"
-        if self.known_libsize is None:
-            return f"one pass over all counts for the library sizes (hvg --stats saves it), then one over {what}"
-        return f"one pass over {what} (library sizes from {self.plan.libsize_from})"
-
-    def get_bytes_to_read(self) -> int:
-        """Return about how many stored bytes the passes read."""
-        m = self.ds.matrix
-        if not self.by_column:
-            return m.stored_bytes
-        wanted = (self.basis_of_column >= 0) | (self.measured_of_column >= 0)
-        share = np.diff(m.indptr)[wanted].sum() / max(m.nnz, 1) if isinstance(m, CscMatrix) else wanted.mean()
-        return int(m.stored_bytes * (share + (self.known_libsize is None)))
+    @property
+    def sums_fit(self) -> bool:
+        """Whether the sums stay in memory; on disk they are some three times slower to add to."""
+        return self.sums_bytes <= max(_LEAST_SUMS, self.memory_bytes - self.work_bytes)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -244,6 +219,12 @@ class Builder:
     def run(self, cluster: Client | None = None, part_cells: int = 1 << 16) -> None:
         """Build up to the manifest, continuing where an earlier run of the same plan stopped."""
         lines = self._resume()
+        if not self.sums_fit:
+            gb, shape = (self.work_bytes + self.sums_bytes) / 1e9, (self.plan.order.n_groups, len(self.measured))
+            self.progress.note(
+                f"{self.plan.spec.name}: the sums of {shape[0]:,} groups over {shape[1]:,} genes lie on disk, which is "
+                f"slow: --memory {math.ceil(10 * gb) / 10:g} keeps them in memory, --sums basis keeps fewer"
+            )
         scattered = next((x for x in lines if x["kind"] == "scattered"), None)
         parts = scattered.get("parts") if scattered is not None else None
         if scattered is None and cluster is not None:
@@ -361,7 +342,7 @@ class Builder:
 
     def _make_sums(self, dpath: Path) -> np.ndarray:
         shape = (self.plan.order.n_groups, len(self.measured))
-        if 8 * shape[0] * shape[1] <= _IN_MEMORY_SUMS:
+        if self.sums_fit:
             return np.zeros(shape, np.int64)
         path = dpath / "sums.work"
         path.unlink(missing_ok=True)
@@ -372,7 +353,7 @@ class Builder:
         """Rows of the sums that are touched between two :meth:`trim_sums`."""
         if not isinstance(self.sums, np.memmap):
             return max(1, len(self.sums), self.ds.n_cells)
-        return max(1, _MAPPED_SUMS // max(8 * self.sums.shape[1], 1))
+        return max(1, MAPPED_SUMS // max(8 * self.sums.shape[1], 1))
 
     def trim_sums(self) -> None:
         """Hand the pages of a table on disk back to the page cache, so that they do not count as ours."""

@@ -17,7 +17,7 @@ from vcelltools.errors import DataError, UsageError
 from vcelltools.genes import Basis, make_basis, read_aliases, read_basis
 from vcelltools.io import Dataset, open_dataset
 from vcelltools.io.atomic import check_output, check_space, locked, translate_os_errors
-from vcelltools.pipelines.store_build import BUCKET_BYTES, CHECKPOINT_SECONDS, CHUNK_VALUES, Builder
+from vcelltools.pipelines.store_build import BUCKET_BYTES, CHECKPOINT_SECONDS, CHUNK_VALUES, MEMORY_BYTES, Builder
 from vcelltools.pipelines.store_format import hash_file, read_manifest
 from vcelltools.pipelines.store_plan import StorePlan, make_plan
 from vcelltools.presets import resolve_preset
@@ -158,6 +158,7 @@ def build_store(
     chunk_values: int = CHUNK_VALUES,
     bucket_bytes: int = BUCKET_BYTES,
     checkpoint_seconds: float = CHECKPOINT_SECONDS,
+    memory_bytes: float = MEMORY_BYTES,
     hash_source: bool | None = None,
     dask: str | Client | None = None,
     part_cells: int = 1 << 16,
@@ -183,6 +184,9 @@ def build_store(
         built (the same source, basis and options), and refuses otherwise.
     threads, chunk_values, bucket_bytes, checkpoint_seconds
         How the work is cut; the bytes of the store do not depend on them.
+    memory_bytes
+        What building may hold. Sums of all genes for thousands of groups that do not fit beside the rest lie on disk,
+        where adding to them takes some three times as long.
     dask, part_cells
         ``local``, the address of a Dask scheduler, or a Client: its workers read ranges of ``part_cells`` cells.
         Source and store must be on storage that they all see. The bytes do not depend on it.
@@ -225,6 +229,7 @@ def build_store(
             chunk_values=chunk_values,
             bucket_bytes=bucket_bytes,
             checkpoint_seconds=checkpoint_seconds,
+            memory_bytes=memory_bytes,
             progress=progress,
         )
         kept = keep_whole and not force and target.exists()

@@ -149,12 +149,16 @@ def _add_sums(b: Builder, state: dict[str, Any], chunk: CsrChunk, libsize, cells
     scale = b.plan.target_sum / np.maximum(libsize, 1)
     fixed = _take(state, "fixed", (len(data),), np.int32)
     kernels.csr_fixed_logs(indptr, data, scale, fixed)
-    with b.lock:
-        step = b.rows_at_once
-        for a in range(0, chunk.n_rows, step):
-            kernels.csr_add_sums(indptr[a : a + step + 1], indices, fixed, group[a : a + step], measured, b.sums)
-            if step < chunk.n_rows:
-                b.trim_sums()
+    step, n_parts = b.rows_at_once, len(b.sum_locks)
+    turn = next(b.turns)
+    for k in range(n_parts):
+        part = (turn + k) % n_parts
+        with b.sum_locks[part]:
+            for a in range(0, chunk.n_rows, step):
+                bounds, groups = indptr[a : a + step + 1], group[a : a + step]
+                kernels.csr_add_sums(bounds, indices, fixed, groups, measured, part, n_parts, b.sums)
+                if step < chunk.n_rows:
+                    b.trim_sums()
 
 
 def _canonicalise(b: Builder, chunk: CsrChunk) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -13,6 +13,7 @@ from vcelltools.config import Config, DatasetConfig, load_config
 from vcelltools.errors import UsageError
 from vcelltools.genes import Basis, read_aliases, read_basis
 from vcelltools.pipelines.basis import BasisResult
+from vcelltools.pipelines.store_build import MEMORY_BYTES, Builder
 from vcelltools.pipelines.store_jobs import Outcome, build_one, choose_jobs, run_jobs
 from vcelltools.pipelines.store_make import connect, make_spec
 from vcelltools.presets import resolve_preset
@@ -108,6 +109,7 @@ def build_stores(
     threads: int | None = None,
     dask: str | None = None,
     jobs: int | None = None,
+    memory_bytes: float = MEMORY_BYTES,
     progress: Progress = SILENT,
 ) -> list[Outcome]:
     """Build every store of a job; return what became of each, in order.
@@ -120,6 +122,8 @@ def build_stores(
     jobs
         Data sets built at the same time, each in a process of its own; by default as
         :func:`vcelltools.pipelines.store_jobs.choose_jobs` says. The bytes do not depend on it.
+    memory_bytes
+        What each of them may hold; see :func:`vcelltools.build_store`.
 
     Raises
     ------
@@ -134,6 +138,7 @@ def build_stores(
         "seed": job.seed,
         "force": force,
         "keep_whole": job.keep,
+        "memory_bytes": memory_bytes,
     }
     if dask is not None:
         if jobs is not None and jobs > 1:
@@ -150,10 +155,10 @@ def build_stores(
         ]
 
 
-def plan_stores(job: Job, *, threads: int | None = None) -> list[dict[str, Any]]:
+def plan_stores(job: Job, *, threads: int | None = None, memory_bytes: float = MEMORY_BYTES) -> list[dict[str, Any]]:
     """Return what each store would be, from obs and var alone."""
     from vcelltools.io import open_dataset
-    from vcelltools.pipelines.store_build import Builder
+    from vcelltools.pipelines.store_outlook import describe
     from vcelltools.pipelines.store_plan import make_plan
 
     out = []
@@ -167,8 +172,9 @@ def plan_stores(job: Job, *, threads: int | None = None) -> list[dict[str, Any]]
                 seed=job.seed,
                 aliases=read_aliases(job.aliases) if job.aliases else None,
             )
-            builder = Builder(plan, ds, job.out / f".{spec.name}.building", source={}, threads=threads)
-            out.append(builder.describe())
+            builder = Builder(plan, ds, job.out / f".{spec.name}.building", source={}, threads=threads,
+                              memory_bytes=memory_bytes)  # fmt: skip
+            out.append(describe(builder))
     return out
 
 
