@@ -25,7 +25,7 @@ import pandas as pd
 from scipy import sparse
 
 import vcelltools as vc
-from benchmarks.harness import DATA, ROOT, save
+from benchmarks.harness import DATA, ROOT, as_installed, save
 from tests.peers import find_peer
 from vcelltools.io.direct import make_aligned
 from vcelltools.pipelines.sampler import Batch, Loaded, Sampler
@@ -322,6 +322,7 @@ def run_build(source: Path, out: Path, *, n_basis: int = GENES) -> dict[str, Any
         capture_output=True,
         text=True,
         check=False,
+        env=as_installed(),
     )
     if done.returncode:
         sys.exit(f"building failed:\n{done.stderr[-3000:]}")

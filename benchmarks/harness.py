@@ -47,13 +47,16 @@ class Timing:
         return max(self.peaks)
 
 
+def as_installed() -> dict[str, str]:
+    """Return the environment in which byte code is kept."""
+    return {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
+
+
 def run_once(command: list[str], *, env: dict[str, str] | None = None, timeout: float = 3600) -> tuple[float, float]:
     """Run a command; return (wall seconds, peak MB of the process). Stops the benchmark where it fails."""
     with tempfile.TemporaryFile() as log:
         began = time.perf_counter()
-        # as installed: byte code is kept
-        here = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"} | (env or {})
-        child = subprocess.Popen(command, stdout=log, stderr=log, env=here, cwd=DATA)
+        child = subprocess.Popen(command, stdout=log, stderr=log, env=as_installed() | (env or {}), cwd=DATA)
         _, status, usage = os.wait4(child.pid, 0)
         wall = time.perf_counter() - began
         child.returncode = os.waitstatus_to_exitcode(status)
