@@ -236,7 +236,9 @@ def evaluate(
         The truth, reduced before (from a truth pack); else it is read from ``real_source``.
     """
     rules, names = options.check()
-    given = None if options.baseline is None else dict(read_aggregate(options.baseline))  # before the long work
+    given: dict[str, float | None] | None = None
+    if options.baseline is not None:  # read before the long work
+        given = {**read_aggregate(options.baseline)}
     with_pack = truth is not None
     if truth is None:
         if real_source is None:
