@@ -1,4 +1,4 @@
-"""Eight CPU devices, quick compilation, and strict promotion for the tests of the model."""
+"""Eight CPU devices and no search for others, quick compilation, and strict promotion for the tests of the model."""
 
 from __future__ import annotations
 
@@ -11,6 +11,9 @@ import pytest
 # the models are tiny: compiling them is what takes time
 os.environ["XLA_FLAGS"] = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
 jax.config.update("jax_num_cpu_devices", 8)
+# a TPU plug-in would look for chips and a metadata server, behind a lock file that processes side by side dispute,
+# and after a minute (of a paused process, too) its timer's warning would be an error
+jax.config.update("jax_platforms", "cpu")
 
 
 @pytest.fixture
