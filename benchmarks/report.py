@@ -176,7 +176,7 @@ def _list_2026(r: dict) -> list[str]:
         peer = " | – | – | – |"
         if kind == "ours" and "peer_seconds" in r:
             peer = (
-                f" | cell-eval2 0.20.0: {r['peer_seconds']:.0f} s | {r['peer_peak_mb']:,} MB | **{r['ratio']:.0f}×** |"
+                f" | cell-eval2 0.20.0: {r['peer_seconds']:.0f} s | {r['peer_peak_mb']:,} MB | **{r['ratio']:.3g}×** |"
             )
         head = f"| 2026 rules, {words}, {cells:,} cells × {genes:,} genes"
         out.append(f"{head} | {r[f'{kind}_seconds']:.1f} s | {r[f'{kind}_peak_mb']:,} MB{peer}")
