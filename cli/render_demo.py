@@ -15,6 +15,8 @@ For your own files:
   vcelltools predict --run runs/first --line LINE --out pred.h5ad
   vcelltools score pred.h5ad --truth real.h5ad --report report.html"""
 
+_SLICE = {"pds": "PDS", "pearson_delta": "Pearson Δ", "mae": "MAE"}
+
 
 def show_demo(o: Output, result: Any) -> None:
     """Print the held-out table, the components, the verdict and the next steps."""
@@ -37,8 +39,19 @@ def _verdict(result: Any) -> str:
     ours, bar = score["transformer"], score["perturbation-mean"]
     first = "beats" if result.beats_mean else "does NOT beat"
     second = "is level with" if result.level else ("is above" if ours > bar else "is below")
-    return (
+    lines = [
         f"On cells that it never saw, the transformer {first} the mean baseline: average score {ours:.3f}, where 0 is "
         f"the mean baseline\nand 1 the best possible. It {second} the perturbation-mean ({bar:.3f}), each "
         "perturbation's mean effect in the other laboratories."
-    )
+    ]
+    for name, c in result.scores["transformer"]["components"].items():
+        if c["score_unclipped"] is not None and c["score_unclipped"] < 0:
+            lines.append(f"In {name} it is worse than the mean baseline; the average counts that as 0.")
+    return "\n".join([*lines, _what_training_added(result.held_out["transformer"])])
+
+
+def _what_training_added(final: dict[str, Any]) -> str:
+    """Say how the model's own held-out scores compare with what it started from, a prior that is not trained."""
+    start = final["untrained"]
+    moved = [f"{name} from {start[m]:.3f} to {final[m]:.3f}" for m, name in _SLICE.items()]
+    return f"Training took it from its untrained start, over the genes of the basis:\n{', '.join(moved)}."

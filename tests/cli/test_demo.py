@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import tomllib
+from pathlib import Path
 
 import pytest
 
 from tests.conftest import run_cli
+from vcelltools.cli.render_demo import _verdict
 from vcelltools.errors import UsageError
-from vcelltools.pipelines.demo import CONFIG, FULL, QUICK, SPLIT, _get_fields, make_road, run_demo
+from vcelltools.pipelines.demo import CONFIG, FULL, QUICK, SPLIT, DemoResult, _get_fields, make_road, run_demo
 
 
 def test_every_step_is_a_public_command():
@@ -41,6 +43,39 @@ def test_a_folder_with_other_files_is_left_alone(tmp_path):
     with pytest.raises(UsageError, match="holds other files"):
         run_demo(tmp_path, quick=True)
     assert [p.name for p in tmp_path.iterdir()] == ["mine.txt"]
+
+
+def make_result(pds, bar_pds, mae_unclipped):
+    """Return a result whose transformer scores ``pds`` (interval ± 0.05) and what ``mae_unclipped`` leaves of MAE."""
+
+    def component(value, unclipped, half):
+        ci = [value - half, value + half]
+        return {"value": value, "ci95": ci, "score": max(unclipped, 0.0), "score_unclipped": unclipped}
+
+    def score(pds, mae, mae_unclipped):
+        parts = {"pds": component(pds, 2 * pds - 1, 0.05), "mae": component(mae, mae_unclipped, 0.001)}
+        return {"avg_score": sum(c["score"] for c in parts.values()) / 2, "components": parts}
+
+    start = {"pds": 0.6, "pearson_delta": 0.3, "mae": 0.04}
+    final = {"pds": 0.65, "pearson_delta": 0.35, "mae": 0.06, "untrained": start}
+    scores = {"perturbation-mean": score(bar_pds, 0.03, -0.1), "transformer": score(pds, 0.04, mae_unclipped)}
+    return DemoResult(dpath=Path("d"), ran=1, skipped=0, seconds=1.0, scores=scores, held_out={"transformer": final})
+
+
+@pytest.mark.parametrize(
+    ("pds", "bar_pds", "mae_unclipped", "says"),
+    [
+        (0.72, 0.70, -0.3, "is level with"),  # both below the mean baseline in MAE: their scores do not differ by it
+        (0.80, 0.70, -0.3, "is above"),
+        (0.60, 0.70, -0.3, "is below"),
+        (0.72, 0.70, 0.3, "is above"),
+    ],
+)
+def test_the_verdict_says_what_the_scores_bear(pds, bar_pds, mae_unclipped, says):
+    text = _verdict(make_result(pds, bar_pds, mae_unclipped))
+    assert says in text and "beats the mean baseline" in text
+    assert ("In mae it is worse than the mean baseline" in text) == (mae_unclipped < 0)
+    assert "PDS from 0.600 to 0.650, Pearson Δ from 0.300 to 0.350, MAE from 0.040 to 0.060" in text
 
 
 @pytest.mark.slow

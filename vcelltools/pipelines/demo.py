@@ -68,7 +68,7 @@ class Sizes:
     set_size: int
 
 
-FULL = Sizes(genes=4000, perturbations=30, cells=(12_000, 20_000, 10_000), top=1000, steps=300, sets=16, set_size=32)
+FULL = Sizes(genes=4000, perturbations=80, cells=(16_000, 28_000, 16_000), top=1000, steps=400, sets=16, set_size=32)
 QUICK = Sizes(genes=600, perturbations=12, cells=(1500, 2400, 1500), top=200, steps=20, sets=4, set_size=16)
 
 
@@ -104,12 +104,15 @@ class DemoResult(Result):
 
     @property
     def level(self) -> bool:
-        """Whether transformer and perturbation-mean lie within each other's intervals in every metric that has one."""
+        """Whether transformer and perturbation-mean lie within each other's intervals in all that their scores tell.
+
+        A metric in which both score 0 (the mean baseline or worse) says nothing of which score is higher.
+        """
         a, b = (self.scores[m]["components"] for m in ("transformer", "perturbation-mean"))
         return all(
             c["ci95"][0] <= b[name]["value"] <= c["ci95"][1] and b[name]["ci95"][0] <= c["value"] <= b[name]["ci95"][1]
             for name, c in a.items()
-            if c["ci95"] and b[name]["ci95"]
+            if c["ci95"] and b[name]["ci95"] and c["score"] != b[name]["score"]
         )
 
     def to_json(self) -> dict[str, Any]:
