@@ -32,13 +32,17 @@ class Report:
 
     def __str__(self) -> str:
         counts = ", ".join(f"{k} {v:,}" for k, v in self.outcomes.most_common())
-        lines = [f"{self.n:,} mutants of seed {self.seed} in {self.seconds:.0f} s: {counts}"]
-        for f in self.failures:
-            again = f"python -m tests.fuzz --seed {self.seed} --only {f['number']}"
-            lines.append(
-                f"{f['outcome']}: {f.get('kind', '?')} {f.get('mutations', '')} ({again})\n{f.get('said', '')}"
-            )
-        return "\n".join(lines)
+        head = f"{self.n:,} mutants of seed {self.seed} in {self.seconds:.0f} s: {counts}"
+        return "\n".join([head, *self.list_failures()])
+
+    def list_failures(self) -> list[str]:
+        """Return one text a failure: what happened, to what, and the command that repeats it."""
+        again = f"python -m tests.fuzz --seed {self.seed} --only"
+        return [
+            f"{f['outcome']}: {f.get('kind', '?')} {f.get('mutations', '')} ({again} {f['number']})\n"
+            + str(f.get("said", ""))
+            for f in self.failures
+        ]
 
 
 def run(*, seed: int, seconds: float, patience: float = 90.0, first: int = 0, limit: int | None = None) -> Report:

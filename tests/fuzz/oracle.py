@@ -60,6 +60,17 @@ def read_naively(
         return counts, names
 
 
+def lacks_modality(path: Path, matrix: str) -> bool:
+    """Tell whether the modality of ``matrix`` (``mod/NAME/X``) is gone: what is left is then the file's only one."""
+    if not matrix.startswith("mod/"):
+        return False
+    modality = matrix.rsplit("/", 1)[0]
+    if path.is_dir():
+        return not (path / modality).exists()
+    with h5py.File(path, "r") as f:
+        return modality not in f
+
+
 def _refuse_links(f: h5py.File, key: str) -> None:
     at = "/"
     for part in key.split("/"):
@@ -127,6 +138,7 @@ def _read_zarr(path: Path, matrix: str, var: str, check: Check) -> tuple[np.ndar
         counts = _expand(*parts, n, g, check) if kind == "csr" else _expand(*parts, g, n, check).T
     need(counts.ndim == 2 and min(counts.shape) > 0, "no cells or genes")
     index = zarrs.read_attributes(path, var)["_index"]
+    index = index or next(k for k in ("_index", "index") if (path / var / k).is_dir())
     names = zarrs.read_array(path, f"{var}/{index}")
     need(names.shape == (counts.shape[1],), "names")
     return counts, [str(v) for v in names.tolist()]

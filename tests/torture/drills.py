@@ -59,7 +59,7 @@ def mutate_files(work: Path, seconds: float, seed: int) -> Drill:
     if report.n < LEAST:  # a machine that is busy elsewhere
         report = run(seed=seed, seconds=HANG, limit=LEAST)
     drill = Drill("damaged files", {"files mutated": report.n, **dict(report.outcomes)})
-    drill.failures = str(report).splitlines()[1:]
+    drill.failures = report.list_failures()
     return drill
 
 
