@@ -173,7 +173,15 @@ def test_a_run_that_is_asked_to_stop_leaves_no_process_behind(project, cli, numb
     toml.write_text(toml.read_text().replace("nonsense", "P1"))
     write(make_screen(n=60_000, seed=1), project / "d1.h5ad")
     command = [sys.executable, "-m", "vcelltools.cli.main", "build-store", "--jobs", str(jobs), "--json"]
-    run = subprocess.Popen(command, cwd=project, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    run = subprocess.Popen(
+        command,
+        cwd=project,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # a parent that ignores SIGINT (a shell's background job) would have the child ignore it too
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509
+    )
     deadline = time.monotonic() + 120
     while not (project / "stores/.d1.building/journal").exists() and time.monotonic() < deadline:
         time.sleep(0.005)
