@@ -86,7 +86,7 @@ class Column:
         """
         if self.codes is not None:
             assert self.categories is not None
-            present = np.unique(self.codes[self.codes >= 0])
+            present = np.flatnonzero(np.bincount(self.codes[self.codes >= 0]))
             cats = self.categories[present]
             order = np.argsort(cats.astype(str) if cats.dtype == object else cats, kind="stable")
             lookup = np.full(len(self.categories) + 1, -1, np.int32)

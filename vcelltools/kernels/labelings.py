@@ -142,9 +142,9 @@ def csc_take(indptr, cells, values, new_cell, first, stop, out_indptr, out_cells
 
 
 @kernel()
-def csc_append(indptr, cells, values, shift, cursor_g, out_cells, out_values):
-    """Append a matrix's cells to each gene of another from ``cursor_g`` on, moved up by ``shift``."""
-    for g in range(len(indptr) - 1):
+def csc_append(indptr, cells, values, shift, first, stop, cursor_g, out_cells, out_values):
+    """Append a matrix's cells to the genes from ``first`` to ``stop`` of another, from ``cursor_g`` on, moved up."""
+    for g in range(first, stop):
         k = cursor_g[g]
         for j in range(indptr[g], indptr[g + 1]):
             out_cells[k] = cells[j] + shift

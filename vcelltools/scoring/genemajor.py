@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -303,7 +304,9 @@ def read_part(
     library = census.library[rows]
     if behind is not None:
         cursor = indptr[:-1] + own_g
-        csc_append(behind.indptr, behind.cells, behind.values, np.int32(len(rows)), cursor, cells, values)
+        other = behind.indptr, behind.cells, behind.values, np.int32(len(rows))
+        with ThreadPoolExecutor(get_threads(threads)) as pool:
+            list(pool.map(lambda ab: csc_append(*other, *ab, cursor, cells, values), _cut(behind.indptr)))
         library = np.concatenate([library, behind.library])
     if census.n_duplicates:
         n = csc_merge(indptr, cells, values)
@@ -451,6 +454,7 @@ def _make_batch(
     per_million = counts.library / 1e6
     per_million[per_million == 0] = 1.0
     blocks = _cut(counts.indptr)
+    local = threading.local()  # memory that a thread uses again
     progress.start("ranking", len(counts.cells), "non-zeros")
 
     def work(block: tuple[int, int]) -> list[np.ndarray]:
@@ -458,11 +462,13 @@ def _make_batch(
         lo, hi = int(counts.indptr[a]), int(counts.indptr[b])
         m = hi - lo
         cells, values, indptr = counts.cells[lo:hi], counts.values[lo:hi], counts.indptr[a : b + 1] - lo
-        cpm = values.astype(np.float64)
-        cpm /= per_million[cells]
-        logv = np.log1p(cpm)
-        order, tied = np.empty(m, np.int32), np.empty(m, np.uint8)
-        scratch = np.empty(m, np.uint64), np.empty(m, np.uint64)
+        if m > getattr(local, "size", -1):
+            kinds = np.float64, np.float64, np.int32, np.uint8, np.uint64, np.uint64
+            local.size, local.arrays = m, [np.empty(m, kind) for kind in kinds]
+        cpm, logv, order, tied, *scratch = [x[:m] for x in local.arrays]
+        np.take(per_million, cells, out=cpm, mode="clip")  # any other mode copies
+        np.divide(values, cpm, out=cpm)
+        np.log1p(cpm, out=logv)
         sort_genes(indptr, cells, logv, order, tied, *scratch)
         spreads = []
         for lab, arrays in zip(labelings, out, strict=True):

@@ -7,7 +7,6 @@ file, bit for bit: fold changes are kept in full where a metric reads their size
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from pathlib import Path
@@ -29,14 +28,19 @@ MAGIC = b"vctru26b"
 
 def get_settings(o: Options2026) -> dict[str, Any]:
     """Return what a pack depends on."""
-    text = json.dumps(sorted((o.target_gene_map or {}).items()), default=str).encode()
+    digest = None
+    if o.target_gene_map:
+        import hashlib
+
+        text = json.dumps(sorted(o.target_gene_map.items()), default=str).encode()
+        digest = hashlib.sha256(text).hexdigest()[:16]
     return {
         "rules": RULES_2026.version,
         "pert_col": o.pert_col,
         "control": o.control,
         "context_col": o.context_col,
         "continuity": o.continuity,
-        "target_gene_map": hashlib.sha256(text).hexdigest()[:16] if o.target_gene_map else None,
+        "target_gene_map": digest,
     }
 
 
