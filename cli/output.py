@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import threading
 import time
+from itertools import zip_longest
 from typing import Any
 
 from vcelltools.progress import SILENT, Progress
@@ -91,15 +92,17 @@ class Output:
 
 
 def _align(columns: list[str], rows: list[list[str]], *, left: bool) -> str:
-    """Return the table's lines, two spaces between columns, numbers to the right."""
-    lines = [columns, *rows]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(columns))]
+    """Return the table's lines, two spaces between columns, numbers to the right; a cell may hold several lines."""
+    table = [[cell.split("\n") for cell in row] for row in (columns, *rows)]
+    widths = [max(len(part) for row in table for part in row[i]) for i in range(len(columns))]
     out = []
-    for line in lines:
-        cells = [
-            c.ljust(w) if left or i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(line, widths, strict=True))
-        ]
-        out.append("  ".join(cells).rstrip() + "\n")
+    for row in table:
+        for parts in zip_longest(*row, fillvalue=""):
+            cells = [
+                part.ljust(w) if left or i == 0 else part.rjust(w)
+                for i, (part, w) in enumerate(zip(parts, widths, strict=True))
+            ]
+            out.append("  ".join(cells).rstrip() + "\n")
     return "".join(out)
 
 

@@ -167,3 +167,11 @@ def test_inspect_loads_nothing_heavy(tmp_path):
         "sys.exit(', '.join(heavy) or 0)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_piped_table_keeps_its_columns(capsys):
+    """A head that begins with a line break stands on one line, below an empty one."""
+    from vcelltools.cli.output import Output
+
+    Output().table(["\nrole", "\nn"], [["batch", 3], ["perturbation", 26]])
+    assert capsys.readouterr().out == "\nrole           n\nbatch          3\nperturbation  26\n"
