@@ -63,10 +63,11 @@ for line in sys.stdin:
 """
 
 WHOLE = r"""
-import sys, time, json, tempfile
+import sys, time, tempfile
 began = time.perf_counter()
 import jax
 jax.config.update("jax_platforms", "cpu")
+from benchmarks.stepclock import StepClock
 from vcelltools.pipelines.memory import peak_memory
 from vcelltools.pipelines.prefetch import Prefetch
 from vcelltools.pipelines.store import open_store
@@ -77,21 +78,14 @@ work, sets, size, seconds = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), flo
 settings = make_settings({}, {"out": tempfile.mkdtemp(), "size": "rn", "sets": sets, "set_size": size, "steps": 100000,
     "energy": 1.0, "delta": 0.0, "pearson": 0.0, "rank": 0.0})
 trainer = Trainer(make_setup(settings, [open_store(work + "/x")]), None)
-state, steps, cells, first, start = trainer.init_state(), 0, 0, 0.0, 0.0
+state, clock = trainer.init_state(), StepClock(began, 2 * sets * size, seconds)
 with Prefetch(trainer.host_batch, 0, 100000) as feed:
     while True:
         state, m = trainer.step(state, trainer.data, trainer.put(feed.get()))
         jax.block_until_ready(m)
-        steps += 1
-        first = first or time.perf_counter() - began
-        if steps == 2:
-            start = time.perf_counter()
-        if steps > 2:
-            cells += 2 * sets * size
-            if time.perf_counter() - start > seconds:
-                break
-rate = cells / (time.perf_counter() - start)
-print(json.dumps({"cells_per_s": rate, "steps": steps, "first_step_s": first, "peak_mb": round(peak_memory() / 1e6)}))
+        if clock.tick():
+            break
+print(clock.report(peak_memory()))
 """
 
 PEER = r"""

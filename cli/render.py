@@ -10,21 +10,14 @@ if TYPE_CHECKING:
     from vcelltools.pipelines.hvg import HvgResult
 
 
-def get_peak_memory() -> int:
-    """Return the peak resident memory of this process so far, in bytes."""
-    import resource
-    import sys
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
-
-
 def _say_bytes(n: int) -> str:
     return f"{n / 1e9:.2f} GB" if n >= 1e9 else f"{n / 1e6:.1f} MB"
 
 
 def show_hvg(o: Output, result: HvgResult, out: Path) -> None:
     """Print what ``hvg`` did."""
+    from vcelltools.pipelines.memory import peak_memory
+
     body: dict[str, Any] = {
         "n_cells": result.n_cells,
         "n_genes": len(result.genes),
@@ -33,7 +26,7 @@ def show_hvg(o: Output, result: HvgResult, out: Path) -> None:
         "batches": result.batches,
         "bytes_read": result.bytes_read,
         "seconds": round(result.seconds, 3),
-        "peak_memory_bytes": get_peak_memory(),
+        "peak_memory_bytes": peak_memory(),
         "out": str(out),
         "warnings": list(result.warnings),
         "notes": list(result.notes),

@@ -6,7 +6,6 @@ cell-load's default one in the training process. The first two steps, which allo
 
 from __future__ import annotations
 
-import json
 import logging
 import resource
 import sys
@@ -15,6 +14,8 @@ import warnings
 from pathlib import Path
 
 import torch
+
+from benchmarks.stepclock import StepClock
 
 warnings.simplefilter("ignore")
 logging.disable(logging.WARNING)
@@ -61,8 +62,7 @@ def main() -> None:
     )  # fmt: skip
     module.setup()
     model = optimizer = None
-    steps = cells = 0
-    first = start = 0.0
+    clock = StepClock(began, 2 * sets * size, seconds)
     for batch in module.train_dataloader():
         if model is None:
             model = make_model(batch["pert_cell_emb"].shape[-1], batch["pert_emb"].shape[-1], size)
@@ -75,18 +75,10 @@ def main() -> None:
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         assert torch.isfinite(loss)
-        steps += 1
-        first = first or time.perf_counter() - began
-        if steps == 2:
-            start = time.perf_counter()
-        if steps > 2:
-            cells += 2 * sets * size
-            if time.perf_counter() - start > seconds:
-                break
-    rate = cells / (time.perf_counter() - start)
+        if clock.tick():
+            break
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    body = {"cells_per_s": rate, "steps": steps, "first_step_s": first, "peak_mb": round(peak / 1e6)}
-    sys.stdout.write(json.dumps(body) + "\n")
+    sys.stdout.write(clock.report(peak) + "\n")
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ errors (the positive-part rule of James and Stein; Efron & Morris 1973).
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -132,6 +133,14 @@ class Fill:
             out.append((effect, cells))
         return out
 
+    def _measure_all(self) -> Iterator[list[tuple[np.ndarray, np.ndarray]]]:
+        """Yield what :meth:`_measure` returns, perturbation by perturbation; what was read is let go now and then."""
+        for i, name in enumerate(self._groups):
+            if i % _HELD_GROUPS == 0:
+                self._release()
+            yield self._measure(name)
+        self._release()
+
     def _release(self) -> None:
         for store in {id(entry[0]): entry[0] for groups in self._groups.values() for entry in groups}.values():
             store.release()
@@ -145,18 +154,13 @@ class Fill:
         """
         n = len(self._panel.keys)
         mean, count = np.zeros(n), np.zeros(n)
-        for i, name in enumerate(self._groups):
-            if i % _HELD_GROUPS == 0:
-                self._release()
-            effect, cells = _average(self._measure(name))
+        for groups in self._measure_all():
+            effect, cells = _average(groups)
             mean += effect
             count += cells > 0
         mean /= np.maximum(count, 1)
         within, freedom, between = np.zeros(n), np.zeros(n), np.zeros(n)
-        for i, name in enumerate(self._groups):
-            if i % _HELD_GROUPS == 0:
-                self._release()
-            groups = self._measure(name)
+        for groups in self._measure_all():
             own, cells = _average(groups)
             between += np.where(cells > 0, (own - mean) ** 2 * cells, 0.0)
             for effect, sizes in groups:
@@ -165,7 +169,6 @@ class Fill:
             freedom -= cells > 0
         spread = between / np.maximum(count - 1, 1)
         noise = np.where(freedom >= _FEW, within / np.maximum(freedom, 1), spread)
-        self._release()
         return mean, noise
 
 

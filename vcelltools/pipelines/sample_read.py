@@ -19,9 +19,9 @@ import numpy as np
 from vcelltools.errors import DataError
 from vcelltools.io.direct import ALIGN, make_aligned
 from vcelltools.kernels.store import copy_rows, gather_rows
+from vcelltools.pipelines.memory import get_free_memory
 from vcelltools.pipelines.store import Store
 from vcelltools.pipelines.store_format import UNIT_ROWS
-from vcelltools.stream import get_free_memory
 
 READS_IN_FLIGHT = 24  # a disk wants to be asked for much at once
 PIECE_BYTES = 256 << 10  # that one read asks for at most

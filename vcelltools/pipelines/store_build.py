@@ -31,6 +31,7 @@ from vcelltools.io.arrays import pread_into
 from vcelltools.io.atomic import dump_json, fsync_path, replace_folder, step
 from vcelltools.io.table import RANGE
 from vcelltools.kernels import store as kernels
+from vcelltools.pipelines.memory import trim_heap
 from vcelltools.pipelines.store_columns import scatter_columns
 from vcelltools.pipelines.store_files import (
     Journal,
@@ -60,7 +61,7 @@ from vcelltools.pipelines.store_plan import StorePlan
 from vcelltools.pipelines.store_rows import scatter_rows
 from vcelltools.pipelines.store_tables import write_manifest, write_tables
 from vcelltools.progress import SILENT, Progress
-from vcelltools.stream import get_threads, trim_heap
+from vcelltools.stream import get_threads
 
 if TYPE_CHECKING:
     from distributed import Client

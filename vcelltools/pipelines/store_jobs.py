@@ -21,9 +21,10 @@ from typing import Any
 
 from vcelltools.config import DatasetConfig
 from vcelltools.errors import InterruptedRun, UsageError, VcellError
+from vcelltools.pipelines.memory import get_free_memory
 from vcelltools.pipelines.store_make import BuildResult, build_store
 from vcelltools.progress import Progress
-from vcelltools.stream import get_free_memory, get_threads
+from vcelltools.stream import get_threads
 
 THREADS_A_JOB = 4  # beyond them a second data set gains more than more threads in the first
 JOB_BYTES = 1 << 30  # free memory that is asked for each further job

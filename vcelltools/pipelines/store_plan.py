@@ -19,8 +19,8 @@ from vcelltools.errors import DataError
 from vcelltools.genes import Basis, Genes, Reconciliation, match_genes, read_genes
 from vcelltools.io import CsrMatrix, Dataset
 from vcelltools.io.table import RANGE, Table, TableBase
+from vcelltools.pipelines.memory import trim_heap
 from vcelltools.pipelines.store_labels import Labels, read_labels
-from vcelltools.stream import trim_heap
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -217,8 +217,7 @@ class Trainer:
             for store in setup.stores:
                 store.check_rows()
             self.data["rows"] = mesh.place_rows(self.mesh, [store.padded for store in setup.stores], self.feed)
-            for store in setup.stores:
-                store.release()
+            setup.release_stores()
         self.step = step.make_step(self.model, self.config, self.mesh, self.feed)
         self._effect = step.make_effect(self.model, self.config)
         self.best = Best()
@@ -235,8 +234,7 @@ class Trainer:
     def host_batch(self, number: int) -> dict[str, np.ndarray]:
         """Return this process's share of a step's batch; a pure function of the seed and the step."""
         if number % _HELD_BATCHES == 0:
-            for store in self.setup.stores:
-                store.release()
+            self.setup.release_stores()
         index = 0 if self.setup.sanity == "overfit-batch" else number
         return self.setup.make_batch(self.setup.sampler.batch(index), self.share, cells=self.feed == "host")
 

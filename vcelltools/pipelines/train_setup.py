@@ -228,6 +228,11 @@ class Setup:
         length = np.bincount(line, minlength=len(self.screen.lines))
         return np.cumsum(length) - length, length, np.argsort(line, kind="stable")
 
+    def release_stores(self) -> None:
+        """Let the pages of the stores that were read go."""
+        for store in self.stores:
+            store.release()
+
     def read_cells(self, store_b: np.ndarray, rows_bs: np.ndarray) -> np.ndarray:
         """Return the cells (b, s, g) float16 of rows of stores, each verified once."""
         out = np.empty((*rows_bs.shape, self.stores[0].n_genes), np.float16)
