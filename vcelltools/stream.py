@@ -17,6 +17,7 @@ from typing import TypeVar
 from vcelltools.errors import UsageError
 from vcelltools.io.matrix import Buffers, Matrix, Span
 from vcelltools.progress import SILENT, Progress
+from vcelltools.workers import share_work
 
 S = TypeVar("S")
 R = TypeVar("R")
@@ -73,39 +74,17 @@ def run_spans(
     """
     n = min(get_threads(threads), max(len(spans), 1))
     states = [make_state() for _ in range(n)]
-    lock = threading.Lock()
-    todo = iter(spans)
-    failed: list[tuple[int, BaseException]] = []
 
-    def work(state: S) -> None:
+    def make_worker(state: S) -> Callable[[Span], None]:
         buffers = Buffers()
-        while not failed:
-            with lock:
-                span = next(todo, None)
-            if span is None:
-                return
-            try:
-                visit(state, matrix.read(span, buffers), span)
-            except BaseException as e:
-                failed.append((span.start, e))
-                return
+
+        def work(span: Span) -> None:
+            visit(state, matrix.read(span, buffers), span)
             progress.advance(span.n_bytes)
 
-    if n == 1:
-        work(states[0])
-    else:
-        workers = [threading.Thread(target=work, args=(s,), daemon=True) for s in states]
-        for w in workers:
-            w.start()
-        try:
-            for w in workers:
-                while w.is_alive():
-                    w.join(0.2)  # short waits, so that Ctrl-C is answered
-        except BaseException as e:
-            failed.append((-1, e))
-            raise
-    if failed:
-        raise min(failed, key=lambda f: f[0])[1]
+        return work
+
+    share_work(spans, [make_worker(s) for s in states])
     return states
 
 

@@ -188,6 +188,17 @@ def fill_disks(work: Path, seconds: float, seed: int) -> Drill:
     return drill
 
 
+def _flip_one(files: list[Path], rng: np.random.Generator) -> tuple[Path, bytes, str]:
+    """Flip one bit of one of the files: (the file, its bytes before, which bit)."""
+    path = files[int(rng.integers(len(files)))]
+    raw = path.read_bytes()
+    at, bit = int(rng.integers(len(raw))), int(rng.integers(8))
+    damaged = bytearray(raw)
+    damaged[at] ^= 1 << bit
+    path.write_bytes(damaged)
+    return path, raw, f"{path.name}, byte {at}, bit {bit}"
+
+
 def flip_bits(work: Path, seconds: float, seed: int) -> Drill:
     """Flip one bit of a store: verify finds it and names the file."""
     import vcelltools as vc
@@ -200,17 +211,12 @@ def flip_bits(work: Path, seconds: float, seed: int) -> Drill:
     store = work / "flips" / "s"
     files = sorted(p for p in store.iterdir() if p.is_file())
     for _ in rounds(seconds):
-        path = files[int(rng.integers(len(files)))]
-        raw = path.read_bytes()
-        at, bit = int(rng.integers(len(raw))), int(rng.integers(8))
-        damaged = bytearray(raw)
-        damaged[at] ^= 1 << bit
-        path.write_bytes(damaged)
+        path, raw, where = _flip_one(files, rng)
+        drill.add("bit flips")
         found = vc.verify_store(store)
         path.write_bytes(raw)
-        drill.add("bit flips")
         if found.ok or not any(path.name in p for p in found.problems):
-            drill.failures.append(f"{path.name}, byte {at}, bit {bit}: not found ({found.problems})")
+            drill.failures.append(f"{where}: not found ({found.problems})")
     if not vc.verify_store(store).ok:
         drill.failures.append("the restored store is not whole")
     return drill
@@ -229,20 +235,15 @@ def flip_statistics(work: Path, seconds: float, seed: int) -> Drill:
         save_statistics(scan(ds, batch_key="batch"), saved)
     files = sorted(saved.iterdir())
     for _ in rounds(seconds):
-        path = files[int(rng.integers(len(files)))]
-        raw = path.read_bytes()
-        at, bit = int(rng.integers(len(raw))), int(rng.integers(8))
-        damaged = bytearray(raw)
-        damaged[at] ^= 1 << bit
-        path.write_bytes(damaged)
+        path, raw, where = _flip_one(files, rng)
         drill.add("bit flips")
         try:
             load_statistics(saved)
-            drill.failures.append(f"{path.name}, byte {at}, bit {bit}: read as if whole")
+            drill.failures.append(f"{where}: read as if whole")
         except DataError:
             drill.add("refused")
         except Exception as e:
-            drill.failures.append(f"{path.name}, byte {at}, bit {bit}: {type(e).__name__}: {e}")
+            drill.failures.append(f"{where}: {type(e).__name__}: {e}")
         path.write_bytes(raw)
     load_statistics(saved)
     return drill

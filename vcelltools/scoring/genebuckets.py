@@ -27,6 +27,7 @@ from vcelltools.kernels.bucket import (
 )
 from vcelltools.kernels.pvalues import asymptotic_p, set_exact_p
 from vcelltools.kernels.ranksum import RADIX, bucket_counts_below, bucket_rank_sum
+from vcelltools.workers import share_work
 
 MAX_GROUPS = 65_535
 
@@ -242,37 +243,23 @@ class GeneBuckets:
         values = self._keys.view(self.dtype)
         edges = np.searchsorted(np.cumsum(count_g + 64), np.arange(0, int((count_g + 64).sum()), 1 << 20)).tolist()
         edges = sorted({*edges, 0, n_g})
-        todo = iter(list(pairwise(edges)))
-        lock = threading.Lock()
-        failed: list[BaseException] = []
 
-        def work() -> None:
+        def make_worker() -> Callable[[tuple[int, int]], None]:
             buf, tmp = np.empty(largest, np.uint64), np.empty(largest, np.uint64)
             hist = np.empty(RADIX, np.int64)
-            while not failed:
-                with lock:
-                    span = next(todo, None)
-                if span is None:
-                    return
-                try:
-                    bucket_rank_sum(
-                        self._start_bg, self._stop_bg, self._keys, values, self._groups, span[0], span[1],
-                        self._size_k, control, 0.5 if continuity else 0.0, test, power, inverse_k, buf, tmp, hist,
-                        sum_kg, nnz_kg, moment_kg, single_kg, u_kg, tie_kg, p_kg, control_tie_g, max_g,
-                    )  # fmt: skip
-                except BaseException as e:
-                    failed.append(e)
-                    return
-                advance(float(count_g[span[0] : span[1]].sum()))
 
-        workers = [threading.Thread(target=work, daemon=True) for _ in range(max(1, threads))]
-        for w in workers:
-            w.start()
-        for w in workers:
-            while w.is_alive():
-                w.join(0.2)
-        if failed:
-            raise failed[0]
+            def work(genes: tuple[int, int]) -> None:
+                first, stop = genes
+                bucket_rank_sum(
+                    self._start_bg, self._stop_bg, self._keys, values, self._groups, first, stop,
+                    self._size_k, control, 0.5 if continuity else 0.0, test, power, inverse_k, buf, tmp, hist,
+                    sum_kg, nnz_kg, moment_kg, single_kg, u_kg, tie_kg, p_kg, control_tie_g, max_g,
+                )  # fmt: skip
+                advance(float(count_g[first:stop].sum()))
+
+            return work
+
+        share_work(pairwise(edges), [make_worker() for _ in range(max(1, threads))])
         if test and exact:
             set_exact_p(u_kg, tie_kg, p_kg, self._size_k, control)
         return RankSums(
