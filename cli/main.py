@@ -131,6 +131,7 @@ def run() -> NoReturn:
     """
     if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: what runs stops its workers, and says 5
+    os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", "4")  # a BLAS thread without work spins for 0.1 s beside ours
     gc.set_threshold(100_000, 20, 20)  # imports make much and leave no garbage: looking for it takes 40 ms
     try:
         main()

@@ -91,8 +91,8 @@ def test_long_runs_of_close_values_are_sorted(close):
     from vcelltools.kernels.labelings import sort_genes
 
     order, tied = np.empty(n, np.int32), np.empty(n, np.uint8)
-    scratch = np.empty(n, np.uint64), np.empty(n, np.uint64)
-    sort_genes(np.array([0, n]), np.arange(n, dtype=np.int32), v, order, tied, *scratch)
+    scratch = np.empty(n, np.uint64), np.empty(n, np.uint64), np.empty((3, 2048), np.int64)
+    sort_genes(np.array([0, n]), np.arange(n, dtype=np.int32), v.view(np.uint64), order, tied, *scratch)
     np.testing.assert_array_equal(v[order], np.sort(v))
     np.testing.assert_array_equal(tied[1:] == 1, np.diff(np.sort(v)) == 0)
     assert set(order) == set(range(n))

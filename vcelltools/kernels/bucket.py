@@ -6,6 +6,8 @@ transposing the matrix. Values are read as bits: the checks for sign, NaN and in
 
 from __future__ import annotations
 
+import numpy as np
+
 from vcelltools.kernels._jit import kernel
 
 OK, BAD_INDEX, NEGATIVE, NOT_FINITE, DUPLICATE = 0, 1, 2, 3, 4
@@ -45,10 +47,10 @@ def csr_bucket(
         leave_out = codes_b[i] < 0
         last = -1
         for j in range(indptr[i], indptr[i + 1]):
-            g = indices[j]
+            g = indices[np.uint64(j)]
             if g < 0 or g >= n_genes:
                 return BAD_INDEX, j, 0
-            v = bits[j]
+            v = bits[np.uint64(j)]
             if marked == i:
                 if seen_g[g] == i:
                     return DUPLICATE, j, 0
@@ -79,13 +81,13 @@ def csr_bucket(
         if code < 0:
             continue
         for j in range(indptr[i], indptr[i + 1]):
-            v = bits[j]
+            v = bits[np.uint64(j)]
             if v & magnitude != 0:
-                g = indices[j]
+                g = np.uint64(indices[np.uint64(j)])
                 k = stop_g[g]
-                keys[k] = v
-                groups[k] = code
                 stop_g[g] = k + 1
+                keys[np.uint64(k)] = v
+                groups[np.uint64(k)] = code
     return OK, 0, position - at
 
 

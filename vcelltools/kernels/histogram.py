@@ -315,7 +315,7 @@ def csc_histogram(
                         c = scratch_c[j]
                         library_size_n[i] += c
                         genes_per_cell_n[i] += np.int32(c > 0)
-                        local_hist[k, 0, c] += 1
+                        local_hist[k, 0, np.uint32(c)] += 1
                     continue
                 for j in range(start, stop):
                     v = data[j]

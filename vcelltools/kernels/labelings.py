@@ -4,7 +4,8 @@ A *labeling* gives each cell a group, or −1 to leave it out, and each group it
 labeling; the two halves of a random split, each with its own controls, are another. A gene's non-zero values are
 sorted once, and one sweep per labeling then gives every rank sum: five splits cost five sweeps and no further sort.
 
-The matrix is held by gene (CSC, in cell order). Nothing is densified: zeros enter analytically.
+The matrix is held by gene (CSC, in cell order). Nothing is densified: zeros enter analytically. The kernels get their
+scratch from outside: one that allocates needs numba's array functions where it is loaded, 30 ms at every start.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ N_TERMS = 15
 SERIES_LIMIT = 0.05
 """Cells that hold more than this share of what the other cells of their group hold are summed one by one."""
 
-_STRIP = 512  # values whose logarithms are taken at a time: they stay in the first cache
+STRIP = 512
+"""Values whose logarithms are taken at a time: they stay in the first cache."""
 
 OK, BAD_INDEX, NOT_FINITE, NEGATIVE, FRACTIONAL = 0, 1, 2, 3, 4
 
@@ -46,11 +48,11 @@ def csr_count(indptr, indices, data, n_genes, col_start, slot_b, lib_b, nnz_sg, 
         total = 0.0
         s = slot_b[i]
         for j in range(indptr[i], indptr[i + 1]):
-            g = indices[j] + col_start
+            g = indices[np.uint64(j)] + col_start
             if g < 0 or g >= n_genes:
                 fault[0], fault[1], fault[2] = 1, i, g
                 return
-            v = np.float64(data[j])
+            v = np.float64(data[np.uint64(j)])
             if not np.isfinite(v):
                 fault[0], fault[1], fault[2] = 2, i, g
                 return
@@ -75,25 +77,29 @@ def csr_count(indptr, indices, data, n_genes, col_start, slot_b, lib_b, nnz_sg, 
 
 @kernel()
 def csr_scatter(indptr, indices, data, col_start, cell_b, new_gene, cursor_g, stop_g, cells, values):
-    """Append the rows of a checked chunk to a CSC matrix; False where a gene has more values than were counted.
+    """Append the rows of a checked chunk to a CSC matrix; False where it is not what was checked and counted.
 
     ``cell_b`` is −1 for rows that are left out; a gene goes to the column ``new_gene`` of its position, from
     ``cursor_g`` to ``stop_g``.
     """
-    for i in range(len(indptr) - 1):
-        c = cell_b[i]
+    n_genes = np.uint64(len(new_gene))
+    for row in range(len(indptr) - 1):
+        c = cell_b[row]
         if c < 0:
             continue
-        for j in range(indptr[i], indptr[i + 1]):
-            v = data[j]
+        for j in range(indptr[row], indptr[row + 1]):
+            v = data[np.uint64(j)]
             if v == 0:
                 continue
-            g = new_gene[indices[j] + col_start]
+            i = np.uint64(indices[np.uint64(j)] + col_start)
+            if i >= n_genes:
+                return False
+            g = np.uint64(new_gene[i])
             k = cursor_g[g]
             if k >= stop_g[g]:
                 return False
-            cells[k] = c
-            values[k] = v
+            cells[np.uint64(k)] = c
+            values[np.uint64(k)] = v
             cursor_g[g] = k + 1
     return True
 
@@ -124,7 +130,7 @@ def csc_count_taken(indptr, cells, new_cell, first, stop, out_indptr):
     for g in range(first, stop):
         n = 0
         for j in range(indptr[g], indptr[g + 1]):
-            n += new_cell[cells[j]] >= 0
+            n += new_cell[np.uint32(cells[np.uint64(j)])] >= 0
         out_indptr[g + 1] = n
 
 
@@ -132,13 +138,14 @@ def csc_count_taken(indptr, cells, new_cell, first, stop, out_indptr):
 def csc_take(indptr, cells, values, new_cell, first, stop, out_indptr, out_cells, out_values):
     """Copy the cells with ``new_cell >= 0`` of the genes from ``first`` to ``stop``, renumbered, to ``out_indptr``."""
     for g in range(first, stop):
-        k = out_indptr[g]
+        k, stop_k = out_indptr[g], out_indptr[g + 1]
         for j in range(indptr[g], indptr[g + 1]):
-            c = new_cell[cells[j]]
-            if c >= 0:
-                out_cells[k] = c
-                out_values[k] = values[j]
-                k += 1
+            if k == stop_k:
+                break
+            c = new_cell[np.uint32(cells[np.uint64(j)])]
+            out_cells[np.uint64(k)] = c  # written over where it is not taken: no branch that has to be guessed
+            out_values[np.uint64(k)] = values[np.uint64(j)]
+            k += c >= 0
 
 
 @kernel()
@@ -221,17 +228,17 @@ def _radix(keys, lo, hi, other, hist, shift, top):
         by = np.uint64(shift)
         hist[:] = 0
         for j in range(lo, hi):
-            hist[np.int64((keys[j] >> by) & digit)] += 1
+            hist[(keys[j] >> by) & digit] += 1
         at = lo
         for b in range(2048):
             c = hist[b]
             hist[b] = at
             at += c
         for j in range(lo, hi):
-            b = np.int64((keys[j] >> by) & digit)
+            b = (keys[j] >> by) & digit
             k = hist[b]
             hist[b] = k + 1
-            other[k] = keys[j]
+            other[np.uint64(k)] = keys[j]
         keys, other = other, keys
         moved = not moved
         shift += 11
@@ -249,9 +256,9 @@ def _two_digits(bits, small, cut, by, lo, hi, keys, other, hist_low, hist_high, 
     hist_low[:n_bins] = 0
     hist_high[:n_bins] = 0
     for j in range(lo, hi):
-        key = ((bits[j] - small) >> cut) << by
-        hist_low[np.int64((key >> low) & mask)] += 1
-        hist_high[np.int64((key >> high) & mask)] += 1
+        key = ((bits[np.uint64(j)] - small) >> cut) << by
+        hist_low[(key >> low) & mask] += 1
+        hist_high[(key >> high) & mask] += 1
     at_low, at_high = lo, lo
     for b in range(n_bins):
         c, d = hist_low[b], hist_high[b]
@@ -259,33 +266,35 @@ def _two_digits(bits, small, cut, by, lo, hi, keys, other, hist_low, hist_high, 
         at_low += c
         at_high += d
     for j in range(lo, hi):
-        key = (((bits[j] - small) >> cut) << by) | np.uint64(j - lo)
-        b = np.int64((key >> low) & mask)
+        key = (((bits[np.uint64(j)] - small) >> cut) << by) | np.uint64(j - lo)
+        b = (key >> low) & mask
         k = hist_low[b]
         hist_low[b] = k + 1
-        other[k] = key
+        other[np.uint64(k)] = key
     for j in range(lo, hi):
-        key = other[j]
-        b = np.int64((key >> high) & mask)
+        key = other[np.uint64(j)]
+        b = (key >> high) & mask
         k = hist_high[b]
         hist_high[b] = k + 1
-        keys[k] = key
+        keys[np.uint64(k)] = key
 
 
 @kernel()
-def sort_genes(indptr, cells, logv, out_cells, out_tied, keys, other):
+def sort_genes(indptr, cells, bits, out_cells, out_tied, keys, other, hist_db):
     """Sort each gene's cells by value, ascending.
 
     Parameters
     ----------
     indptr
         (w + 1,) int64 bounds of the genes in the block, starting at 0.
-    cells, logv
-        (m,) int32 cells and float64 positive values.
+    cells, bits
+        (m,) int32 cells and positive float64 values, as uint64.
     out_cells, out_tied
         (m,) int32 the sorted cells; uint8, 1 where the value equals the one before it in the same gene.
     keys, other
         (m,) uint64 scratch.
+    hist_db
+        (3, 2048) int64 scratch.
 
     Notes
     -----
@@ -294,9 +303,7 @@ def sort_genes(indptr, cells, logv, out_cells, out_tied, keys, other):
     what lies closer than these tell, or than a key can, is inserted by its value, on the way to the result; a gene
     with many such is sorted again by all bits of the key.
     """
-    bits = logv.view(np.uint64)
-    hist = np.zeros(2048, np.int64)
-    hist_low, hist_high = np.zeros(2048, np.int64), np.zeros(2048, np.int64)
+    hist, hist_low, hist_high = hist_db[0], hist_db[1], hist_db[2]
     for g in range(len(indptr) - 1):
         lo, hi = indptr[g], indptr[g + 1]
         n = hi - lo
@@ -304,8 +311,9 @@ def sort_genes(indptr, cells, logv, out_cells, out_tied, keys, other):
             continue
         small, big = bits[lo], bits[lo]
         for j in range(lo, hi):
-            small = min(small, bits[j])
-            big = max(big, bits[j])
+            x = bits[np.uint64(j)]
+            small = min(small, x)
+            big = max(big, x)
         place = 0
         while (n >> place) != 0:
             place += 1
@@ -328,11 +336,12 @@ def sort_genes(indptr, cells, logv, out_cells, out_tied, keys, other):
         before = np.uint64(0)
         j = lo
         while j < hi:
-            at = lo + np.int64(keys[j] & where)
+            i = np.uint64(j)
+            at = np.uint64(lo) + (keys[i] & where)
             here = bits[at]
             if here >= before:
-                out_cells[j] = cells[at]
-                out_tied[j] = here == before
+                out_cells[i] = cells[at]
+                out_tied[i] = here == before
                 before = here
                 j += 1
                 continue
@@ -375,6 +384,11 @@ def label_genes(
     twice_u_gk,
     tie_gk,
     spread_k,
+    group,
+    strip_sj,
+    far,
+    real_sk,
+    count_sk,
 ):
     """Sums, mean CPM, rank sums against the controls and leave-one-cell-out spread of each gene, one labeling.
 
@@ -403,6 +417,12 @@ def label_genes(
         (w, k) float64 outputs: counts summed; mean CPM; twice the U of the group; sum of t³ − t over the ties.
     spread_k
         (k,) float64, the sum over these genes of squared deviations is added to it.
+    group
+        int32 scratch, as long as the longest gene.
+    strip_sj, far
+        (4, STRIP) float64 and (STRIP,) int64 scratch.
+    real_sk, count_sk
+        (8, k + 1) float64 and (5, k + 1) int64 scratch.
 
     Notes
     -----
@@ -412,37 +432,24 @@ def label_genes(
     time, in a loop without branches that the compiler turns into vector instructions.
     """
     k_all = len(size_k)
-    most = 0
-    for g in range(len(indptr) - 1):
-        most = max(most, indptr[g + 1] - indptr[g])
-    group = np.empty(most, np.int32)
-    u0, u1 = np.empty(_STRIP), np.empty(_STRIP)
-    d0, d1 = np.empty(_STRIP), np.empty(_STRIP)
-    far = np.empty(_STRIP, np.int64)
-    psum = np.zeros(k_all)
-    csum = np.zeros(k_all)
-    s1 = np.zeros(k_all)
-    s2 = np.zeros(k_all)
-    t_k = np.zeros(k_all)
-    w_k = np.zeros(k_all)
-    u2 = np.zeros(k_all, np.int64)
-    tie = np.zeros(k_all)
-    nnz = np.zeros(k_all, np.int64)
-    left = np.zeros(k_all, np.int64)  # controls that are not above the value
-    tie_c = np.zeros(k_all)
-    in_block = np.zeros(k_all, np.int64)
-    touched = np.zeros(k_all, np.int64)
+    u0, u1, d0, d1 = strip_sj[0], strip_sj[1], strip_sj[2], strip_sj[3]
+    psum, csum, s1, s2 = real_sk[0], real_sk[1], real_sk[2], real_sk[3]
+    t_k, w_k, tie, tie_c = real_sk[4], real_sk[5], real_sk[6], real_sk[7]
+    u2, nnz, in_block, touched = count_sk[0], count_sk[1], count_sk[2], count_sk[3]
+    left = count_sk[4]  # controls that are not above the value
+    in_block[:] = 0
     for g in range(len(indptr) - 1):
         lo = indptr[g]
         n = indptr[g + 1] - lo
+        cells_g, values_g, cpm_g = cells[lo : lo + n], values[lo : lo + n], cpm[lo : lo + n]
         psum[:] = 0.0
         csum[:] = 0.0
         nnz[:] = 0
         for j in range(n):
-            p = code_n[cells[lo + j]]
+            p = np.uint32(code_n[np.uint32(cells_g[j])])
             group[j] = p
-            psum[p] += np.float64(values[lo + j])
-            csum[p] += cpm[lo + j] * weight_k[p]
+            psum[p] += np.float64(values_g[j])
+            csum[p] += cpm_g[j] * weight_k[p]
             nnz[p] += 1
         for p in range(k_all):
             s1[p], s2[p], t_k[p], w_k[p] = 0.0, 0.0, 0.0, 0.0
@@ -465,13 +472,13 @@ def label_genes(
                     a2 += dev * dev
                 s1[p] = a1
                 s2[p] = a2
-        for base in range(0, n, _STRIP):
-            m = min(_STRIP, n - base)
+        for base in range(0, n, STRIP):
+            m = min(STRIP, n - base)
             n_far = 0
             for j in range(m):
-                c, p = cells[lo + base + j], group[base + j]
+                c, p = np.uint32(cells_g[base + j]), np.uint32(group[base + j])
                 a = t_k[p] * shift_n[c]
-                b = a - grown_n[c] * np.float64(values[lo + base + j]) * w_k[p]
+                b = a - grown_n[c] * np.float64(values_g[base + j]) * w_k[p]
                 u0[j], u1[j] = a, b
                 if a > 0.1 or abs(b) > 0.1:
                     far[n_far] = j
@@ -482,7 +489,7 @@ def label_genes(
                 d0[j] = np.log1p(u0[j])
                 d1[j] = np.log1p(max(u1[j], -1.0 + 1e-16))
             for j in range(m):
-                p = group[base + j]
+                p = np.uint32(group[base + j])
                 s1[p] += d1[j] - d0[j]
                 s2[p] += d1[j] * d1[j] - d0[j] * d0[j]
 
@@ -491,16 +498,19 @@ def label_genes(
             left[p] = np.int64(size_k[p])
         j = lo + n - 1
         while j >= lo:
-            if tied[j] == 0:
-                p = code_n[sorted_cells[j]]
-                c = control_of[p]
+            i = np.uint64(j)
+            if tied[i] == 0:
+                p = np.uint32(code_n[np.uint32(sorted_cells[i])])
+                c = np.uint32(control_of[p])
                 u2[p] += 2 * left[c]
                 left[c] -= p == c
                 j -= 1
                 continue
-            if tied[j - 1] == 0:  # a pair, which is what most ties are
-                p, q = code_n[sorted_cells[j]], code_n[sorted_cells[j - 1]]
-                c, e = control_of[p], control_of[q]
+            i -= np.uint64(1)  # the first of a gene is not tied
+            if tied[i] == 0:  # a pair, which is what most ties are
+                p = np.uint32(code_n[np.uint32(sorted_cells[np.uint64(j)])])
+                q = np.uint32(code_n[np.uint32(sorted_cells[i])])
+                c, e = np.uint32(control_of[p]), np.uint32(control_of[q])
                 if p == q:
                     if p == c:
                         tie_c[c] += 6.0
@@ -522,7 +532,7 @@ def label_genes(
                 continue
             n_touched = 0
             while True:
-                p = code_n[sorted_cells[j]]
+                p = np.uint32(code_n[np.uint32(sorted_cells[np.uint64(j)])])
                 if in_block[p] == 0:
                     touched[n_touched] = p
                     n_touched += 1

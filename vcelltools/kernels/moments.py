@@ -24,6 +24,7 @@ TABLE = 64
 def _add_fixed(sums, i, x):
     """Add ``x`` to the fixed-point sum ``sums[i] = (floor part, fraction part)``."""
     whole = math.floor(x)
+    i = np.uint64(i)  # or every index would be tested for counting from the end
     sums[i, 0] += np.int64(whole)
     sums[i, 1] += np.int64((x - whole) * 68719476736.0 + 0.5)
 
@@ -51,10 +52,10 @@ def csr_normalised_moments(indptr, indices, data, batch_b, library_size_b, targe
         base = batch_b[r] * n_genes
         scale = target_sum / library_size_b[r]
         for j in range(indptr[r], indptr[r + 1]):
-            x = data[j] * scale
+            x = data[np.uint64(j)] * scale
             if log:
                 x = math.log1p(x)
-            i = base + np.int64(indices[j])
+            i = base + np.int64(indices[np.uint64(j)])
             _add_fixed(sum1, i, x)
             _add_fixed(sum2, i, x * x)
 

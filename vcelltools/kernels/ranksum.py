@@ -44,17 +44,18 @@ def radix_pass(src, dst, lo, hi, shift, width, hist):  # pragma: no cover  compi
     by = np.uint64(shift)
     hist[: 1 << width] = 0
     for i in range(lo, hi):
-        hist[(src[i] >> by) & digit] += 1
+        hist[(src[np.uint64(i)] >> by) & digit] += 1
     total = lo
     for b in range(1 << width):
         c = hist[b]
         hist[b] = total
         total += c
     for i in range(lo, hi):
-        x = src[i]
+        x = src[np.uint64(i)]
         b = (x >> by) & digit
-        dst[hist[b]] = x
-        hist[b] += 1
+        to = hist[b]
+        hist[b] = to + 1
+        dst[np.uint64(to)] = x
 
 
 @kernel()
@@ -83,7 +84,7 @@ def sort_bits(buf, tmp, n, low, bits, hist):  # pragma: no cover  compiled
     high = np.uint64(low + rest)
     i = 1
     while i < n:
-        if (buf[i] & mask) >= (buf[i - 1] & mask):
+        if (buf[np.uint64(i)] & mask) >= (buf[np.uint64(i - 1)] & mask):
             i += 1
             continue
         value = buf[i] >> high
@@ -179,7 +180,7 @@ def bucket_rank_sum(
     double_u_k = np.zeros(k_groups, np.int64)
     extra_k = np.zeros(k_groups)
     touched = np.zeros(k_groups, np.int64)
-    shift = np.uint64(group_bits)
+    shift, own = np.uint64(group_bits), np.uint64(control)
     n_blocks = start_bg.shape[0]
     size_c = size_k[control]
     root2 = math.sqrt(2.0)
@@ -195,26 +196,30 @@ def bucket_rank_sum(
         for b in range(n_blocks):
             start, stop = start_bg[b, g], stop_bg[b, g]
             for j in range(start, stop):
-                k = groups[j]
-                key = np.uint64(keys[j])
-                v = values[j]
+                at = np.uint64(j)
+                k = np.uint64(groups[at])
+                key = np.uint64(keys[at])
+                v = values[at]
                 total_k[k] += v
                 nnz_k[k] += 1
                 top = max(top, np.float64(v))
-                buf[n] = (key << shift) | np.uint64(k)
+                buf[np.uint64(n)] = (key << shift) | k
                 low_key = min(low_key, key)
                 high_key = max(high_key, key)
                 n += 1
             if moment == 1:
                 for j in range(start, stop):
-                    moment_k[groups[j]] += math.expm1(np.float64(values[j]))
+                    at = np.uint64(j)
+                    moment_k[np.uint64(groups[at])] += math.expm1(np.float64(values[at]))
             elif moment == 2:
                 for j in range(start, stop):
-                    moment_k[groups[j]] += math.log1p(np.float64(values[j]))
+                    at = np.uint64(j)
+                    moment_k[np.uint64(groups[at])] += math.log1p(np.float64(values[at]))
             if with_single:
                 for j in range(start, stop):
-                    k = groups[j]
-                    single_k[k] = np.float32(single_k[k] + np.float32(np.float32(values[j]) * inverse_k[k]))
+                    at = np.uint64(j)
+                    k = np.uint64(groups[at])
+                    single_k[k] = np.float32(single_k[k] + np.float32(np.float32(values[at]) * inverse_k[k]))
         max_g[g] = top
         for k in range(k_groups):
             sum_kg[k, g] = total_k[k]
@@ -261,26 +266,26 @@ def bucket_rank_sum(
             passed = zeros_c
             i = 0
             while i < n:
-                value = done[i] >> by
+                value = done[np.uint64(i)] >> by
                 j = i + 1
-                while j < n and (done[j] >> by) == value:
+                while j < n and (done[np.uint64(j)] >> by) == value:
                     j += 1
                 if j == i + 1:  # no branch on the group: what the control's own row gets is never read
-                    k = np.int64(group_of[i] & group_mask)
-                    double_u_k[k] += 2 * passed
-                    passed += k == control
+                    at = group_of[np.uint64(i)] & group_mask
+                    double_u_k[at] += 2 * passed
+                    passed += at == own
                 else:
                     ties_c = 0
                     n_touched = 0
                     for q in range(i, j):
-                        k = np.int64(group_of[q] & group_mask)
-                        if k == control:
+                        at = group_of[np.uint64(q)] & group_mask
+                        if at == own:
                             ties_c += 1
                         else:
-                            if count_k[k] == 0:
-                                touched[n_touched] = k
+                            if count_k[at] == 0:
+                                touched[n_touched] = np.int64(at)
                                 n_touched += 1
-                            count_k[k] += 1
+                            count_k[at] += 1
                     a = np.float64(ties_c)
                     shared += a * a * a - a
                     for q in range(n_touched):

@@ -123,12 +123,12 @@ def csr_fixed_logs(indptr, data, scale_b, fixed):
         scale = scale_b[i]
         filled = 0
         for j in range(indptr[i], indptr[i + 1]):
-            c = np.int64(data[j])
+            c = np.int64(data[np.uint64(j)])
             if c < _TABLE:
                 while filled <= c:
                     table[filled] = np.int64(np.rint(np.log1p(filled * scale) * FIXED_ONE))
                     filled += 1
-                fixed[j] = table[c]
+                fixed[np.uint64(j)] = table[np.uint64(c)]
             else:
                 fixed[j] = np.int64(np.rint(np.log1p(c * scale) * FIXED_ONE))
 
@@ -146,9 +146,9 @@ def csr_add_sums(indptr, indices, fixed, group_b, measured_of_gene, part, n_part
         if k >= 0 and k % n_parts == part:
             row = sums[k]
             for j in range(indptr[i], indptr[i + 1]):
-                m = measured_of_gene[indices[j]]
+                m = measured_of_gene[np.uint64(indices[np.uint64(j)])]
                 if m >= 0:
-                    row[m] += fixed[j]
+                    row[np.uint64(m)] += fixed[np.uint64(j)]
 
 
 @kernel(inline=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from vcelltools.kernels._jit import kernel
 
 OK, BAD_INDEX = 0, 1
@@ -39,13 +41,13 @@ def csr_bucket(indptr, indices, data, row_start, width, n_each, ends, rows_out, 
         ends[k + 1] += ends[k]
     for i in range(len(indptr) - 1):
         for j in range(indptr[i], indptr[i + 1]):
-            g = indices[j]
-            k = g // width
-            at = ends[k]
-            ends[k] = at + 1
+            g = indices[np.uint64(j)]
+            k = np.uint64(g // width)
+            at = np.uint64(ends[k])
+            ends[k] += 1
             rows_out[at] = row_start + i
             cols_out[at] = g
-            data_out[at] = data[j]
+            data_out[at] = data[np.uint64(j)]
     for k in range(n_buckets, 0, -1):  # the cursors stand at the ends: shift them back
         ends[k] = ends[k - 1]
     ends[0] = 0
@@ -59,7 +61,7 @@ def csc_place(rows, cols, data, col_start, cursor, indices_out, data_out):
     for j in range(len(rows)):
         c = cols[j] - col_start
         if 0 <= c < n:
-            at = cursor[c]
-            cursor[c] = at + 1
+            at = np.uint64(cursor[c])
+            cursor[c] += 1
             indices_out[at] = rows[j]
             data_out[at] = data[j]

@@ -448,7 +448,7 @@ def _make_batch(
     threads: int,
     progress: Progress,
 ) -> Iterator[Tables]:
-    from vcelltools.kernels.labelings import label_genes, sort_genes
+    from vcelltools.kernels.labelings import STRIP, label_genes, sort_genes
 
     out = [[np.zeros((counts.n_genes, len(lab.size) - 1)) for _ in range(4)] for lab in labelings]
     per_million = counts.library / 1e6
@@ -463,20 +463,23 @@ def _make_batch(
         m = hi - lo
         cells, values, indptr = counts.cells[lo:hi], counts.values[lo:hi], counts.indptr[a : b + 1] - lo
         if m > getattr(local, "size", -1):
-            kinds = np.float64, np.float64, np.int32, np.uint8, np.uint64, np.uint64
+            kinds = np.float64, np.float64, np.int32, np.uint8, np.int32, np.uint64, np.uint64
             local.size, local.arrays = m, [np.empty(m, kind) for kind in kinds]
-        cpm, logv, order, tied, *scratch = [x[:m] for x in local.arrays]
+            local.hist, local.strips = np.empty((3, 2048), np.int64), (np.empty((4, STRIP)), np.empty(STRIP, np.int64))
+        cpm, logv, order, tied, group, *keys = [x[:m] for x in local.arrays]
         np.take(per_million, cells, out=cpm, mode="clip")  # any other mode copies
         np.divide(values, cpm, out=cpm)
         np.log1p(cpm, out=logv)
-        sort_genes(indptr, cells, logv, order, tied, *scratch)
+        sort_genes(indptr, cells, logv.view(np.uint64), order, tied, *keys, local.hist)
         spreads = []
         for lab, arrays in zip(labelings, out, strict=True):
-            spread = np.zeros(len(lab.size) - 1)
+            k = len(lab.size)
+            spread = np.zeros(k - 1)
             label_genes(
                 indptr, cells, values, cpm, order, tied, target_sum,
                 lab.code, lab.control_of, lab.shift, lab.grown, lab.size, lab.weight, lab.total, lab.power,
                 lab.big_ptr, lab.big_cells, *[x[a:b] for x in arrays], spread,
+                group, *local.strips, np.empty((8, k)), np.empty((5, k), np.int64),
             )  # fmt: skip
             spreads.append(spread)
         progress.advance(m)
