@@ -19,7 +19,7 @@ import numpy as np
 from zarr.core.sync import cleanup_resources
 
 from tests.fuzz.mutations import make_zarr, mutate
-from tests.fuzz.oracle import lacks_modality, read_naively
+from tests.fuzz.oracle import LARGEST, lacks_modality, read_naively
 from tests.fuzz.seeds import Seed, write_seed
 from vcelltools.errors import VcellError
 from vcelltools.io import probe
@@ -82,7 +82,7 @@ def run_one(seed: int, number: int, folder: Path) -> dict:
     except Exception:
         return {**about, "outcome": "bug", "said": traceback.format_exc()}
     try:
-        counts, genes = read_naively(made.path, made.kind, made.matrix, made.var, need_counts=verb != "convert")
+        counts, genes = read_naively(made.path, made.kind, made.matrix, made.var, largest=LARGEST[verb])
     except Exception as e:
         if lacks_modality(made.path, made.matrix):
             return {**about, "outcome": "another modality"}
@@ -111,7 +111,7 @@ def run_verb(verb: str, path: Path, out: Path, batch_key: str | None, threads: i
         from vcelltools.pipelines.convert import convert
 
         convert(path, out, threads=threads)
-    return read_naively(out, "h5ad", "X", "var", need_counts=False)
+    return read_naively(out, "h5ad", "X", "var", largest=None)
 
 
 def run_verb_naively(verb: str, counts: np.ndarray, genes: list[str]) -> Any:

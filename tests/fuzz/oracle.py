@@ -6,6 +6,7 @@ It shares no code with the readers. What it calls invalid must be refused by the
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
@@ -15,7 +16,7 @@ import numpy as np
 from tests.fuzz import zarrs
 from tests.fuzz.tenxfolder import read_folder
 
-MAX_COUNT = 2**31 - 1
+LARGEST = {"hvg": 2**31 - 1, "normalize": 2**53, "convert": None}  # count; None: any number will do
 Check = Callable[[np.ndarray], np.ndarray]
 
 
@@ -29,17 +30,15 @@ def need(condition: object, reason: str) -> None:
         raise InvalidFileError(reason)
 
 
-def read_naively(
-    path: Path, kind: str, matrix: str, var: str, *, need_counts: bool = True
-) -> tuple[np.ndarray, list[str]]:
-    """Return (dense (n, g) values, gene names): int64 counts, or float64 where any values will do.
+def read_naively(path: Path, kind: str, matrix: str, var: str, *, largest: int | None) -> tuple[np.ndarray, list[str]]:
+    """Return (dense (n, g) values, gene names): int64 counts up to ``largest``, or float64 where it is None.
 
     Raises
     ------
     Exception
         For whatever is wrong with the file.
     """
-    check = _check_counts if need_counts else _check_numbers
+    check = _check_numbers if largest is None else partial(_check_counts, largest)
     if kind == "zarr":
         return _read_zarr(path, matrix, var, check)
     if kind == "10x-folder":
@@ -97,13 +96,13 @@ def _check_numbers(values: np.ndarray) -> np.ndarray:
     return values.astype(np.float64)
 
 
-def _check_counts(values: np.ndarray) -> np.ndarray:
+def _check_counts(largest: int, values: np.ndarray) -> np.ndarray:
     need(values.dtype.kind in "iuf", "not numbers")
     if values.dtype.kind == "f":
         need(np.isfinite(values).all(), "not finite")
         need((values == np.rint(values)).all(), "fractions")
     if values.size:
-        need(values.min() >= 0 and values.max() <= MAX_COUNT, "negative or too large")
+        need(values.min() >= 0 and values.max() <= largest, "negative or too large")
     return values.astype(np.int64)
 
 
@@ -137,7 +136,8 @@ def _read_zarr(path: Path, matrix: str, var: str, check: Check) -> tuple[np.ndar
         parts = [zarrs.read_array(path, f"{matrix}/{k}") for k in ("indptr", "indices", "data")]
         counts = _expand(*parts, n, g, check) if kind == "csr" else _expand(*parts, g, n, check).T
     need(counts.ndim == 2 and min(counts.shape) > 0, "no cells or genes")
-    index = zarrs.read_attributes(path, var)["_index"]
+    index = zarrs.read_attributes(path, var).get("_index")
+    need(index != "", "the index has no name")
     index = index or next(k for k in ("_index", "index") if (path / var / k).is_dir())
     names = zarrs.read_array(path, f"{var}/{index}")
     need(names.shape == (counts.shape[1],), "names")
@@ -168,8 +168,7 @@ def _expand(
             at = int(indices[j])
             need(0 <= at < n_minor, "index out of range")
             out[i, at] += values[j]
-    need(not out.size or out.dtype.kind == "f" or out.max() <= MAX_COUNT, "sum of duplicates")
-    return out
+    return check(out)  # sums of duplicates
 
 
 def _read_names(f: h5py.File, kind: str, var: str, g: int) -> list[str]:
@@ -184,9 +183,10 @@ def _read_names(f: h5py.File, kind: str, var: str, g: int) -> list[str]:
         key = next((k for k in ("index", "_index") if k in names), names[0])
         values = records[key]
     else:
-        key = node.attrs.get("_index", "")
-        key = key.decode() if isinstance(key, bytes) else str(key)
-        values = node[key or next(k for k in ("_index", "index") if k in node)]
+        key = node.attrs.get("_index")
+        need(key not in ("", b""), "the index has no name")
+        key = next(k for k in ("_index", "index") if k in node) if key is None else key
+        values = node[key.decode() if isinstance(key, bytes) else str(key)]
     if isinstance(values, h5py.Group):
         values = values["values"]
     values = np.asarray(values[()] if isinstance(values, h5py.Dataset) else values)

@@ -87,9 +87,7 @@ class H5Table(TableBase):
             raise DataError(f"{self.where} is not a table")
         self._group = group
         with reading(file.filename, key):
-            self._index_key = _attr_text(group.attrs.get("_index", ""))
-            if not self._index_key:
-                self._index_key = next((k for k in _INDEX_KEYS if get_node(file, f"{key}/{k}") is not None), "_index")
+            self._index_key = self._find_index_key()
             order = [_attr_text(c) for c in np.atleast_1d(group.attrs.get("column-order", []))]
             found = [k for k in group if k not in (self._index_key, "__categories")]
             self._columns = [c for c in order if c in found] + [k for k in found if k not in order]
@@ -98,9 +96,36 @@ class H5Table(TableBase):
         self._checked: set[str] = set()
         index_key = f"{key}/{self._index_key}"
         if get_node(file, index_key) is None:
-            raise DataError(f"{file.filename}: {index_key} is missing: it names the rows of {key}")
+            raise DataError(
+                f"{file.filename}: {index_key} is missing: it names the rows of {key}", hint=self._index_hint()
+            )
         if (have := get_length(file, index_key)) != n:
             raise DataError(f"{self.where}/{self._index_key} has {have or 0:,} names; {n:,} expected from the matrix")
+
+    def _find_index_key(self) -> str:
+        """Return the name of the array of row names.
+
+        Writers that set no ``_index`` attribute mean the usual array; one that is there and empty is damage, and
+        what stands under the usual name may then be a mere column.
+        """
+        said = self._group.attrs.get("_index")
+        if said is None:
+            return self._find_usual_index() or _INDEX_KEYS[0]
+        if not _attr_text(said):
+            raise DataError(
+                f"{self.where}: the attribute _index is empty; it names the array of row names",
+                hint=self._index_hint(),
+            )
+        return _attr_text(said)
+
+    def _find_usual_index(self) -> str | None:
+        return next((k for k in _INDEX_KEYS if get_node(self._file, f"{self._key}/{k}") is not None), None)
+
+    def _index_hint(self) -> str:
+        there = self._find_usual_index()
+        if there is None:
+            return "the file is not a complete h5ad; write it again"
+        return f"if {self._key}/{there} holds them, set the attribute _index of {self._key} to {there!r}"
 
     @property
     def index(self) -> np.ndarray:

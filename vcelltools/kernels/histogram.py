@@ -83,12 +83,13 @@ def _sum_duplicates(indices, data, a, b, n_minor, last_minor, slot_minor, stamp,
     """Copy the entries ``a:b`` to the scratch arrays with duplicates summed.
 
     ``last_minor`` holds the stamp of the last row that met an index; ``slot_minor`` where it went. Returns the
-    number of entries kept, or -1 - j where ``indices[j]`` is out of range.
+    number of entries kept, or -1 - j where ``indices[j]`` is out of range or ``data[j]`` no count, which a sum of
+    counts would hide.
     """
     n = 0
     for j in range(a, b):
         i = np.int64(indices[j])
-        if i < 0 or i >= n_minor:
+        if i < 0 or i >= n_minor or not _is_count(data[j]):
             return -1 - j
         v = np.float64(data[j])
         if last_minor[i] == stamp:
@@ -100,6 +101,15 @@ def _sum_duplicates(indices, data, a, b, n_minor, last_minor, slot_minor, stamp,
             scratch_v[n] = v
             n += 1
     return n
+
+
+@kernel(inline=True)
+def _find(indices, a, b, i):
+    """Return the first position in ``a:b`` whose index is ``i``."""
+    for j in range(a, b):
+        if indices[j] == i:
+            return j
+    return a
 
 
 @kernel()
@@ -204,9 +214,11 @@ def csr_histogram(
             state[6] += 1
             n = _sum_duplicates(indices, data, a, b, n_genes, last_g, slot_g, state[6], scratch_i, scratch_v)
             if n < 0:
-                state[0] = 1
+                j = -1 - n
+                outside = indices[j] < 0 or indices[j] >= n_genes
+                state[0] = 1 if outside else _bad_value(data[j])
                 state[1] = r
-                state[2] = -1 - n
+                state[2] = j
                 return k
             state[4] += (b - a) - n
         total = np.int64(0)
@@ -216,7 +228,7 @@ def csr_histogram(
             if not _is_count(v):
                 state[0] = _bad_value(v)
                 state[1] = r
-                state[2] = a + j
+                state[2] = _find(indices, a, b, scratch_i[j])
                 return k
             c = np.int64(v)
             if c == 0:
@@ -349,9 +361,11 @@ def csc_histogram(
             state[6] += 1
             n = _sum_duplicates(indices, data, a, b, n_cells, last_n, slot_n, state[6], scratch_i, scratch_v)
             if n < 0:
-                state[0] = 1
+                j = -1 - n
+                outside = indices[j] < 0 or indices[j] >= n_cells
+                state[0] = 1 if outside else _bad_value(data[j])
                 state[1] = gene
-                state[2] = -1 - n
+                state[2] = j
                 return k
             state[4] += (b - a) - n
             for j in range(n):
@@ -359,7 +373,7 @@ def csc_histogram(
                 if not _is_count(v):
                     state[0] = _bad_value(v)
                     state[1] = gene
-                    state[2] = a + j
+                    state[2] = _find(indices, a, b, scratch_i[j])
                     return k
                 c = np.int64(v)
                 if c == 0:

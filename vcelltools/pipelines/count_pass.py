@@ -437,6 +437,11 @@ def raise_violation(dataset: Dataset, chunk: Chunk, state: np.ndarray) -> None:
         )
     if status == h.NEGATIVE:
         raise DataError(f"{place} holds {value}: counts cannot be negative", hint="name the counts with --layer")
+    if status == h.TOO_LARGE and value <= h.MAX_COUNT:
+        raise DataError(
+            f"{place} has several entries, which add up to more than {h.MAX_COUNT:,}, the largest count",
+            hint="the file is damaged; write it again",
+        )
     if status == h.TOO_LARGE:
         raise DataError(f"{place} holds {float(value):.6g}: counts above {h.MAX_COUNT:,} are refused")
     raise DataError(f"{place} holds {value}", hint="repair the matrix: every value must be finite")

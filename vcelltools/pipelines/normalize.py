@@ -348,9 +348,8 @@ class _Normaliser:
         if int(chunk.indices.min()) < 0 or int(chunk.indices.max()) >= n_minor:
             at = int(np.flatnonzero((chunk.indices < 0) | (chunk.indices >= n_minor))[0])
             _raise(self.matrix, chunk, 1, at)
-        m = sparse.csr_matrix(
-            (chunk.data.copy(), chunk.indices.copy(), chunk.indptr), shape=(len(chunk.indptr) - 1, n_minor)
-        )
+        data = chunk.data.astype(np.float64)  # a sum of int32 may not be one
+        m = sparse.csr_matrix((data, chunk.indices.copy(), chunk.indptr), shape=(len(chunk.indptr) - 1, n_minor))
         m.sum_duplicates()
         with self._lock:
             self.n_repeated += len(chunk.data) - m.nnz

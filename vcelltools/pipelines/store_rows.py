@@ -175,6 +175,12 @@ def _canonicalise(b: Builder, chunk: CsrChunk) -> tuple[np.ndarray, np.ndarray, 
     indptr = np.append(0, np.cumsum(keep))[m.indptr]
     m = sparse.csr_matrix((m.data[keep], mapped[keep], indptr), shape=(chunk.n_rows, len(b.measured)))
     m.sum_duplicates()
+    if m.nnz and m.data.max() > kernels.MAX_COUNT:
+        cell = chunk.start + int(np.searchsorted(m.indptr, m.data.argmax(), side="right")) - 1
+        raise DataError(
+            f"{b.ds.matrix.where}: entries of cell {cell:,} and one gene add up to {int(m.data.max()):,}, above the "
+            f"largest count, {kernels.MAX_COUNT:,}"
+        )
     return m.indptr.astype(np.int64), m.indices.astype(np.int32), m.data
 
 
