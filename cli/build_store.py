@@ -97,6 +97,9 @@ def build_store(
     Example: vcelltools build-store k562.h5ad --basis basis.txt --pert-col gene --control non-targeting --group-by batch
     """
     from vcelltools.cli.output import Output
+    from vcelltools.cli.start import start
+
+    start(file)
     from vcelltools.cli.render_store import show_built, show_store_plans
     from vcelltools.pipelines.store_run import build_stores, choose_datasets, plan_stores
 

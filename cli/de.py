@@ -40,6 +40,9 @@ def de(
 
     Example: vcelltools de atlas.h5ad --pert-col perturbation --control non-targeting --out de.parquet
     """
+    from vcelltools.cli.start import start
+
+    start(file)
     from vcelltools.io.atomic import check_output
     from vcelltools.pipelines.de import de as compute
 

@@ -76,14 +76,10 @@ def hvg(
     """
     from vcelltools.cli.output import Output
     from vcelltools.cli.render import show_hvg, show_hvg_plan
-    from vcelltools.io.probe import start_probe
+    from vcelltools.cli.start import start
 
     o = Output(json=json, quiet=quiet, verbose=verbose)
-    for file in files:
-        start_probe(file)  # in a child, while numba loads here
-    from vcelltools.kernels._lean import load_numba
-
-    load_numba()
+    start(*files)
     many = [str(f) for f in files]
     if plan:
         from vcelltools.pipelines.hvg_plan import plan_hvg

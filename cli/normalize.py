@@ -38,6 +38,9 @@ def normalize(
     Example: vcelltools normalize atlas.h5mu --modality rna --out atlas.log1p.h5ad
     """
     arguments = {k: v for k, v in locals().items() if k not in ("json", "quiet", "verbose", "file", "target_sum")}
+    from vcelltools.cli.start import start
+
+    start(file)
     from vcelltools.pipelines.normalize import normalize as run
     from vcelltools.pipelines.normalize import parse_target_sum
 

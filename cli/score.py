@@ -99,18 +99,13 @@ def score(
     """
     from vcelltools.cli.output import Output
     from vcelltools.cli.render_score import get_defaults, run_2025, run_2026
-    from vcelltools.io.probe import start_probe
+    from vcelltools.cli.start import start
 
     o = Output(json=json, quiet=quiet, verbose=verbose)
     given = {"truth": truth, "profile": profile, "compat": compat, "pert_col": pert_col, "control": control,
              "out": out, "report": report}  # fmt: skip
     common = {**get_defaults(given, pred, truth_pack), "force": force, "layer": layer, "threads": threads}
-    for file in (pred, common["truth"]):
-        if file is not None:
-            start_probe(file)  # in a child, while numba loads here
-    from vcelltools.kernels._lean import load_numba
-
-    load_numba()
+    start(pred, common["truth"])
     if common["compat"] == "vcc2026":
         return run_2026(
             o, pred, truth_pack=truth_pack, continuity=continuity, context_col=context_col, anchors=anchors,

@@ -63,6 +63,9 @@ def simulate(
     Two labs, one biology: --effect-seed 1 in both, another --seed, --genes-drop 0.1, --first-cell-line 3.
     """
     arguments = {k: v for k, v in locals().items() if k not in ("json", "quiet", "verbose")}
+    from vcelltools.cli.start import start
+
+    start()
     from vcelltools.pipelines.simulate import simulate as run
 
     output = Output(json=json, quiet=quiet, verbose=verbose)

@@ -23,6 +23,9 @@ def verify(stores: Stores = None, json: Json = False, quiet: Quiet = False, verb
     Example: vcelltools verify stores/kolf
     """
     from vcelltools.cli.output import Output
+    from vcelltools.cli.start import start
+
+    start()
     from vcelltools.cli.render_store import show_verified
     from vcelltools.pipelines.store import find_stores, verify_store
 
