@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
+
 from vcelltools.kernels._jit import kernel
 
 
@@ -31,11 +33,11 @@ def effect_distances(a_pg, b_qg, skip_p, p0, p1, l1_pq, squared_pq):  # pragma: 
             l1 = 0.0
             l2 = 0.0
             for g in range(s):
-                d = float(a[g]) - float(b[g])
+                d = np.float64(a[g]) - np.float64(b[g])
                 l1 += abs(d)
                 l2 += d * d
             for g in range(s + 1, n_genes):
-                d = float(a[g]) - float(b[g])
+                d = np.float64(a[g]) - np.float64(b[g])
                 l1 += abs(d)
                 l2 += d * d
             l1_pq[p, q] = l1

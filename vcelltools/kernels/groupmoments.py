@@ -6,6 +6,8 @@ do not depend on chunks or threads.
 
 from __future__ import annotations
 
+import numpy as np
+
 from vcelltools.kernels._jit import kernel
 
 
@@ -21,7 +23,7 @@ def csr_group_moments(indptr, indices, data, codes_b, size_b, sum_kg, square_kg,
             if g < 0 or g >= n_genes:
                 return j
             if k >= 0:
-                y = float(data[j])
+                y = np.float64(data[j])
                 sum_kg[k, g] += y
                 square_kg[k, g] += y * y
                 cross_kg[k, g] += y * s
@@ -39,7 +41,7 @@ def csc_group_moments(indptr, indices, data, first, codes_n, size_n, sum_kg, squ
                 return j
             k = codes_n[i]
             if k >= 0:
-                y = float(data[j])
+                y = np.float64(data[j])
                 sum_kg[k, first + c] += y
                 square_kg[k, first + c] += y * y
                 cross_kg[k, first + c] += y * size_n[i]
@@ -54,7 +56,7 @@ def dense_group_moments(block, first, codes_b, size_b, sum_kg, square_kg, cross_
         if k < 0:
             continue
         for c in range(block.shape[1]):
-            y = float(block[i, c])
+            y = np.float64(block[i, c])
             if y != 0:
                 sum_kg[k, first + c] += y
                 square_kg[k, first + c] += y * y

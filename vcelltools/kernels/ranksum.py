@@ -172,9 +172,11 @@ def bucket_rank_sum(
         group_bits += 1
     group_mask = np.uint64((1 << group_bits) - 1)
     total_k = np.zeros(k_groups)
+    lost_k = np.zeros(k_groups)
     moment_k = np.zeros(k_groups)
     single_k = np.zeros(k_groups, np.float32)
     with_single = len(inverse_k) > 0
+    wide = values.itemsize == 8
     nnz_k = np.zeros(k_groups, np.int64)
     count_k = np.zeros(k_groups, np.int64)
     double_u_k = np.zeros(k_groups, np.int64)
@@ -186,6 +188,7 @@ def bucket_rank_sum(
     root2 = math.sqrt(2.0)
     for g in range(g0, g1):
         total_k[:] = 0.0
+        lost_k[:] = 0.0
         moment_k[:] = 0.0
         single_k[:] = 0.0
         nnz_k[:] = 0
@@ -200,7 +203,13 @@ def bucket_rank_sum(
                 k = np.uint64(groups[at])
                 key = np.uint64(keys[at])
                 v = values[at]
-                total_k[k] += v
+                if wide:  # compensated: a mean must not depend on the order of the cells
+                    step = v - lost_k[k]
+                    grown = total_k[k] + step
+                    lost_k[k] = (grown - total_k[k]) - step
+                    total_k[k] = grown
+                else:
+                    total_k[k] += v
                 nnz_k[k] += 1
                 top = max(top, np.float64(v))
                 buf[np.uint64(n)] = (key << shift) | k

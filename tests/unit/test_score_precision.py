@@ -1,0 +1,59 @@
+"""What rounding must not decide: sums of float64 are rounded once, and float32 differences are taken in float64."""
+
+from __future__ import annotations
+
+import math
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+from scipy import sparse
+
+import vcelltools as vc
+from vcelltools.kernels.distance import effect_distances
+from vcelltools.kernels.groupmoments import csr_group_moments
+from vcelltools.scoring.genebuckets import GeneBuckets
+
+
+def test_float64_means_are_rounded_once():
+    value = np.array([0.1, 2.302585092994046, 0.7, 3.3])
+    sizes = np.array([9, 13, 7, 101])
+    codes = np.repeat(np.arange(4, dtype=np.int32), sizes)
+    buckets = GeneBuckets(n_genes=4, n_groups=4, capacity=4 * len(codes), dtype="float64", n_blocks=1)
+    buckets.count_cells(codes)
+    buckets.add_dense(0, 0, np.tile(value, (len(codes), 1)), codes)
+    sum_kg = buckets.rank_sum(0, test=False).sum_kg
+    assert sum_kg.tolist() == [[math.fsum([v] * n) for v in value] for n in sizes]
+
+
+def test_energy_distances_that_differ_by_float32_rounding_have_no_correlation():
+    """Every perturbed cell is one profile, but for the last bit that dividing by the library leaves."""
+    rng = np.random.default_rng(0)
+    same = np.tile([3.0, 1.0, 0.0], (12, 1)) * rng.integers(1, 40, (12, 1))
+    counts = np.concatenate([rng.poisson(4.0, (20, 3)) + 1, same]).astype(np.float32)
+    obs = pd.DataFrame({"target_gene": ["non-targeting"] * 20 + ["A"] * 4 + ["B"] * 3 + ["C"] * 5})
+    obs.index = [f"c{i}" for i in range(len(counts))]
+    real = ad.AnnData(sparse.csr_matrix(counts), obs, pd.DataFrame(index=list("xyz")))
+    pred = ad.AnnData(
+        sparse.csr_matrix(np.roll(counts, 1, axis=1)[::-1] + 1), obs[::-1], pd.DataFrame(index=list("xyz"))
+    )
+    frame = vc.score(pred, real, profile="anndata", compat="cell-eval", skip=("clustering_agreement",)).to_frame()
+    assert frame["pearson_edistance"].isna().all()
+
+
+def test_float32_effects_are_subtracted_in_float64():
+    a = np.array([[1.0, 1e-4]], np.float32)
+    b = np.array([[1e-8, -1.0]], np.float32)
+    l1, squared = np.empty((1, 1)), np.empty((1, 1))
+    effect_distances(a, b, np.array([-1]), 0, 1, l1, squared)
+    d = np.abs(a.astype(np.float64) - b.astype(np.float64))
+    assert l1[0, 0] == d[0].sum()
+    assert squared[0, 0] == (d[0] ** 2).sum()
+
+
+def test_large_float32_counts_have_exact_squares():
+    counts = np.array([4097.0, 100_003.0], np.float32)
+    out = [np.zeros((1, 2)) for _ in range(3)]
+    csr_group_moments(np.array([0, 2]), np.array([0, 1]), counts, np.zeros(1, np.int32), np.array([104_100.0]), *out)
+    assert out[1].tolist() == [[4097.0**2, 100_003.0**2]]
+    assert out[2].tolist() == [[4097.0 * 104_100, 100_003.0 * 104_100]]
