@@ -281,7 +281,7 @@ def test_a_truth_pack_gives_the_same_scores(pair, compat, tmp_path):
     with pytest.raises(UsageError, match="made with profile = 'full'"):
         vc.score(pred, profile="vcc", compat=compat, truth_pack=pack)
     raw = pack.read_bytes()
-    for broken in (raw[:-20], raw[:30], b"vctruth2" + b"x" * 50, b"nothing", raw[:60] + b"\0" * 20 + raw[80:]):
+    for broken in (raw[:-20], raw[:30], b"vctruth3" + b"x" * 50, b"nothing", raw[:60] + b"\0" * 20 + raw[80:]):
         pack.write_bytes(broken)
         with pytest.raises(DataError, match="truth pack"):
             vc.score(pred, profile="full", compat=compat, truth_pack=pack)

@@ -16,7 +16,7 @@ from vcelltools.scoring.sides import Side
 if TYPE_CHECKING:
     from vcelltools.scoring.evaluate import Options, Truth
 
-MAGIC = b"vctruth2"
+MAGIC = b"vctruth3"
 _KEYS = ("profile", "compat", "pert_col", "control", "epsilon", "cpm_filter", "allow_discrete", "to_cp10k")
 
 

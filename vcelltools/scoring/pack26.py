@@ -23,7 +23,7 @@ from vcelltools.scoring.sides26 import ALPHA, DeTable, Side, get_profiles
 if TYPE_CHECKING:
     from vcelltools.scoring.vcc2026 import Truth
 
-MAGIC = b"vctru26b"
+MAGIC = b"vctru26c"
 
 
 def get_settings(o: Options2026) -> dict[str, Any]:

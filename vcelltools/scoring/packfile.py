@@ -1,5 +1,7 @@
 """The file of a truth pack: a JSON header and named arrays, packed with zstd, every length checked on the way in.
 
+The file says its own length, and the zstd frame carries a checksum: nothing that is cut or altered is believed.
+
 Arrays of more than one byte an element are stored as planes (all first bytes, then all second ones, …): signs and
 exponents lie together then and pack to little. Adjusted p-values, which a pack keeps for drawing alone, take one byte.
 Nothing in the file is executable.
@@ -63,14 +65,17 @@ def write_packfile(
     text = json.dumps({"settings": settings, "parts": heads}, default=lambda v: v.item()).encode()
     size = 8 + len(text) + sum(a.nbytes for _, arrays in parts for a in arrays.values())
     with atomic_file(path, force=force) as tmp, open(tmp, "wb") as f:
-        f.write(magic)
-        with zstandard.ZstdCompressor(level=9).stream_writer(f, size=size, closefd=False) as out:
+        f.write(magic + struct.pack("<Q", 0))
+        with zstandard.ZstdCompressor(level=9, write_checksum=True).stream_writer(f, size=size, closefd=False) as out:
             out.write(struct.pack("<Q", len(text)))
             out.write(text)
             for _, arrays in parts:
                 for a in arrays.values():
                     for plane in _get_planes(a):
                         out.write(plane)
+        whole = f.tell()
+        f.seek(len(magic))
+        f.write(struct.pack("<Q", whole))
     return Path(path)
 
 
@@ -103,25 +108,38 @@ def read_packfile(
         with open(p, "rb") as f:
             if f.read(len(magic)) != magic:
                 raise DataError(f"{p}: is not a truth pack of these rules and this version", hint=_HINT)
-            size = zstandard.frame_content_size(f.read(18))
+            (whole,) = struct.unpack("<Q", f.read(8))
+            if whole != (here := os.fstat(f.fileno()).st_size):
+                raise ValueError(f"it has {here:,} bytes of {whole:,}")
+            start = f.tell()
+            frame = zstandard.get_frame_parameters(f.read(18))
+            size = frame.content_size
             if not 8 < size < MAX_BYTES:
                 raise ValueError(f"it declares {size:,} bytes")
-            f.seek(len(magic))
-            with zstandard.ZstdDecompressor().stream_reader(f) as stream:
-                return _read(stream, size, settings, p, make)
+            if not frame.has_checksum:
+                raise ValueError("it has no checksum")
+            f.seek(start)
+            with zstandard.ZstdDecompressor().stream_reader(f, closefd=False) as stream:
+                header, parts = _read(stream, size)
+            _check_settings(p, header, settings)
+            return [make(head, arrays) for head, arrays in parts]
     except FileNotFoundError as e:
         raise DataError(f"{p}: no such file", hint=_HINT) from e
     except (ValueError, KeyError, TypeError, struct.error, zstandard.ZstdError, IndexError, OverflowError) as e:
         raise DataError(f"{p}: the truth pack is damaged: {e}", hint="delete it and write it again") from e
 
 
-def _read(
-    stream: Any,
-    size: int,
-    settings: dict[str, Any],
-    path: Path,
-    make: Callable[[dict[str, Any], dict[str, np.ndarray]], T],
-) -> list[T]:
+def _check_settings(path: Path, header: dict[str, Any], settings: dict[str, Any]) -> None:
+    for key, value in header["settings"].items():
+        if settings.get(key) != value:
+            raise UsageError(
+                f"{path}: the truth pack was made with {key} = {value!r}, and {settings.get(key)!r} is asked for",
+                hint="use the same settings, or write another pack",
+            )
+
+
+def _read(stream: Any, size: int) -> tuple[dict[str, Any], list[tuple[dict[str, Any], dict[str, np.ndarray]]]]:
+    """Return the header and every part's header and arrays, once the frame's checksum holds."""
     left = size
 
     def take(n: int) -> bytes:
@@ -136,13 +154,7 @@ def _read(
 
     (n,) = struct.unpack("<Q", take(8))
     header = json.loads(take(n))
-    for key, value in header["settings"].items():
-        if settings.get(key) != value:
-            raise UsageError(
-                f"{path}: the truth pack was made with {key} = {value!r}, and {settings.get(key)!r} is asked for",
-                hint="use the same settings, or write another pack",
-            )
-    out = []
+    parts = []
     for head in header["parts"]:
         arrays = {}
         for name, dtype, shape in head["arrays"]:
@@ -156,7 +168,7 @@ def _read(
             for k in range(kind.itemsize):
                 raw[:, k] = np.frombuffer(take(count), np.uint8)
             arrays[name] = raw.reshape(-1).view(kind).reshape(shape)
-        out.append(make(head, arrays))
-    if left:
+        parts.append((head, arrays))
+    if left or stream.read(1):  # the last read is what compares the checksum
         raise ValueError(f"{left:,} bytes are left over")
-    return out
+    return header, parts
