@@ -40,8 +40,8 @@ def make(path, year=2025, *, X=None, labels=None, fmt=sparse.csr_matrix, genes=G
     return path
 
 
-@pytest.fixture
-def box(tmp_path):
+def make_box(tmp_path):
+    """A folder with lists, a prediction of each year, and its container."""
     (tmp_path / "genes.csv").write_text("\n".join(GENES))
     (tmp_path / "perts.csv").write_text("target_gene\nG1\nG2\n")
     make(tmp_path / "p25.h5ad")
@@ -50,6 +50,11 @@ def box(tmp_path):
     known = {"genes": tmp_path / "genes.csv", "perturbations": tmp_path / "perts.csv", "cells_per_perturbation": 2}
     prep(tmp_path / "p26.h5ad", tmp_path / "p26.vcc", **known)
     return tmp_path
+
+
+@pytest.fixture
+def box(tmp_path):
+    return make_box(tmp_path)
 
 
 def get_body(vcc) -> bytes:
@@ -130,14 +135,21 @@ def test_members_twice_missing_extra_or_out_of_order(box):
 
 def test_a_bomb_is_stopped(box):
     packer = zstandard.ZstdCompressor(level=19)
-    bomb = packer.compress(bytes(40 << 20))
+    inner = zstandard.ZstdDecompressor().stream_reader(io.BytesIO(get_body(box / "p25.vcc"))).read()
+    assert int.from_bytes(inner[40:48], "little") == len(inner)  # where the superblock says that the file ends
+    endless = inner[:40] + (1 << 50).to_bytes(8, "little") + inner[48:]
+    bomb = packer.compress(endless + bytes(40 << 20))
     small = lint(build(box / "b.vcc", ("pred.h5ad.zst", bomb), ("watermark.txt", b"vcc-prep")), max_bytes=1 << 20)
     assert any("unpacks to more than" in p for p in small.problems)
-    bomb = packer.compress(bytes(600 << 20))
+    bomb = packer.compress(endless + bytes(600 << 20))
     assert any(
         "refused as a bomb" in p
         for p in lint(build(box / "b.vcc", ("pred.h5ad.zst", bomb), ("watermark.txt", b"vcc-prep"))).problems
     )
+    for body, says in ((bytes(900 << 20), "does not hold an HDF5 file"), (inner + bytes(900 << 20), "than the")):
+        found = lint(build(box / "b.vcc", ("pred.h5ad.zst", packer.compress(body)), ("watermark.txt", b"vcc-prep")))
+        assert says in found.problems[0]
+        assert "unpacked_bytes" not in found.facts
 
 
 def test_cut_files_and_no_tar(box):
@@ -241,7 +253,11 @@ def test_lists_are_read_as_the_challenge_writes_them(tmp_path):
     with pytest.raises(DataError, match="listed twice"):
         read_genes(tmp_path / "g.csv")
     (tmp_path / "p.csv").write_text("target_gene,context,n_cells\nA,X,5\nnon-targeting,X,9\nB,Y,\n")
-    assert read_perturbations(tmp_path / "p.csv", "non-targeting") == {"X": {"A": 5}, "Y": {"B": None}}
+    assert read_perturbations(tmp_path / "p.csv", "non-targeting") == {"X": {"A": 5}, "Y": {"B": 0}}
+    (tmp_path / "p.csv").write_text("target_gene,n_cells\nA,²\nnon-targeting,1\nB,inf\nC,-3\nD,7.0\nE\n")
+    assert read_perturbations(tmp_path / "p.csv", "NTC") == {None: {"A": 0, "B": 0, "C": 0, "D": 7, "E": 0}}
+    (tmp_path / "p.csv").write_text("target_gene\nA\n")
+    assert read_perturbations(tmp_path / "p.csv", "NTC") == {None: {"A": None}}
     (tmp_path / "manifest.json").write_text('{"contexts": ["D", "E"], "panel_id": "final"}')
     assert read_contexts(None, tmp_path / "p.csv") == (("D", "E"), "final")
     assert read_contexts(("A",), tmp_path / "p.csv") == (("A",), None)

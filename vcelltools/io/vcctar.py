@@ -1,12 +1,14 @@
 """The tar around a ``.vcc``: written member by member, read as a stream of headers, never extracted.
 
 Tar is 512-byte headers and padded bodies. Only plain files with plain names are accepted; links, folders, devices,
-long-name extensions, absolute or climbing paths, duplicate names and cut files are refused before a body is read.
+long-name extensions, absolute or climbing paths, duplicate names and cut files are refused before a body is read. An
+archive ends with two empty blocks; one without them was cut, and what follows them, but for padding, does not belong.
 """
 
 from __future__ import annotations
 
 import os
+import shutil
 import tarfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -20,7 +22,11 @@ BLOCK = 512
 _RECORD = 10_240
 _MAX_MEMBERS = 16
 _MAX_PAX = 64 << 10
+_MAX_PADDING = 64 << 20
+_PACKED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
 _PIECE = 1 << 20
+_CHECK_EVERY = 256 << 20
+_KEEP_FREE = 1 << 30
 MAX_RATIO = 20_000
 """Most bytes a compressed byte may unpack to; identical cells come near it, a bomb goes beyond."""
 
@@ -53,6 +59,7 @@ def read_members(path: str | os.PathLike) -> list[Member]:
     out: list[Member] = []
     size_override: int | None = None
     with open(p, "rb") as f:
+        _refuse_packed(p, f.read(6))
         at = 0
         while True:
             f.seek(at)
@@ -63,7 +70,7 @@ def read_members(path: str | os.PathLike) -> list[Member]:
                 raise DataError(f"{p}: cut short in the header at byte {at:,}", hint="copy or upload it again")
             member, kind = _parse(p, head, at)
             if kind == "x" and member.size <= _MAX_PAX:  # a big file's size, as Python writes it
-                size_override = _get_pax_size(f.read(member.size))
+                size_override = _read_pax(p, f.read(member.size))
                 at += BLOCK + -(-member.size // BLOCK) * BLOCK
                 continue
             if kind not in ("0", "\0"):
@@ -85,9 +92,33 @@ def read_members(path: str | os.PathLike) -> list[Member]:
             out.append(member)
             if len(out) > _MAX_MEMBERS:
                 raise DataError(f"{p}: more than {_MAX_MEMBERS} members; refused")
-    if not out:
-        raise DataError(f"{p}: holds no files; it is not a .vcc", hint="vcelltools prep writes one")
+        if not out:
+            raise DataError(f"{p}: holds no files; it is not a .vcc", hint="vcelltools prep writes one")
+        _check_end(p, f, at, length)
     return out
+
+
+def _refuse_packed(path: Path, start: bytes) -> None:
+    for mark, name in _PACKED.items():
+        if start.startswith(mark):
+            raise DataError(f"{path}: is packed with {name}; a .vcc is a plain tar", hint=f"unpack it: {name} -d")
+    if start.startswith(b"PK"):
+        raise DataError(f"{path}: is a zip archive; a .vcc is a plain tar", hint="vcelltools prep writes one")
+    if start.startswith(b"\x89HDF"):
+        raise DataError(f"{path}: is an HDF5 file; a .vcc is a tar around it", hint="vcelltools prep packs it")
+
+
+def _check_end(path: Path, file: BinaryIO, at: int, length: int) -> None:
+    """Check the two empty blocks at ``at``, and that nothing but zeros follows."""
+    hint = "copy or upload it again"
+    file.seek(at)
+    if length % BLOCK or file.read(2 * BLOCK) != bytes(2 * BLOCK):
+        raise DataError(f"{path}: cut short: the two empty blocks at its end are missing", hint=hint)
+    if length - at > _MAX_PADDING:
+        raise DataError(f"{path}: {length - at:,} bytes follow its last member; they do not belong there", hint=hint)
+    while piece := file.read(_PIECE):
+        if piece.count(0) != len(piece):
+            raise DataError(f"{path}: there is data after the archive's end", hint=hint)
 
 
 def _parse(path: Path, head: bytes, at: int) -> tuple[Member, str]:
@@ -101,13 +132,17 @@ def _parse(path: Path, head: bytes, at: int) -> tuple[Member, str]:
     return Member(name=info.name, offset=at + BLOCK, size=info.size, mode=info.mode, magic=head[257:265]), kind
 
 
-def _get_pax_size(body: bytes) -> int | None:
+def _read_pax(path: Path, body: bytes) -> int | None:
+    """Return the size that a pax header gives the next member; one that renames or links it is refused."""
+    size = None
     for line in body.split(b"\n"):
         _, _, pair = line.partition(b" ")
         key, _, value = pair.partition(b"=")
+        if key in (b"path", b"linkpath") or key.startswith(b"GNU.sparse"):
+            raise DataError(f"{path}: an extended header changes a member's {key.decode()}; refused")
         if key == b"size" and value.isdigit() and len(value) < 16:
-            return int(value)
-    return None
+            size = int(value)
+    return size
 
 
 def _check_name(path: Path, name: str, before: list[str]) -> None:
@@ -150,11 +185,12 @@ def unpack(path: str | os.PathLike, member: Member, out_fpath: Path, *, max_byte
     DataError
         When it is damaged, unpacks to more than ``max_bytes``, or by more than :data:`MAX_RATIO`.
     EnvironmentFault
-        When the disk has no room.
+        When the disk has no room, or would be left with hardly any.
     """
     import zstandard
 
-    written = 0
+    written, checked = 0, 0
+    end: int | None = None
     where = f"{path}: {member.name}"
     try:
         with open(path, "rb") as f, open(out_fpath, "wb") as out:
@@ -164,12 +200,23 @@ def unpack(path: str | os.PathLike, member: Member, out_fpath: Path, *, max_byte
                 read_across_frames=True,
             )
             while piece := reader.read(_PIECE):
+                if end is None:
+                    end = _get_hdf5_end(piece)
+                    if end is None:
+                        raise DataError(f"{where} does not hold an HDF5 file", hint="pack an h5ad: vcelltools prep")
                 written += len(piece)
+                if written > end:
+                    raise DataError(f"{where} unpacks to more than the {end:,} bytes that its HDF5 file says it has")
+                if written - checked > _CHECK_EVERY:
+                    _check_left(out_fpath.parent, member.name)
+                    checked = written
                 if written > max_bytes:
                     raise DataError(f"{where} unpacks to more than {max_bytes / 1e9:.1f} GB; refused")
                 if written > MAX_RATIO * max(window.read_bytes, 1) + (64 << 20):
                     raise DataError(f"{where} unpacks to over {MAX_RATIO:,} times its size; refused as a bomb")
                 out.write(piece)
+            if end is None:
+                raise DataError(f"{where} is empty")
             if window.read():
                 raise DataError(f"{where} has data after its end")
     except zstandard.ZstdError as e:
@@ -177,6 +224,25 @@ def unpack(path: str | os.PathLike, member: Member, out_fpath: Path, *, max_byte
     except OSError as e:
         raise EnvironmentFault(f"{out_fpath.parent}: no room to unpack {member.name}: {e.strerror}") from e
     return written
+
+
+def _check_left(folder: Path, name: str) -> None:
+    free = shutil.disk_usage(folder).free
+    if free < _KEEP_FREE:
+        raise EnvironmentFault(
+            f"{folder}: {free / 1e9:.2f} GB are free and {name} is not unpacked yet",
+            hint="free some space, or choose another folder by TMPDIR",
+        )
+
+
+def _get_hdf5_end(head: bytes) -> int | None:
+    """Return where an HDF5 file says that it ends, from the superblock at its start; None for any other bytes."""
+    if len(head) < 96 or head[:8] != b"\x89HDF\r\n\x1a\n":
+        return None
+    version = head[8]
+    at, width = {0: (24, head[13]), 1: (28, head[13])}.get(version, (12, head[9]))
+    at += 2 * width  # after the base address and one more
+    return int.from_bytes(head[at : at + width], "little") if width in (2, 4, 8) else None
 
 
 def write_vcc(

@@ -13,13 +13,16 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import date
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
+from vcelltools.chunks import DenseChunk
 from vcelltools.errors import DataError, UsageError
-from vcelltools.io import CscMatrix, Dataset, open_dataset
+from vcelltools.io import CscMatrix, CsrMatrix, Dataset, open_dataset
 from vcelltools.io.atomic import check_output
+from vcelltools.io.dataset import list_choices
+from vcelltools.io.transpose import ColumnSpill
 from vcelltools.io.vcctar import Member, read_bytes, read_members, unpack, write_vcc
 from vcelltools.progress import SILENT, Progress
 from vcelltools.results import Result
@@ -38,10 +41,21 @@ from vcelltools.stream import get_threads
 
 if TYPE_CHECKING:
     import pandas as pd
+    from scipy import sparse
 
 PREDICTION, META, WATERMARK = "pred.h5ad.zst", "meta.json", "watermark.txt"
 _MARK = get_rules_2025().watermark
 _META_LIMIT = 64 << 10
+_NAMED = 40  # characters of a value of meta.json in a message
+Rows: TypeAlias = "tuple[sparse.csr_matrix, int, int]"
+Block: TypeAlias = tuple[np.ndarray, np.ndarray, np.ndarray, int, int]
+
+
+_META_KINDS: dict[str, type] = {
+    "nnz": int, "n_obs": int, "n_vars": int, "cli_version": str, "contexts": list, "panel_id": str,
+    "perts_fingerprint": str,
+}  # fmt: skip
+_KIND_NAMES: dict[type, str] = {int: "a whole number", str: "text", list: "a list of names"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -190,7 +204,7 @@ def _pack(
             inner, n_genes=len(names), var=var, obs=obs, layout="csr", dtype=dtype, compression="none",
             need_bytes=report.nnz * (4 + encoding // 8), threads=threads,
         ) as h5ad:  # fmt: skip
-            for rows, first, n_bytes in _iterate_rows(data, order, threads):
+            for rows, first, n_bytes in _iterate_rows(data, order, Path(folder), threads):
                 if scale is not None:  # as the challenge's own tool does it, in float32
                     by = np.where(scale[first : first + rows.shape[0]] == 0, 1, scale[first : first + rows.shape[0]])
                     values = rows.data.astype(np.float32) / np.repeat(by.astype(np.float32), np.diff(rows.indptr))
@@ -234,29 +248,44 @@ def _make_obs(data: Dataset, columns: dict[str, str]) -> pd.DataFrame:
     )
 
 
-def _iterate_rows(data: Dataset, new_pos: np.ndarray | None, threads: int | None) -> Iterator[tuple[Any, int, int]]:
+def _iterate_rows(data: Dataset, new_pos: np.ndarray | None, folder: Path, threads: int | None) -> Iterator[Rows]:
     """Yield (CSR rows in canonical form, first cell, bytes read), genes moved to ``new_pos``."""
     from scipy import sparse
 
-    n_genes = data.n_genes
-    pieces = []
     by_columns = isinstance(data.matrix, CscMatrix) or getattr(data.matrix, "axis", 0) == 1
+    blocks = _turn_columns(data, folder) if by_columns else _read_rows(data, threads)
+    for indptr, indices, values, first, n_bytes in blocks:
+        at = indices if new_pos is None else new_pos[indices]
+        rows = sparse.csr_matrix((values, at, indptr), shape=(len(indptr) - 1, data.n_genes))
+        rows.sum_duplicates()
+        rows.eliminate_zeros()
+        yield rows, first, n_bytes
+
+
+def _read_rows(data: Dataset, threads: int | None) -> Iterator[Block]:
     for chunk, n_bytes in read_ahead(data, get_threads(threads)):
-        indices = chunk.indices.astype(np.int64) + chunk.col_start
-        if new_pos is not None:
-            indices = new_pos[indices]
-        rows = sparse.csr_matrix((chunk.data.copy(), indices, chunk.indptr), shape=(len(chunk.indptr) - 1, n_genes))
-        if by_columns:  # rows come together only once every column is there
-            pieces.append(rows)
-            continue
-        rows.sum_duplicates()
-        rows.eliminate_zeros()
-        yield rows, chunk.row_start, n_bytes
-    if by_columns:
-        rows = sum(pieces[1:], start=pieces[0]).tocsr()
-        rows.sum_duplicates()
-        rows.eliminate_zeros()
-        yield rows, 0, data.matrix.stored_bytes
+        yield chunk.indptr, chunk.indices.astype(np.int64), chunk.data.copy(), chunk.row_start, n_bytes
+
+
+def _turn_columns(data: Dataset, folder: Path) -> Iterator[Block]:
+    """Yield the rows of a matrix that lies by columns, by way of a temporary file."""
+    from scipy import sparse
+
+    matrix = data.matrix
+    n = matrix.nnz if matrix.nnz is not None else matrix.shape[0] * matrix.shape[1]
+    spans = matrix.plan()
+    with ColumnSpill(folder, n_minor=data.n_cells, nnz=n) as spill:
+        for span in spans:
+            chunk = matrix.read(span)
+            if isinstance(chunk, DenseChunk):
+                columns = sparse.csr_matrix(chunk.block.T)
+                spill.append(columns.indptr.astype(np.int64), columns.indices, columns.data)
+            else:
+                spill.append(chunk.indptr, chunk.indices, chunk.data)
+        first = 0
+        for indptr, indices, values in spill.blocks():
+            yield indptr, indices.astype(np.int64), values, first, 0
+            first += len(indptr) - 1
 
 
 def lint(
@@ -304,10 +333,13 @@ def lint(
                         data, rules, meta, genes, perturbations, contexts, cells_per_perturbation, control, threads,
                         progress,
                     )  # fmt: skip
-                    facts |= {"n_cells": data.n_cells, "n_genes": data.n_genes, "nnz": report.nnz}
+                    stored = getattr(data.matrix, "nnz", None)
+                    facts |= {"n_cells": data.n_cells, "n_genes": data.n_genes, "nnz": report.nnz,
+                              "n_stored": report.nnz if stored is None else stored}  # fmt: skip
+                    _check_layout(data, rules, warnings)
             problems += report.problems
             warnings += report.warnings
-            _check_meta(meta, facts, report, problems, warnings)
+            _check_meta(meta, facts, report, perturbations, problems)
     except DataError as e:
         problems.append(e.message.replace(f"{p}: ", ""))
     return LintResult(
@@ -318,6 +350,21 @@ def lint(
         warnings=tuple(dict.fromkeys(warnings)),
         facts=facts,
     )
+
+
+def _check_layout(data: Dataset, rules: Rules2025 | Rules2026, warnings: list[str]) -> None:
+    """Say where the file inside is not as the challenge's own tool writes it: what else it holds is not scored."""
+    if not isinstance(data.matrix, CsrMatrix):
+        warnings.append(f"X is {'CSC' if isinstance(data.matrix, CscMatrix) else 'dense'}; the tool writes CSR")
+    if data.matrix.dtype not in (np.float32, np.float64):
+        warnings.append(f"X is {data.matrix.dtype}; the tool writes float32")
+    wanted = {"target_gene", "celltype"} | ({"context"} if isinstance(rules, Rules2026) else set())
+    for name, have in (("obs", set(data.obs.columns) - wanted), ("var", set(data.var.columns))):
+        if have:
+            warnings.append(f"{name} has columns that nobody reads: {', '.join(sorted(have)[:8])}")
+    more = sorted(layer for _, layer in list_choices(data.source) if layer != "X")
+    if more:
+        warnings.append(f"it holds more than X: {', '.join(more[:8])}")
 
 
 def _get_cap(rules: Rules2025 | Rules2026) -> int:
@@ -368,9 +415,22 @@ def _read_meta(path: Path, members: list[Member], problems: list[str], warnings:
         problems.append(f"{META} is not an object")
         return {}
     if meta.get("schema") != RULES_2026.schema or isinstance(meta.get("schema"), bool):
-        warnings.append(f"{META} has the schema {meta.get('schema')!r}; {RULES_2026.schema} is known")
+        warnings.append(f"{META} has the schema {_show(meta.get('schema'))}; {RULES_2026.schema} is known")
         return {}
+    for key, kind in _META_KINDS.items():
+        value = meta.get(key)
+        if value is not None and (not isinstance(value, kind) or isinstance(value, bool)):
+            problems.append(f"{META}: {key} is {_show(value)}, not {_KIND_NAMES[kind]}")
+            meta[key] = None
+    if isinstance(meta.get("contexts"), list) and not all(isinstance(c, str) for c in meta["contexts"]):
+        problems.append(f"{META}: contexts is {_show(meta['contexts'])}, not a list of names")
+        meta["contexts"] = None
     return meta
+
+
+def _show(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= _NAMED else text[: _NAMED - 1] + "…"
 
 
 def _check_content(
@@ -383,25 +443,39 @@ def _check_content(
             threads=threads, progress=progress, packed=True,
         )  # fmt: skip
     listed = meta.get("contexts")
-    if contexts is None and isinstance(listed, list) and all(isinstance(c, str) for c in listed):
+    phases = (rules.contexts, rules.final_contexts)
+    known = contexts is not None
+    if contexts is None and listed:
         contexts = tuple(listed)
-    return check_2026(
+    elif contexts is None:  # nothing says which phase it is for: the one that it looks like
+        have = set(data.obs.column("context").labels()) if "context" in data.obs.columns else set()
+        contexts = max(phases, key=lambda phase: len(have & set(phase)))
+        known = True
+    report = check_2026(
         data, rules, genes=names, pert_col="target_gene", control=control, context_col="context", contexts=contexts,
         perturbations=perturbations and read_perturbations(perturbations, control),
         cells_per_perturbation=cells_per_perturbation, max_cells=None, threads=threads, progress=progress, packed=True,
     )  # fmt: skip
+    if not known and {*contexts} not in [{*phase} for phase in phases]:
+        report.warnings.append(f"the contexts {', '.join(contexts)} are those of neither phase of the challenge")
+    return report
 
 
 def _check_meta(
-    meta: dict[str, Any], facts: dict[str, Any], report: Report, problems: list[str], warnings: list[str]
-) -> None:
-    for key, fact in (("n_obs", "n_cells"), ("n_vars", "n_genes"), ("nnz", "nnz")):
+    meta: dict[str, Any], facts: dict[str, Any], report: Report, perturbations: str | os.PathLike | None,
+    problems: list[str],
+) -> None:  # fmt: skip
+    """What the container says of itself must be so; stored zeros may be counted among the values, or not."""
+    for key, true in (("n_obs", {facts["n_cells"]}), ("n_vars", {facts["n_genes"]}),
+                      ("nnz", {facts["nnz"], facts["n_stored"]})):  # fmt: skip
         said = meta.get(key)
-        if said is not None and said != facts[fact]:
-            problems.append(f"{META} says {key} = {said!r}, the prediction has {facts[fact]:,}")
+        if said is not None and said not in true:
+            problems.append(f"{META} says {key} = {_show(said)}, the prediction has {min(true):,}")
     said = meta.get("perts_fingerprint")
     if said and report.labels and said not in report.fingerprints:
-        warnings.append(f"{META} was made for another list of perturbations than the prediction holds")
+        problems.append(f"{META} was made for another list of perturbations than the prediction holds")
+    elif said and perturbations and said != get_fingerprint(perturbations):
+        problems.append(f"{META} was made for another list of perturbations than {perturbations}")
 
 
 def parse_contexts(text: str | None) -> tuple[str, ...] | None:

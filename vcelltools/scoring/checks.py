@@ -6,6 +6,7 @@ import csv
 import hashlib
 import json
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,7 +22,10 @@ from vcelltools.stream import get_threads
 
 _HEADERS = frozenset({"gene_name", "gene", "gene_symbol", "gene_names", "genes"})
 _FRACTION = 1e-3
+_LARGEST = float(np.finfo(np.float32).max)
 _SOME = 8
+_LONG = 60
+_GUIDE = re.compile(r"-\d+$")
 
 
 @dataclass(kw_only=True)
@@ -74,22 +78,30 @@ def read_genes(path: str | os.PathLike) -> list[str]:
 
 
 def read_perturbations(path: str | os.PathLike, control: str) -> dict[str | None, dict[str, int | None]]:
-    """Return {context or None: {perturbation: cells or None}} of a ``pert_counts.csv``.
+    """Return {context or None: {perturbation: cells}} of a ``pert_counts.csv``.
 
-    Columns: ``target_gene``; ``context`` and ``n_cells`` where the file states them. The control is left out.
+    Columns: ``target_gene``; ``context`` and ``n_cells`` where the file states them. The control is left out. Cells are
+    None where the file has no such column (the rules' number holds), and 0 where it has one and the row says none (any
+    number will do).
     """
     rows = _read_table(path)
     out: dict[str | None, dict[str, int | None]] = {}
     for row in rows:
         name = (row.get("target_gene") or "").strip()
-        if not name or name == control:
+        if not name or name in (control, RULES_2026.control):
             continue
-        text = (row.get("n_cells") or "").strip()
-        cells = int(float(text)) if text and text.replace(".", "", 1).isdigit() else None
-        out.setdefault(row["context"].strip() if row.get("context") else None, {})[name] = cells
+        cells = _read_number(row["n_cells"]) if "n_cells" in row else None
+        out.setdefault((row.get("context") or "").strip() or None, {})[name] = cells
     if not out:
         raise DataError(f"{path}: lists no perturbation")
     return out
+
+
+def _read_number(text: str | None) -> int:
+    try:
+        return max(int(float(text or "")), 0)
+    except (ValueError, OverflowError):
+        return 0
 
 
 def _read_table(path: str | os.PathLike) -> list[dict[str, str]]:
@@ -137,8 +149,31 @@ def read_contexts(
 
 
 def _some(names: Sequence[str]) -> str:
+    """Return the first names; one that a reader could not tell from another (empty, spaces, controls) is quoted."""
     more = f", … {len(names) - _SOME} more" if len(names) > _SOME else ""
-    return ", ".join(map(str, names[:_SOME])) + more
+    return ", ".join(_quote(str(n)) for n in names[:_SOME]) + more
+
+
+def _quote(name: str) -> str:
+    short = name if len(name) <= _LONG else name[: _LONG - 1] + "…"
+    plain = short and short == short.strip() and short.isprintable()
+    return short if plain else repr(short)
+
+
+def _say_alike(missing: Sequence[str], extra: Sequence[str]) -> str:
+    """Return what would make unexpected names the missing ones, or nothing."""
+    wanted, n = set(missing), len(extra)
+    changes = {
+        "without spaces at the ends": str.strip,
+        "in capitals": str.upper,
+        "in small letters": str.lower,
+        "without what follows the last dot": lambda v: v.rpartition(".")[0],
+        "without a guide's number (write the gene's symbol alone)": lambda v: _GUIDE.sub("", v),
+    }
+    for what, change in changes.items():
+        if 2 * sum(change(v) in wanted for v in extra) > n:
+            return f"; they are the missing ones {what}"
+    return ""
 
 
 def _check_genes(data: Dataset, genes: list[str] | None, expected: int, report: Report, *, packed: bool) -> None:
@@ -155,7 +190,8 @@ def _check_genes(data: Dataset, genes: list[str] | None, expected: int, report: 
     if missing:
         report.problems.append(f"{len(missing):,} genes of the list are missing ({_some(missing)})")
     if extra:
-        report.problems.append(f"{len(extra):,} genes are not on the list ({_some(extra)})")
+        alike = _say_alike(missing, extra)
+        report.problems.append(f"{len(extra):,} genes are not on the list ({_some(extra)}){alike}")
     if missing or extra:
         return
     if packed:
@@ -219,20 +255,22 @@ def _scan_values(
 ) -> None:
     """Decide whether the values are counts or log1p, as the challenge's tool does, and check them."""
     library = np.zeros(data.n_cells)
-    low, high, fractions, nnz = 0.0, 0.0, False, 0
+    low, high, fractions, nnz, n_bad, n_low = 0.0, 0.0, False, 0, 0, 0
     bad: tuple[int, int] | None = None
     progress.start("checking the prediction", data.matrix.stored_bytes, "bytes")
     for rows, n_bytes in read_ahead(data, get_threads(threads)):
         values = rows.data.astype(np.float64)
-        if not _are_indices_good(rows.indices, data.n_genes, report):
+        if not _are_indices_good(rows.indices + rows.col_start, data.n_genes, report):
             progress.finish()
             return
         row_of = np.repeat(np.arange(len(rows.indptr) - 1), np.diff(rows.indptr))
-        broken = np.flatnonzero(~np.isfinite(values))
+        broken = np.flatnonzero(~(np.abs(values) <= _LARGEST))
+        n_bad += len(broken)
         if len(broken) and bad is None:
             j = int(broken[0])
             bad = rows.row_start + int(row_of[j]), rows.col_start + int(rows.indices[j])
         elif len(values):
+            n_low += int((values < 0).sum())
             low, high = min(low, float(values.min())), max(high, float(values.max()))
             fractions = fractions or bool(np.any(values - np.trunc(values) > _FRACTION))
             library[rows.row_start : rows.row_start + len(rows.indptr) - 1] += np.bincount(
@@ -244,11 +282,14 @@ def _scan_values(
     report.library, report.nnz = library, nnz
     if bad is not None:
         report.problems.append(
-            f"a value is not finite at cell {data.obs.index[bad[0]]} (row {bad[0]}), gene {data.var.index[bad[1]]}"
+            f"a value is not finite at cell {data.obs.index[bad[0]]} (row {bad[0]}), gene {data.var.index[bad[1]]} "
+            f"({n_bad:,} such values in all; float32 must hold them)"
         )
         return
     if low < 0:
-        report.problems.append(f"there are negative values (smallest {low:.4g})")
+        report.problems.append(f"there are {n_low:,} negative values (smallest {low:.4g})")
+    if nnz == 0:
+        report.warnings.append("every value is zero")
     if fractions and high >= rules.max_log1p and (packed or not allow_discrete):
         report.problems.append(
             f"values with fractions up to {high:.4g}: neither counts nor log1p (below {rules.max_log1p:g})"
@@ -261,7 +302,8 @@ def _scan_values(
 
 def _are_indices_good(indices: np.ndarray, n_genes: int, report: Report) -> bool:
     if len(indices) and (int(indices.min()) < 0 or int(indices.max()) >= n_genes):
-        report.problems.append(f"the matrix has the gene index {int(indices.max())}; there are {n_genes:,} genes")
+        bad = int(indices.min() if indices.min() < 0 else indices.max())
+        report.problems.append(f"the matrix has the gene index {bad}; there are {n_genes:,} genes")
         return False
     return True
 
@@ -306,7 +348,7 @@ def check_2026(
             threads=threads, progress=progress,
         )  # fmt: skip
     except DataError as e:
-        report.problems.append(e.message.replace(f"{data.label}: ", ""))
+        report.problems.append(e.message.replace(f"{data.label}: ", "") + (f" ({e.hint})" if e.hint else ""))
         return report
     report.nnz = census.nnz
     if report.nnz > rules.max_nnz:
@@ -316,7 +358,22 @@ def check_2026(
         empty = names[np.bincount(codes, weights=census.library) == 0]
         if len(empty):
             report.problems.append(f"{len(empty)} perturbations are all zero in every cell ({_some(list(empty))})")
+        if where is not None:
+            _warn_of_empty_contexts(labels, where, census.library, set(empty.tolist()), report)
     return report
+
+
+def _warn_of_empty_contexts(
+    labels: np.ndarray, where: np.ndarray, library: np.ndarray, known: set[str], report: Report
+) -> None:
+    for context in np.unique(where):
+        here = where == context
+        names, codes = np.unique(labels[here], return_inverse=True)
+        empty = [n for n in names[np.bincount(codes, weights=library[here]) == 0].tolist() if n not in known]
+        if empty:
+            report.warnings.append(
+                f"context {context}: {len(empty)} perturbations are all zero in every cell ({_some(empty)})"
+            )
 
 
 def _check_panel(
@@ -339,8 +396,9 @@ def _check_panel(
         report.problems.append(f"contexts do not belong: {_some(extra)} (wanted: {_some(wanted)})")
     if perturbations is None:
         report.warnings.append("the perturbations were not checked: no list was given")
+        _warn_of_numbers(labels, where, cells_per_perturbation or rules.cells_per_perturbation, control, report)
         return
-    for context in wanted:
+    for context in (c for c in wanted if c in have):
         panel = perturbations.get(context, perturbations.get(None))
         if panel is None:
             report.problems.append(f"the list has no perturbation for context {context}")
@@ -352,11 +410,27 @@ def _check_panel(
         if lost:
             report.problems.append(f"context {context}: {len(lost)} perturbations are missing ({_some(lost)})")
         if strange:
-            report.problems.append(f"context {context}: {len(strange)} are not on the list ({_some(strange)})")
+            alike = _say_alike(lost, strange)
+            report.problems.append(f"context {context}: {len(strange)} are not on the list ({_some(strange)}){alike}")
         wrong = []
         for name in sorted(set(panel) & set(cells)):
-            want = panel[name] or cells_per_perturbation or rules.cells_per_perturbation
-            if cells[name] != want:
-                wrong.append(f"{name} has {cells[name]:,} cells, not {want:,}")
+            stated = panel[name]
+            want = cells_per_perturbation or rules.cells_per_perturbation if stated is None else stated
+            if want and cells[name] != want:
+                wrong.append(f"{_quote(name)} has {cells[name]:,} cells, not {want:,}")
         if wrong:
-            report.problems.append(f"context {context}: {_some(wrong)}")
+            number = f"{len(wrong)} perturbations have the wrong number of cells: " if len(wrong) > 1 else ""
+            report.problems.append(f"context {context}: {number}{_some(wrong)}")
+
+
+def _warn_of_numbers(labels: np.ndarray, where: np.ndarray, want: int, control: str, report: Report) -> None:
+    """Warn of groups of another size than the rules', and of perturbations that not every context has."""
+    pairs = np.unique(np.stack([where, labels]), axis=1, return_counts=True)
+    wrong = [f"{c} {_quote(p)}: {n:,}" for (c, p), n in zip(pairs[0].T.tolist(), pairs[1], strict=True)
+             if n != want and p != control]  # fmt: skip
+    if wrong:
+        report.warnings.append(f"{len(wrong):,} perturbations do not have {want:,} cells ({_some(wrong)})")
+    sets = [set(labels[where == c].tolist()) for c in np.unique(where)]
+    uneven = sorted(set.union(*sets) - set.intersection(*sets) - {control}) if sets else []
+    if uneven:
+        report.warnings.append(f"{len(uneven):,} perturbations are not in every context ({_some(uneven)})")
