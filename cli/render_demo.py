@@ -13,7 +13,9 @@ For your own files:
   vcelltools basis && vcelltools build-store   one gene list, one store for each data set
   vcelltools train --out runs/first            the model beside its baselines, on held-out groups
   vcelltools predict --run runs/first --line LINE --out pred.h5ad
-  vcelltools score pred.h5ad --truth real.h5ad --report report.html"""
+  vcelltools sample atlas.h5ad --where cell_line=LINE --by target_gene --matching pred.h5ad --out measured.h5ad
+                                               the cells of what was predicted, by your file's own columns
+  vcelltools normalize measured.h5ad --out truth.h5ad && vcelltools score pred.h5ad --truth truth.h5ad"""
 
 _SLICE = {"pds": "PDS", "pearson_delta": "Pearson Δ", "mae": "MAE"}
 
@@ -38,11 +40,13 @@ def _verdict(result: Any) -> str:
     score = {m: s["avg_score"] or 0.0 for m, s in result.scores.items()}
     ours, bar = score["transformer"], score["perturbation-mean"]
     first = "beats" if result.beats_mean else "does NOT beat"
-    second = "is level with" if result.level else ("is above" if ours > bar else "is below")
+    d = result.difference
+    second = "is level with" if d.level else ("is above" if d.value > 0 else "is below")
     lines = [
         f"On cells that it never saw, the transformer {first} the mean baseline: average score {ours:.3f}, where 0 is "
         f"the mean baseline\nand 1 the best possible. It {second} the perturbation-mean ({bar:.3f}), each "
-        "perturbation's mean effect in the other laboratories."
+        f"perturbation's mean effect in the other laboratories:\nthe difference is {d.value:+.3f}, and from "
+        f"{d.ci95[0]:+.3f} to {d.ci95[1]:+.3f} in 95 % of the resamples of the {d.n} perturbations."
     ]
     for name, c in result.scores["transformer"]["components"].items():
         if c["score_unclipped"] is not None and c["score_unclipped"] < 0:

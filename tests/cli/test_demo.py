@@ -12,6 +12,7 @@ from tests.conftest import run_cli
 from vcelltools.cli.render_demo import _verdict
 from vcelltools.errors import UsageError
 from vcelltools.pipelines.demo import CONFIG, FULL, QUICK, SPLIT, DemoResult, _get_fields, make_road, run_demo
+from vcelltools.scoring.paired import Difference
 
 
 def test_every_step_is_a_public_command():
@@ -45,37 +46,39 @@ def test_a_folder_with_other_files_is_left_alone(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["mine.txt"]
 
 
-def make_result(pds, bar_pds, mae_unclipped):
-    """Return a result whose transformer scores ``pds`` (interval ± 0.05) and what ``mae_unclipped`` leaves of MAE."""
+def make_result(difference, ci95, mae_unclipped):
+    """Return a result with this difference of the models and what ``mae_unclipped`` leaves of MAE."""
 
-    def component(value, unclipped, half):
-        ci = [value - half, value + half]
-        return {"value": value, "ci95": ci, "score": max(unclipped, 0.0), "score_unclipped": unclipped}
-
-    def score(pds, mae, mae_unclipped):
-        parts = {"pds": component(pds, 2 * pds - 1, 0.05), "mae": component(mae, mae_unclipped, 0.001)}
-        return {"avg_score": sum(c["score"] for c in parts.values()) / 2, "components": parts}
+    def score(average, mae_unclipped):
+        part = {"value": 0.04, "ci95": [0.03, 0.05], "score": max(mae_unclipped, 0.0), "score_unclipped": mae_unclipped}
+        return {"avg_score": average, "components": {"mae": part}}
 
     start = {"pds": 0.6, "pearson_delta": 0.3, "mae": 0.04}
     final = {"pds": 0.65, "pearson_delta": 0.35, "mae": 0.06, "untrained": start}
-    scores = {"perturbation-mean": score(bar_pds, 0.03, -0.1), "transformer": score(pds, 0.04, mae_unclipped)}
-    return DemoResult(dpath=Path("d"), ran=1, skipped=0, seconds=1.0, scores=scores, held_out={"transformer": final})
+    scores = {"perturbation-mean": score(0.2, -0.1), "transformer": score(0.2 + difference, mae_unclipped)}
+    return DemoResult(
+        dpath=Path("d"), ran=1, skipped=0, seconds=1.0, scores=scores, held_out={"transformer": final},
+        difference=Difference(value=difference, ci95=ci95, n=30),
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize(
-    ("pds", "bar_pds", "mae_unclipped", "says"),
+    ("difference", "ci95", "mae_unclipped", "says"),
     [
-        (0.72, 0.70, -0.3, "is level with"),  # both below the mean baseline in MAE: their scores do not differ by it
-        (0.80, 0.70, -0.3, "is above"),
-        (0.60, 0.70, -0.3, "is below"),
-        (0.72, 0.70, 0.3, "is above"),
+        (0.02, (-0.01, 0.05), -0.3, "is level with"),
+        (0.02, (0.01, 0.03), 0.3, "is above"),
+        (-0.02, (-0.03, -0.01), -0.3, "is below"),
     ],
 )
-def test_the_verdict_says_what_the_scores_bear(pds, bar_pds, mae_unclipped, says):
-    text = _verdict(make_result(pds, bar_pds, mae_unclipped))
+def test_the_verdict_says_what_the_scores_bear(difference, ci95, mae_unclipped, says):
+    result = make_result(difference, ci95, mae_unclipped)
+    text = _verdict(result)
     assert says in text and "beats the mean baseline" in text
+    assert f"the difference is {difference:+.3f}, and from {ci95[0]:+.3f} to {ci95[1]:+.3f}" in text
     assert ("In mae it is worse than the mean baseline" in text) == (mae_unclipped < 0)
     assert "PDS from 0.600 to 0.650, Pearson Δ from 0.300 to 0.350, MAE from 0.040 to 0.060" in text
+    assert result.to_json()["level"] == (says == "is level with")
+    assert result.to_json()["difference"] == {"value": difference, "ci95": list(ci95), "n": 30}
 
 
 @pytest.mark.slow
@@ -86,6 +89,10 @@ def test_a_second_walk_runs_what_is_damaged_alone(tmp_path):
     n = len(make_road(QUICK))
     assert first.json["ran"] == n and first.json["skipped"] == 0
     assert (dpath / "report.html").read_text().lstrip().lower().startswith("<!doctype html")
+    low, high = first.json["difference"]["ci95"]
+    averages = [first.json["scores"][m]["avg_score"] for m in ("transformer", "perturbation-mean")]
+    assert first.json["difference"]["value"] == pytest.approx(averages[0] - averages[1], abs=1e-9)
+    assert low <= first.json["difference"]["value"] <= high
     assert set(first.json["scores"]) == {"transformer", "perturbation-mean"}
     (dpath / "scores/perturbation-mean/score.json").write_text("{}")
     again = run_cli("demo", "--dir", dpath, "--quick", "--json", "-q", timeout=600)

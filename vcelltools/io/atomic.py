@@ -193,6 +193,8 @@ def to_plain(obj: Any) -> Any:
         return to_plain(obj.tolist())
     if isinstance(obj, os.PathLike):
         return os.fspath(obj)
+    if hasattr(obj, "to_json"):
+        return obj.to_json()
     raise TypeError(f"{type(obj).__name__} has no JSON form")
 
 

@@ -22,6 +22,7 @@ from vcelltools import __version__
 from vcelltools.errors import DataError, EnvironmentFault, InterruptedRun, UsageError, VcellError
 from vcelltools.io.atomic import check_output, write_json, write_text
 from vcelltools.results import Result
+from vcelltools.scoring.paired import Difference, compare_scores
 
 _STATE = "demo.json"
 _FAILURES: dict[int, type[VcellError]] = {2: UsageError, 3: DataError, 4: EnvironmentFault, 5: InterruptedRun}
@@ -86,6 +87,8 @@ class DemoResult(Result):
         Model -> metric -> value, baseline, ceiling and score: of ``score.json``.
     held_out
         What ``summary.json`` of the transformer's run says of each model on the held-out groups.
+    difference
+        The transformer's average score less the perturbation-mean's, with its interval over perturbations.
     beats_mean
         Whether the transformer's average score is above 0, the mean baseline's.
     """
@@ -96,29 +99,17 @@ class DemoResult(Result):
     seconds: float
     scores: dict[str, dict[str, Any]] = field(default_factory=dict)
     held_out: dict[str, Any] = field(default_factory=dict)
+    difference: Difference
 
     @property
     def beats_mean(self) -> bool:
         """Whether the transformer scores above the mean baseline."""
         return (self.scores["transformer"]["avg_score"] or 0.0) > 0
 
-    @property
-    def level(self) -> bool:
-        """Whether transformer and perturbation-mean lie within each other's intervals in all that their scores tell.
-
-        A metric in which both score 0 (the mean baseline or worse) says nothing of which score is higher.
-        """
-        a, b = (self.scores[m]["components"] for m in ("transformer", "perturbation-mean"))
-        return all(
-            c["ci95"][0] <= b[name]["value"] <= c["ci95"][1] and b[name]["ci95"][0] <= c["value"] <= b[name]["ci95"][1]
-            for name, c in a.items()
-            if c["ci95"] and b[name]["ci95"] and c["score"] != b[name]["score"]
-        )
-
     def to_json(self) -> dict[str, Any]:
         """Return plain values."""
         report = str(self.report_fpath)
-        return {**super().to_json(), "beats_mean": self.beats_mean, "level": self.level, "report": report}
+        return {**super().to_json(), "beats_mean": self.beats_mean, "level": self.difference.level, "report": report}
 
     @property
     def report_fpath(self) -> Path:
@@ -339,6 +330,7 @@ def run_demo(
         seconds=round(time.monotonic() - began, 1),
         scores={m: {"avg_score": s["avg_score"], "components": s["components"]} for m, s in scores.items()},
         held_out={**summary["baselines"], "transformer": summary["final"]},
+        difference=compare_scores(folder / "scores/transformer", folder / "scores/perturbation-mean"),
     )
 
 

@@ -68,9 +68,7 @@ class Component:
         value = stats["mean"]
         raw = None
         if value is not None and baseline is not None:
-            with np.errstate(divide="ignore", invalid="ignore"):
-                u, b = np.float64(value), np.float64(baseline)
-                raw = float((u - b) / (1 - b)) if best == 1 else float(1 - u / b)
+            raw = float(get_unclipped(np.float64(value), baseline, best))
         score = None if raw is None else (0.0 if math.isnan(raw) else max(raw, 0.0))
         some = values[~np.isnan(values)]
         return Component(
@@ -84,6 +82,13 @@ class Component:
             n=len(some),
             best=best,
         )
+
+
+def get_unclipped(value: np.ndarray, baseline: float, best: float) -> np.ndarray:
+    """Return values on the scale from 0, the baseline, to 1, the best value (of which there are two: one and zero)."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        b = np.float64(baseline)
+        return (value - b) / (1 - b) if best == 1 else 1 - value / b
 
 
 GLOBAL_METRICS = ("de_spearman_sig", "pearson_edistance", "clustering_agreement")
