@@ -45,16 +45,25 @@ def effect_distances(a_pg, b_qg, skip_p, p0, p1, l1_pq, squared_pq):  # pragma: 
 
 
 @kernel()
-def csr_fill_rows(indptr, indices, data, rows, centre_g, out):  # pragma: no cover  compiled
-    """Write ``rows`` of a CSR matrix less ``centre_g`` to ``out`` (len(rows), g); duplicate entries are summed."""
-    for i in range(len(rows)):
-        out[i, :] = -centre_g
-        for j in range(indptr[rows[i]], indptr[rows[i] + 1]):
-            out[i, indices[j]] += data[j]
+def add_columns(indices, data, sum_g):  # pragma: no cover  compiled
+    """Add the values of a CSR matrix, whose indices were checked, to their columns' float64 sums."""
+    for j in range(len(indices)):
+        sum_g[np.uint64(indices[j])] += np.float64(data[j])
 
 
 @kernel()
-def sum_distances(dot, a2, b2, same, near, out_a):  # pragma: no cover  compiled
+def csr_fill_rows(indptr, indices, data, rows, centre_g, out):  # pragma: no cover  compiled
+    """Write ``rows`` of a CSR matrix less ``centre_g`` to ``out`` (len(rows), g); duplicate entries are summed."""
+    for i in range(len(rows)):
+        row = out[i]
+        for g in range(len(row)):
+            row[g] = -centre_g[g]
+        for j in range(indptr[rows[i]], indptr[rows[i] + 1]):
+            row[np.uint64(indices[np.uint64(j)])] += data[np.uint64(j)]
+
+
+@kernel()
+def sum_distances(dot, a2, b2, own, near, out_a):  # pragma: no cover  compiled
     """Sum each row's Euclidean distances from products and squared lengths; return how many pairs are close.
 
     Parameters
@@ -63,8 +72,8 @@ def sum_distances(dot, a2, b2, same, near, out_a):  # pragma: no cover  compiled
         (a, b) products a·b.
     a2, b2
         float64 squared lengths.
-    same
-        Whether both are the same rows: the distance of a row to itself is 0.
+    own
+        Where both are the same rows, which of b is a's first: the distance of a row to itself is 0. Else -1.
     near
         A pair counts as close where |a − b|² < near · (|a|² + |b|²): little is left after the subtraction.
     out_a
@@ -89,9 +98,9 @@ def sum_distances(dot, a2, b2, same, near, out_a):  # pragma: no cover  compiled
             d = a2[i] + b2[j] - 2.0 * row[j]
             close += d < near * (a2[i] + b2[j])
             t0 += math.sqrt(max(d, 0.0))
-        if same:
-            d = a2[i] + b2[i] - 2.0 * row[i]
-            close -= d < near * (a2[i] + b2[i])
+        if own >= 0:
+            d = a2[i] + b2[own + i] - 2.0 * row[own + i]
+            close -= d < near * (a2[i] + b2[own + i])
             t0 -= math.sqrt(max(d, 0.0))
         out_a[i] = (t0 + t1) + (t2 + t3)
     return close

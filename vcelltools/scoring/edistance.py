@@ -8,16 +8,19 @@ leave little is done again in float64.
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from vcelltools.chunks import CscChunk, CsrChunk, DenseChunk
 from vcelltools.io import CsrMatrix, Dataset, DenseMatrix
-from vcelltools.kernels.distance import csr_fill_rows, sum_distances
+from vcelltools.kernels.distance import add_columns, csr_fill_rows, sum_distances
 from vcelltools.progress import SILENT, Progress
 from vcelltools.scoring.sides import Cells, Scale, make_transform
-from vcelltools.stream import run_spans
+from vcelltools.stream import get_threads, run_spans
 
 if TYPE_CHECKING:
     from vcelltools.scoring.evaluate import Opened
@@ -78,17 +81,23 @@ class Rows:
         """Return (g,) the mean over all cells."""
         if self._dense is not None:
             return self._dense.mean(axis=0, dtype=np.float64)
-        return np.bincount(self._indices, self._data, self.n_genes) / max(len(self._indptr) - 1, 1)
+        sum_g = np.zeros(self.n_genes)
+        add_columns(self._indices, self._data, sum_g)
+        return sum_g / max(len(self._indptr) - 1, 1)
 
-    def take(
-        self, rows: np.ndarray, centre_g: np.ndarray | None = None, dtype: type[np.floating] = np.float64
-    ) -> np.ndarray:
-        """Return the rows, less ``centre_g``, as a dense (len(rows), g) block; duplicate entries are summed."""
+    def take(self, rows: np.ndarray, centre_g: np.ndarray | None = None, out: np.ndarray | None = None) -> np.ndarray:
+        """Return the rows, less ``centre_g``, as a dense (len(rows), g) block; duplicate entries are summed.
+
+        ``out`` is filled in place of a new float64 array.
+        """
         centre = np.zeros(self.n_genes) if centre_g is None else centre_g
+        if out is None:
+            out = np.empty((len(rows), self.n_genes))
         if self._dense is not None:
-            return (self._dense[rows] - centre).astype(dtype)
-        out = np.empty((len(rows), self.n_genes), dtype)
-        csr_fill_rows(self._indptr, self._indices, self._data, np.ascontiguousarray(rows, np.int64), centre, out)
+            np.subtract(self._dense[rows], centre, out=out, casting="same_kind")
+        else:
+            rows = np.ascontiguousarray(rows, np.int64)
+            csr_fill_rows(self._indptr, self._indices, self._data, rows, centre, out)
         return out
 
 
@@ -96,42 +105,80 @@ def _block_rows(n_genes: int, itemsize: int) -> int:
     return max(64, min(2048, BLOCK_BYTES // (itemsize * max(n_genes, 1))))
 
 
-class _Blocks:
-    """Some cells of a matrix, a block at a time, with their squared lengths."""
-
-    def __init__(self, cells: Rows, rows: np.ndarray, centre_g: np.ndarray, size: int, dtype: type) -> None:
-        self._cells, self._centre, self._dtype = cells, centre_g, dtype
-        self.parts = [rows[i : i + size] for i in range(0, len(rows), size)]
-
-    def get(self, i: int) -> tuple[np.ndarray, np.ndarray]:
-        """Return the (b, g) block and its (b,) squared lengths."""
-        a = self._cells.take(self.parts[i], self._centre, self._dtype)
-        return a, np.einsum("ij,ij->i", a, a, dtype=np.float64)
+Block = tuple[np.ndarray, np.ndarray]
+"""Some cells as a dense (b, g) array, and their (b,) squared lengths."""
 
 
-def _distance_sums(
-    a: tuple[np.ndarray, np.ndarray], b: tuple[np.ndarray, np.ndarray], same: bool = False
-) -> np.ndarray:
-    """Return (rows of a,) the sum of distances to every row of b."""
-    out = np.empty(len(a[0]))
-    single = a[0].dtype == np.float32
-    close = sum_distances(a[0] @ b[0].T, a[1], b[1], same, NEAR if single else 0.0, out)
-    if close and single:
-        wide = [x[0].astype(np.float64) for x in (a, b)]
-        squares = [np.einsum("ij,ij->i", x, x) for x in wide]
-        sum_distances(wide[0] @ wide[1].T, *squares, same, 0.0, out)
-    return out
+class _Workshop:
+    """Dense blocks and the distances between them, by all threads, in memory that is used again.
 
+    Fresh memory for every block would cost a fifth of the time: the system clears each page.
+    """
 
-def _within(blocks: _Blocks) -> float:
-    """Return the sum of distances of all ordered pairs."""
-    total = 0.0
-    for i in range(len(blocks.parts)):
-        b = blocks.get(i)
-        total += float(_distance_sums(b, b, True).sum())
-        for j in range(i + 1, len(blocks.parts)):
-            total += 2 * float(_distance_sums(blocks.get(j), b).sum())
-    return total
+    def __init__(self, n_genes: int, size: int, dtype: type[np.floating], threads: int) -> None:
+        self.size, self._threads = size, threads
+        self._rooms = [np.empty((size, n_genes), dtype) for _ in range(2)]
+        self._dot = np.empty(size * size, dtype)
+        self._pool = ThreadPoolExecutor(threads)
+
+    def __enter__(self) -> _Workshop:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._pool.shutdown()
+
+    def cut(self, rows: np.ndarray) -> list[np.ndarray]:
+        """Return the rows in parts of a block each."""
+        return [rows[i : i + self.size] for i in range(0, len(rows), self.size)]
+
+    def fill(self, room: int, cells: Rows, rows: np.ndarray, centre_g: np.ndarray) -> Block:
+        """Return the block of some rows; it is good until the next one in the same room, 0 or 1."""
+        block, squares = self._rooms[room][: len(rows)], np.empty(len(rows))
+
+        def work(at: slice) -> None:
+            cells.take(rows[at], centre_g, block[at])
+            np.einsum("ij,ij->i", block[at], block[at], dtype=np.float64, out=squares[at])
+
+        self._share(work, len(rows))
+        return block, squares
+
+    def add_up(self, a: Block, b: Block, same: bool = False) -> np.ndarray:
+        """Return (rows of a,) the sum of distances to every row of b."""
+        out = np.empty(len(a[0]))
+        single = a[0].dtype == np.float32
+        dot = self._dot[: len(a[0]) * len(b[0])].reshape(len(a[0]), len(b[0]))
+        np.matmul(a[0], b[0].T, out=dot)
+        close = 0
+
+        def work(at: slice) -> None:
+            nonlocal close
+            n = sum_distances(dot[at], a[1][at], b[1], at.start if same else -1, NEAR if single else 0.0, out[at])
+            with lock:
+                close += n
+
+        lock = threading.Lock()
+        self._share(work, len(dot))
+        if close and single:
+            wide = [x[0].astype(np.float64) for x in (a, b)]
+            squares = [np.einsum("ij,ij->i", x, x) for x in wide]
+            sum_distances(wide[0] @ wide[1].T, *squares, 0 if same else -1, 0.0, out)
+        return out
+
+    def _share(self, work: Callable[[slice], None], n: int) -> None:
+        """Let every thread do its part of ``n`` rows."""
+        step = max(1, -(-n // self._threads))
+        list(self._pool.map(work, [slice(i, min(i + step, n)) for i in range(0, n, step)]))
+
+    def within(self, cells: Rows, rows: np.ndarray, centre_g: np.ndarray) -> float:
+        """Return the sum of distances of all ordered pairs of some cells."""
+        total = 0.0
+        parts = self.cut(rows)
+        for i, part in enumerate(parts):
+            b = self.fill(0, cells, part, centre_g)
+            total += float(self.add_up(b, b, True).sum())
+            for other in parts[i + 1 :]:
+                total += 2 * float(self.add_up(self.fill(1, cells, other, centre_g), b).sum())
+        return total
 
 
 def energy_distances(
@@ -170,23 +217,21 @@ def energy_distances(
     owner = np.repeat(np.arange(len(groups)), [len(g) for g in groups])
     large = float(len(every) + len(controls)) * len(controls) * x.n_genes >= SINGLE_FROM
     dtype = np.float32 if large else np.float64
-    size = _block_rows(x.n_genes, np.dtype(dtype).itemsize)
+    size = min(_block_rows(x.n_genes, np.dtype(dtype).itemsize), max(len(controls), len(every), 1))
     centre_g = c.centre()
-    fixed = _Blocks(c, controls, centre_g, size, dtype)
-    moving = _Blocks(x, every, centre_g, size, dtype)
     progress.start("energy distances", float(len(every) + len(controls)), "cells")
-    cross_p = np.zeros(len(groups))
-    for i, rows in enumerate(fixed.parts):
-        b = fixed.get(i)
-        for j in range(len(moving.parts)):
-            at = slice(j * size, (j + 1) * size)
-            cross_p += np.bincount(owner[at], _distance_sums(moving.get(j), b), len(groups))
-        progress.advance(len(rows))
-    own_p = np.empty(len(groups))
-    for p, rows in enumerate(groups):
-        own_p[p] = _within(_Blocks(x, rows, centre_g, size, dtype))
-        progress.advance(len(rows))
-    within_control = _within(fixed)
+    cross_p, own_p = np.zeros(len(groups)), np.empty(len(groups))
+    with _Workshop(x.n_genes, size, dtype, get_threads(threads)) as shop:
+        for part in shop.cut(controls):
+            b = shop.fill(0, c, part, centre_g)
+            for moving, of in zip(shop.cut(every), shop.cut(owner), strict=True):
+                sums = shop.add_up(shop.fill(1, x, moving, centre_g), b)
+                cross_p += np.bincount(of, sums, len(groups))
+            progress.advance(len(part))
+        for p, rows in enumerate(groups):
+            own_p[p] = shop.within(x, rows, centre_g)
+            progress.advance(len(rows))
+        within_control = shop.within(c, controls, centre_g)
     progress.finish()
     n_p, m = np.array([len(g) for g in groups], np.float64), float(len(controls))
     return 2 * cross_p / (n_p * m) - own_p / (n_p * n_p) - within_control / (m * m)
