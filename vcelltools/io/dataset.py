@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import h5py
 import numpy as np
 
-from vcelltools.errors import DataError
+from vcelltools.errors import DataError, UsageError
 from vcelltools.io.annfile import list_matrices, open_annotated
 from vcelltools.io.arrays import MemoryArray, MemoryDense
 from vcelltools.io.matrix import CscMatrix, CsrMatrix, DenseMatrix, Matrix
@@ -34,7 +34,7 @@ def open_dataset(
     Parameters
     ----------
     source
-        An h5ad, h5mu or 10x h5 file, a 10x mtx folder, a zarr store, or an AnnData in memory.
+        An h5ad, h5mu or 10x h5 file, a 10x mtx folder, a zarr store, or an AnnData, in memory or backed by its file.
     modality
         Which modality of a MuData file; by default the one that holds the transcriptome's counts.
     layer
@@ -114,9 +114,28 @@ def _open_known(path: Path, modality: str | None, layer: str | None) -> Dataset:
     return ds
 
 
+def _open_backed(adata: AnnData) -> Dataset:
+    """Open an AnnData whose X is still on the disk: the file's matrix, with obs and var as they are in memory."""
+    ds = open_dataset(str(adata.filename), layer="X")
+    if ds.matrix.shape != adata.shape:
+        ds.close()
+        raise DataError(
+            f"{adata.filename}: holds {ds.matrix.shape[0]:,} × {ds.matrix.shape[1]:,}, the AnnData on it "
+            f"{adata.shape[0]:,} × {adata.shape[1]:,}",
+            hint="open it again",
+        )
+    ds.source = adata
+    ds.obs, ds.var = MemoryTable(adata.obs, where="AnnData: obs"), MemoryTable(adata.var, where="AnnData: var")
+    return ds
+
+
 def _open_memory(adata: AnnData, layer: str) -> Dataset:
     from scipy import sparse
 
+    if not all(hasattr(adata, part) for part in ("X", "obs", "var", "layers", "raw")):
+        raise UsageError(f"a {type(adata).__name__} is no data set", hint="give a path or an AnnData")
+    if layer == "X" and adata.isbacked and not adata.is_view:
+        return _open_backed(adata)
     if layer == "raw" and adata.raw is None:
         raise DataError("AnnData: has no raw")
     if layer not in ("X", "raw") and layer not in adata.layers:

@@ -470,7 +470,7 @@ def _check_meta(
                       ("nnz", {facts["nnz"], facts["n_stored"]})):  # fmt: skip
         said = meta.get(key)
         if said is not None and said not in true:
-            problems.append(f"{META} says {key} = {_show(said)}, the prediction has {min(true):,}")
+            problems.append(f"{META} says {key} = {_show(said)}, the prediction has {max(true):,}")
     said = meta.get("perts_fingerprint")
     if said and report.labels and said not in report.fingerprints:
         problems.append(f"{META} was made for another list of perturbations than the prediction holds")

@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -163,7 +163,7 @@ def _quote(name: str) -> str:
 def _say_alike(missing: Sequence[str], extra: Sequence[str]) -> str:
     """Return what would make unexpected names the missing ones, or nothing."""
     wanted, n = set(missing), len(extra)
-    changes = {
+    changes: dict[str, Callable[[str], str]] = {
         "without spaces at the ends": str.strip,
         "in capitals": str.upper,
         "in small letters": str.lower,
