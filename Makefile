@@ -1,5 +1,6 @@
 # make demo and make test do all their own set-up: python3, make and a package index are enough.
 PYTHON ?= python3
+ROUNDS ?= 3
 VENV   := .venv
 BIN    := $(VENV)/bin
 
@@ -8,7 +9,7 @@ BIN    := $(VENV)/bin
 help:
 	@echo "make demo           set up, then the whole road on simulated data, ending in demo/report.html"
 	@echo "make test           set up, then lint, types and every test"
-	@echo "make bench          peers' environments, every benchmark, results and README tables"
+	@echo "make bench          peers' environments, every benchmark (ROUNDS=3), results and README tables"
 	@echo "make bench-compare  a quick new run against the committed ratios; a loss of 20 % fails"
 	@echo "make torture        the fuzzers and kill tests, for minutes"
 
@@ -41,7 +42,7 @@ peers: setup
 
 bench: peers
 	$(BIN)/python -m pip install --quiet -e '.[bench]'
-	bash benchmarks/run_all.sh
+	ROUNDS=$(ROUNDS) bash benchmarks/run_all.sh
 
 bench-compare: setup
 	$(BIN)/python -m pip install --quiet -e '.[bench]'
