@@ -84,8 +84,8 @@ def sample(
 
     Example: vcelltools sample atlas.h5mu --per-group 200 --by feature_call --out small.h5ad
 
-    The truth of a prediction: vcelltools sample screen.h5ad --where batch=3 --by target_gene --matching pred.h5ad
-    --out truth.h5ad
+    The truth of a prediction, still counts (then: normalize): vcelltools sample screen.h5ad --where batch=3
+    --by target_gene --matching pred.h5ad --out measured.h5ad
     """
     options = dict(locals())
     from vcelltools.pipelines.choose import parse_where

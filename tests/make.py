@@ -18,6 +18,15 @@ def make_counts(n: int = 200, g: int = 120, seed: int = 0, *, dispersion: float 
     return rng.poisson(rate).astype(np.float64)
 
 
+def get_mudata():
+    """mudata, which before 0.4 warns of its next version unless it is told to behave like it."""
+    import mudata
+
+    if hasattr(mudata, "set_options"):
+        mudata.set_options(pull_on_update=False)
+    return mudata
+
+
 def make_adata(X, *, batches: int = 0, seed: int = 0, names: list[str] | None = None) -> AnnData:
     """An AnnData over ``X`` with gene names g0, g1, ... and, with ``batches``, an obs column ``batch``."""
     n, g = X.shape

@@ -15,6 +15,7 @@ import pytest
 import scanpy as sc
 
 import vcelltools as vc
+from tests.make import get_mudata
 
 
 @pytest.fixture(scope="module")
@@ -275,10 +276,8 @@ def test_a_modality_of_an_h5mu(tmp_path, cli, papalexi):
     assert ran.code == 0, ran.stderr
     store = vc.open_store(tmp_path / "s/m")
     import anndata as ad
-    import mudata as md
 
-    md.set_options(pull_on_update=False)
-    gene = md.read_h5mu(papalexi).mod["gene"]
+    gene = get_mudata().read_h5mu(papalexi).mod["gene"]
     adata = ad.AnnData(X=gene.X.copy(), obs=gene.obs, var=gene.var)[store.obs.index].copy()
     sc.pp.normalize_total(adata, target_sum=1e4)
     sc.pp.log1p(adata)
@@ -290,7 +289,6 @@ def test_a_modality_of_an_h5mu(tmp_path, cli, papalexi):
 @pytest.mark.parametrize("layout", ["csr", "csc"])
 def test_an_atlas_like_kolf_by_its_preset(tmp_path, cli, layout):
     import anndata as ad
-    import mudata as md
 
     from vcelltools.pipelines.sampler import Sampler
 
@@ -302,8 +300,7 @@ def test_an_atlas_like_kolf_by_its_preset(tmp_path, cli, layout):
     ran = cli(*build, "--name", "k", "--json", cwd=tmp_path)
     assert ran.code == 0, ran.stderr
     store = vc.open_store(tmp_path / "s/k")
-    md.set_options(pull_on_update=False)
-    rna = md.read_h5mu(tmp_path / "k.h5mu").mod["rna"]
+    rna = get_mudata().read_h5mu(tmp_path / "k.h5mu").mod["rna"]
     obs = rna.obs
     single = (obs["num_features"] == 1) & ~obs["feature_call"].astype(str).str.contains("|", regex=False)
     kept = obs[single & obs["feature_call"].notna()]

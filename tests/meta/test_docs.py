@@ -64,6 +64,7 @@ def make_atlas_files(d: Path) -> None:
     import pandas as pd
 
     from docs.make_api import get_file
+    from tests.make import get_mudata
     from vcelltools.presets import PRESETS
 
     n, g = 40, 120
@@ -83,10 +84,7 @@ def make_atlas_files(d: Path) -> None:
         adata = ad.AnnData(X, obs=pd.DataFrame(obs, index=cells), var=pd.DataFrame(var, index=index))
         path = d / get_file(name, preset.source)
         if path.suffix == ".h5mu":
-            import mudata
-
-            mudata.set_options(pull_on_update=False)
-            mudata.MuData({v["modality"]: adata}).write(path)
+            get_mudata().MuData({v["modality"]: adata}).write(path)
         else:
             adata.write_h5ad(path)
 

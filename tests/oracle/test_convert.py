@@ -85,8 +85,9 @@ def test_every_layout_to_every_layout(tmp_path, source, target):
     want.X = a.X if source == "X" else a.layers[source]
     check_same(b, want)
     assert r.layout == target
-    assert set(b.layers) == {"half", "dense"} - {source}
-    for name in b.layers:
+    names = set(b.layers) - {None}  # anndata 0.13: X
+    assert names == {"half", "dense"} - {source}
+    for name in names:
         np.testing.assert_array_equal(as_dense(b.layers[name]), as_dense(a.layers[name]))
     if target != "dense":
         assert b.X.format == target

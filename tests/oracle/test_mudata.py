@@ -11,7 +11,7 @@ import pytest
 
 import vcelltools as vc
 from tests.conftest import run_cli
-from tests.make import as_layout, make_counts
+from tests.make import as_layout, get_mudata, make_counts
 from vcelltools.errors import DataError
 from vcelltools.io import open_dataset
 
@@ -20,8 +20,6 @@ N, G = 300, 150
 
 def make_mudata(layout: str, dtype: str):
     """Return a MuData: rna of 300 cells, prot of 250 of them in another order and 20 more, guides of all."""
-    import mudata
-
     rng = np.random.default_rng(3)
     cells = [f"cell{i}" for i in range(N)]
     obs = pd.DataFrame({"lane": pd.Categorical(rng.choice(["l1", "l2", "l3"], N))}, index=cells)
@@ -34,17 +32,15 @@ def make_mudata(layout: str, dtype: str):
     prot.var_names = [f"CD{i}" for i in range(8)]
     guides = ad.AnnData(as_layout(rng.poisson(0.4, (N, 5)), "csr"), obs=pd.DataFrame(index=cells))
     guides.var_names = [f"guide{i}" for i in range(5)]
-    whole = mudata.MuData({"prot": prot, "rna": rna, "guides": guides})
+    whole = get_mudata().MuData({"prot": prot, "rna": rna, "guides": guides})
     whole.obs["donor"] = pd.Categorical([f"d{i % 4}" for i in range(whole.n_obs)])
     return whole, rna
 
 
 @pytest.fixture(params=[("csr", "float32"), ("csc", "int64"), ("dense", "float64")], ids=lambda p: p[0])
 def written(request, tmp_path):
-    mudata = pytest.importorskip("mudata")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what the package says of its own next version
-        mudata.set_options(pull_on_update=False)
         whole, rna = make_mudata(*request.param)
         whole.write(tmp_path / "m.h5mu")
     return tmp_path / "m.h5mu", whole, rna

@@ -89,13 +89,16 @@ def test_anndata_reads_back(tmp_path, layout, compression, dtype):
     obs = make_obs()
     for name in set(obs.columns) - {"gap"}:
         pd.testing.assert_series_equal(a.obs[name], obs[name])
-    assert [None if pd.isna(v) else v for v in a.obs["gap"]] == list(obs["gap"])
+    assert [None if pd.isna(v) else v for v in a.obs["gap"]] == [None if pd.isna(v) else v for v in obs["gap"]]
     assert list(a.obs.columns) == list(obs.columns)
     pd.testing.assert_frame_equal(a.var, make_var())
 
 
 def test_encodings_are_anndatas(tmp_path):
-    """Group for group and attribute for attribute what anndata writes for the same object."""
+    """Group for group and attribute for attribute what anndata writes for the same object.
+
+    anndata 0.13 writes the strings of pandas 3 as nullable arrays; without gaps ours are plain, as they were before.
+    """
     X = make_counts().astype(np.float32)
     obs = make_obs().drop(columns="gap")
     anndata.AnnData(X, obs=obs, var=make_var(), obsm={"e": np.zeros((N, 2))}, uns={"k": {"a": 1, "s": "t"}}).write_h5ad(
@@ -122,6 +125,13 @@ def test_encodings_are_anndatas(tmp_path):
         with h5py.File(path) as f:
             f.visititems(visit)
             out["/"] = dict(f.attrs)
+        nullable = [
+            k for k, (_, attrs) in list(out.items())[:-1] if attrs.get("encoding-type") == "nullable-string-array"
+        ]
+        for key in nullable:
+            values, mask = out.pop(f"{key}/values"), out.pop(f"{key}/mask")
+            assert values[0][0] == mask[0][0]
+            out[key] = values
         return out
 
     assert describe(tmp_path / "b.h5ad") == describe(tmp_path / "a.h5ad")

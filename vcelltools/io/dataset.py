@@ -61,7 +61,7 @@ def open_dataset(
 def list_choices(source: str | os.PathLike | AnnData) -> list[tuple[str | None, str]]:
     """Return every (modality, layer) of a source that :func:`open_dataset` can be asked for."""
     if not isinstance(source, str | os.PathLike):
-        return [(None, k) for k in ["X", *source.layers, *(["raw"] if source.raw is not None else [])]]
+        return [(None, k) for k in ["X", *_get_layers(source), *(["raw"] if source.raw is not None else [])]]
     path = Path(source)
     if find_mtx(path) is not None:
         return [(None, "X")]
@@ -129,6 +129,11 @@ def _open_backed(adata: AnnData) -> Dataset:
     return ds
 
 
+def _get_layers(adata: AnnData) -> list[str]:
+    """Return the names of the layers; anndata 0.13 has X among them, under None."""
+    return [k for k in adata.layers if k is not None]
+
+
 def _open_memory(adata: AnnData, layer: str) -> Dataset:
     from scipy import sparse
 
@@ -138,8 +143,9 @@ def _open_memory(adata: AnnData, layer: str) -> Dataset:
         return _open_backed(adata)
     if layer == "raw" and adata.raw is None:
         raise DataError("AnnData: has no raw")
-    if layer not in ("X", "raw") and layer not in adata.layers:
-        raise DataError(f"AnnData: has no layer {layer!r}", hint=f"layers: {', '.join(adata.layers) or 'none'}")
+    layers = _get_layers(adata)
+    if layer not in ("X", "raw", *layers):
+        raise DataError(f"AnnData: has no layer {layer!r}", hint=f"layers: {', '.join(layers) or 'none'}")
     X = adata.raw.X if layer == "raw" else adata.X if layer == "X" else adata.layers[layer]
     var = adata.raw.var if layer == "raw" else adata.var
     matrix: Matrix
