@@ -78,6 +78,7 @@ def baseline(
     kind = "control-mean" if kind == "control-mean" else "mean"  # cell-eval's mean is one of the perturbations' means
     check_output(out, force=force, sources=[truth])
     options = Options(compat="cell-eval", pert_col=pert_col, control=control, layer=layer, threads=threads)
-    _, n = write_baseline(truth, out, kind=kind, options=options, force=force, progress=o.progress)
+    _, n, scale = write_baseline(truth, out, kind=kind, options=options, force=force, progress=o.progress)
     o.result({"out": str(out), "kind": kind, "n_cells": n})
-    o.done(f"wrote {out}: the {kind} baseline in {n:,} cells; next: vcelltools score {out} --truth {truth}")
+    same = " --to-cp10k" if scale == "counts" else ""  # the baseline is log1p
+    o.done(f"wrote {out}: the {kind} baseline in {n:,} cells; next: vcelltools score {out} --truth {truth}{same}")

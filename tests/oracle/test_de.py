@@ -144,3 +144,11 @@ def test_refusals():
     logged.X = data.X.astype(np.float32).log1p()
     with pytest.raises(NotCountsError, match="--test nb needs counts"):
         vc.de(logged, test="nb")
+
+
+def test_controls_without_counts_foretell_nothing():
+    data = make_null(np.random.default_rng(0), n_cells=(20, 5, 8, 9), n_genes=30)
+    data.X = data.X.multiply((data.obs["target_gene"] != "non-targeting").to_numpy()[:, None]).tocsr()
+    with pytest.raises(DataError, match="the 9 control cells hold no counts at all"):
+        vc.de(data, test="nb")
+    assert (vc.de(data).control_mean_g == 0).all()

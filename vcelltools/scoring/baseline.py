@@ -87,8 +87,8 @@ def write_baseline(
     options: Options,
     force: bool = False,
     progress: Progress = SILENT,
-) -> tuple[Path, int]:
-    """Write the mean baseline of a truth as an h5ad that any scorer takes; return its path and number of cells.
+) -> tuple[Path, int, str]:
+    """Write the mean baseline of a truth as an h5ad that any scorer takes; return its path, cells, the truth's scale.
 
     Every perturbation has as many cells as in the truth, all of them the same log1p profile (see
     :func:`get_mean_profile`); the truth's controls follow, as they are scored.
@@ -128,7 +128,7 @@ def write_baseline(
                 w.append_csr(*block)
     finally:
         opened.dataset.close()
-    return Path(out), len(labels)
+    return Path(out), len(labels), opened.scale.kind
 
 
 def _control_rows(opened: Opened, options: Options) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
