@@ -223,7 +223,7 @@ def take_census(
         i = int(library.argmax())
         raise DataError(
             f"{dataset.label}: {int((library > max_total).sum()):,} cells of the {what} have more than "
-            f"{max_total:,.0f} counts (cell {dataset.obs.index[i]} has {library[i]:,.0f})",
+            f"{max_total:,.0f} counts (cell {dataset.obs.index[i]} has {library[i]:,.12g})",
             hint="scale the cells down to a library size within the cap",
         )
     return Census(part_n=part_n, library=library, nnz_bsg=nnz_bsg, n_duplicates=sum(twice))
