@@ -84,7 +84,7 @@ class Component:
         )
 
 
-def get_unclipped(value: np.ndarray, baseline: float, best: float) -> np.ndarray:
+def get_unclipped(value: np.ndarray | np.float64, baseline: float, best: float) -> np.ndarray | np.float64:
     """Return values on the scale from 0, the baseline, to 1, the best value (of which there are two: one and zero)."""
     with np.errstate(divide="ignore", invalid="ignore"):
         b = np.float64(baseline)
