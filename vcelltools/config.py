@@ -13,6 +13,7 @@ import msgspec
 from msgspec import Meta, field
 
 from vcelltools.errors import DataError, UsageError
+from vcelltools.textfile import read_text
 
 CONFIG_NAME = "vcelltools.toml"
 T = TypeVar("T")
@@ -264,10 +265,5 @@ def load_config(path: str | os.PathLike | None = None) -> tuple[Config, Path]:
     fpath = Path(path) if path is not None else Path(CONFIG_NAME)
     if path is None and not fpath.exists():
         return Config(), Path()
-    try:
-        text = fpath.read_text(encoding="utf-8")
-    except FileNotFoundError as e:
-        raise DataError(f"{fpath}: no such file") from e
-    except (OSError, UnicodeDecodeError) as e:
-        raise DataError(f"{fpath}: cannot be read: {e}") from e
+    text = read_text(fpath, what="a configuration in TOML", hint="vcelltools init writes one")
     return parse_config(text, where=str(fpath)), fpath.parent

@@ -20,6 +20,7 @@ import numpy as np
 
 from vcelltools.errors import DataError
 from vcelltools.io.table import Table
+from vcelltools.textfile import read_text
 
 _ENSEMBL = re.compile(r"^(ENS[A-Z]{0,6}[GT]\d{6,})(\.\d+)?(_PAR_Y)?$")
 ID_COLUMNS = ("gene_ids", "gene_id", "ensembl_id", "ensembl_ids", "ensembl", "feature_id", "ensg", "ENSEMBL")
@@ -203,12 +204,12 @@ def read_basis(path: str | os.PathLike) -> Basis:
         Where the file is missing, empty or names a gene twice.
     """
     fpath = Path(path)
-    try:
-        text = fpath.read_text(encoding="utf-8")
-    except FileNotFoundError as e:
-        raise DataError(f"{fpath}: no such basis file", hint="vcelltools hvg or vcelltools basis writes one") from e
-    except (OSError, UnicodeDecodeError) as e:
-        raise DataError(f"{fpath}: cannot be read as a list of genes: {e}") from e
+    text = read_text(
+        fpath,
+        what="a list of genes, one a line,",
+        hint="vcelltools hvg or vcelltools basis writes one",
+        missing="no such basis file",
+    )
     labels = [line.strip() for line in text.splitlines()]
     labels = [x for x in labels if x and not x.startswith("#")]
     return make_basis(labels, path=fpath, known=_read_known(fpath))
@@ -255,12 +256,8 @@ def make_basis(
 def read_aliases(path: str | os.PathLike) -> dict[str, str]:
     """Read a tab-separated table ``alias, symbol or id``; an alias of several genes is dropped as ambiguous."""
     fpath = Path(path)
-    if not fpath.exists():
-        raise DataError(f"{fpath}: no such file", hint="two columns, tab-separated: alias, symbol or id")
-    try:
-        lines = fpath.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as e:
-        raise DataError(f"{fpath}: cannot be read as a table of aliases: {e}") from e
+    hint = "two columns, tab-separated: alias, symbol or id"
+    lines = read_text(fpath, what="a table of aliases", hint=hint).splitlines()
     out: dict[str, str] = {}
     bad: set[str] = set()
     for i, line in enumerate(lines, 1):

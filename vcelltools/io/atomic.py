@@ -22,13 +22,21 @@ from vcelltools.errors import EnvironmentFault, UsageError
 _SPACE_MARGIN = 16 << 20
 
 
-def check_output(path: str | os.PathLike, *, force: bool, need_bytes: int = 0, sources: Iterable[object] = ()) -> Path:
-    """Check, before any work is done, that ``path`` can be written; return it.
+def check_output(
+    path: str | os.PathLike,
+    *,
+    force: bool,
+    need_bytes: int = 0,
+    sources: Iterable[object] = (),
+    folder: bool = False,
+) -> Path:
+    """Check, before any work is done, that ``path`` can be written, a file or a ``folder``; return it.
 
     Raises
     ------
     UsageError
-        When it exists and ``force`` is off; when it is one of the ``sources`` (what is not a path does not count).
+        When it exists and ``force`` is off; when it is one of the ``sources`` (what is not a path does not count);
+        when it is a folder and a file is to be written, or the other way round.
     EnvironmentFault
         When the folder is read-only or the disk has less than ``need_bytes`` free.
     """
@@ -36,16 +44,27 @@ def check_output(path: str | os.PathLike, *, force: bool, need_bytes: int = 0, s
     for source in sources:
         if isinstance(source, str | os.PathLike) and p.exists() and os.path.exists(source) and p.samefile(source):
             raise UsageError(f"{p} is the input itself", hint="choose another --out")
+    check_kind(p, folder=folder)
     if p.exists() and not force:
         raise UsageError(f"{p} exists", hint="--force overwrites it")
-    folder = p.parent
+    parent = p.parent
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        parent.mkdir(parents=True, exist_ok=True)
     except OSError as e:
-        raise EnvironmentFault(f"{folder}: cannot make the folder: {e.strerror}") from e
-    if not os.access(folder, os.W_OK | os.X_OK):
-        raise EnvironmentFault(f"{folder}: the folder is read-only", hint="choose another --out")
-    check_space(folder, need_bytes)
+        reason = e.strerror if parent.is_dir() or not parent.exists() else "a file has that name"
+        raise EnvironmentFault(f"{parent}: cannot make the folder: {reason}", hint="choose another --out") from e
+    if not os.access(parent, os.W_OK | os.X_OK):
+        raise EnvironmentFault(f"{parent}: the folder is read-only", hint="choose another --out")
+    check_space(parent, need_bytes)
+    return p
+
+
+def check_kind(path: str | os.PathLike, *, folder: bool) -> Path:
+    """Return ``path``; a :class:`UsageError` where a folder stands and a file is to be written, or the reverse."""
+    p = Path(path)
+    if p.exists() and p.is_dir() != folder:
+        is_, wanted = ("a folder", "a file") if p.is_dir() else ("a file", "a folder")
+        raise UsageError(f"{p} is {is_}, and {wanted} is to be written", hint="choose another name")
     return p
 
 

@@ -31,7 +31,9 @@ def choose_rows(
     """
     given = [k for k, v in (("n", n), ("frac", frac), ("per_group", per_group)) if v is not None]
     if len(given) > 1 or (not given and allowed_n is None):
-        raise UsageError("how many cells?", hint="give exactly one of --n, --frac and --per-group, or --where")
+        raise UsageError(
+            "how many cells?", hint="give exactly one of --n, --frac and --per-group, or --where or --matching"
+        )
     among = np.arange(ds.n_cells) if allowed_n is None else np.flatnonzero(allowed_n)
     if per_group is not None and by is None:
         raise UsageError("per group of what?", hint="--by names an obs column")

@@ -20,7 +20,7 @@ from typing import IO, Any
 
 from vcelltools import __version__
 from vcelltools.errors import DataError, EnvironmentFault, InterruptedRun, UsageError, VcellError
-from vcelltools.io.atomic import check_output, write_json, write_text
+from vcelltools.io.atomic import check_kind, check_output, write_json, write_text
 from vcelltools.results import Result
 from vcelltools.scoring.paired import Difference, compare_scores
 
@@ -310,7 +310,7 @@ def run_demo(
         Of the kind of the step that failed.
     """
     began = time.monotonic()
-    folder = Path(dpath)
+    folder = check_kind(dpath, folder=True)
     if folder.exists() and any(folder.iterdir()) and not (folder / _STATE).exists() and not force:
         raise UsageError(f"{folder} holds other files", hint="choose another --dir, or --force to write beside them")
     sizes = QUICK if quick else FULL

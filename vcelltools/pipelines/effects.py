@@ -272,6 +272,6 @@ def read_features(fpath: Path, perturbations: list[str]) -> np.ndarray:
     if not np.isfinite(out[1:]).any():
         raise DataError(
             f"{fpath}: none of the {len(perturbations) - 1:,} perturbations is in it",
-            hint=f"it names {', '.join(names[:3])}, the stores {', '.join(perturbations[1:4])}",
+            hint=f"it names {', '.join(names[:3]) or 'nothing'}, the stores {', '.join(perturbations[1:4])}",
         )
     return out

@@ -71,7 +71,9 @@ def init(
     """
     root = Path(folder)
     if not root.is_dir():
-        raise UsageError(f"{root}: no such folder")
+        raise UsageError(
+            f"{root}: {'is a file' if root.exists() else 'no such folder'}", hint="name the folder of the data"
+        )
     path = check_output(out if out is not None else root / CONFIG_NAME, force=force)
     blocks: list[str] = []
     skipped: list[tuple[str, str]] = []

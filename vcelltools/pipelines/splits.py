@@ -34,6 +34,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vcelltools.errors import DataError
+from vcelltools.textfile import read_text
 
 if TYPE_CHECKING:
     from vcelltools.pipelines.store import Store
@@ -242,12 +243,12 @@ def _read_lists(lists: Any, where: str) -> dict[str, str]:
 def read_split(path: str | os.PathLike, *, names: Iterable[str] = ()) -> Split:
     """Read a split from a TOML file."""
     fpath = Path(path)
+    what = "a split in TOML, with [training], [zeroshot] or [fewshot],"
+    text = read_text(fpath, what=what, hint="docs/guide.md shows one")
     try:
-        raw = tomllib.loads(fpath.read_text(encoding="utf-8"))
-    except FileNotFoundError as e:
-        raise DataError(f"{fpath}: no such file") from e
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as e:
-        raise DataError(f"{fpath}: cannot be read as TOML: {e}") from e
+        raw = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as e:
+        raise DataError(f"{fpath}: not valid TOML: {e}", hint="docs/guide.md shows a split") from e
     return parse_split(raw, where=str(fpath), names=names)
 
 

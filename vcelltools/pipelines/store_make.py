@@ -205,7 +205,7 @@ def build_store(
     began = time.monotonic()
     genes = _as_basis(basis)
     spec = resolve_preset(spec or make_spec(source, name, options))
-    target = check_output(Path(out) / spec.name, force=force or keep_whole)
+    target = check_output(Path(out) / spec.name, force=force or keep_whole, folder=True)
     with (
         translate_os_errors(target),
         locked(target),

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vcelltools.errors import DataError, UsageError
-from vcelltools.io.atomic import atomic_file, write_json, write_text
+from vcelltools.io.atomic import atomic_file, check_kind, write_json, write_text
 from vcelltools.pipelines.train_settings import FREE, TrainSettings, dump_toml, make_settings
+from vcelltools.textfile import read_text
 
 if TYPE_CHECKING:
     from vcelltools.model.checkpoint import Checkpointer
@@ -68,6 +69,7 @@ class RunFolder:
             return True
         if started and not force:
             raise UsageError(f"{self.dpath} holds a run", hint="--resume continues it, --force starts it anew")
+        check_kind(self.dpath, folder=True)
         if not started and self.dpath.exists() and any(self.dpath.iterdir()) and not force:
             raise UsageError(f"{self.dpath} is not empty and holds no run", hint="choose another --out, or --force")
         for keeper in (self.checkpoints(), self.best()):
@@ -92,12 +94,13 @@ class RunFolder:
 
     def read_settings(self) -> TrainSettings:
         """Return the settings that the run was made with."""
+        if not self.config_fpath.exists():
+            raise DataError(f"{self.dpath}: not a run (it has no config.toml)", hint="vcelltools train --out")
+        text = read_text(self.config_fpath, what="the configuration of a run")
         try:
-            table = tomllib.loads(self.config_fpath.read_text(encoding="utf-8"))["train"]
-        except FileNotFoundError as e:
-            raise DataError(f"{self.dpath}: not a run (it has no config.toml)", hint="vcelltools train --out") from e
-        except (OSError, tomllib.TOMLDecodeError, KeyError) as e:
-            raise DataError(f"{self.config_fpath}: unreadable: {e}") from e
+            table = tomllib.loads(text)["train"]
+        except (tomllib.TOMLDecodeError, KeyError) as e:
+            raise DataError(f"{self.config_fpath}: damaged: {e}", hint="train into another folder") from e
         return make_settings(table, {})
 
     def compare_vocabulary(self, setup: Setup) -> None:
