@@ -81,6 +81,8 @@ def _run_child(report: Report, seed: int, first: int, count: int, folder: Path, 
                     return first + count
                 errors.seek(0)
                 said = errors.read()
+                if began is None:  # not a mutant's doing: the next child would fare no better
+                    raise RuntimeError(f"the fuzzer's child does not start:\n{said[-4000:]}")
                 outcome = "hang" if "Timeout (" in said else "signal" if code < 0 else "bug"
                 _fail(report, current, outcome, f"exit status {code}\n{said[-4000:]}")
                 return current + 1

@@ -139,7 +139,7 @@ def _open_memory(adata: AnnData, layer: str) -> Dataset:
 
     if not all(hasattr(adata, part) for part in ("X", "obs", "var", "layers", "raw")):
         raise UsageError(f"a {type(adata).__name__} is no data set", hint="give a path or an AnnData")
-    if layer == "X" and adata.isbacked and not adata.is_view:
+    if layer == "X" and getattr(adata, "isbacked", False) and not adata.is_view:
         return _open_backed(adata)
     if layer == "raw" and adata.raw is None:
         raise DataError("AnnData: has no raw")
