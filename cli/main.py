@@ -98,10 +98,14 @@ def _report(error: VcellError) -> int:
     return error.exit_code
 
 
-def _report_interrupt() -> int:
+class _Interrupted(SystemExit):
+    """Ctrl-C in the middle of the work, which threads may still be at."""
+
+
+def _report_interrupt() -> NoReturn:
     from vcelltools.errors import InterruptedRun
 
-    return _report(InterruptedRun("interrupted", hint="run the same command again"))
+    raise _Interrupted(_report(InterruptedRun("interrupted", hint="run the same command again")))
 
 
 def main() -> None:
@@ -110,11 +114,11 @@ def main() -> None:
         _add_commands(sys.argv[1] if len(sys.argv) > 1 else None)
         code = app(standalone_mode=False)
         if code == _TYPER_INTERRUPTED:
-            code = _report_interrupt()
+            _report_interrupt()
     except VcellError as e:
         code = _report(e)
     except KeyboardInterrupt:
-        code = _report_interrupt()
+        _report_interrupt()
     except BrokenPipeError:
         sys.stderr.close()  # the reader of our stdout has gone; nothing to say
         code = 0
@@ -127,7 +131,8 @@ def run() -> NoReturn:
     """Run the command line as a process of its own, and end it without taking it apart.
 
     Unloading numba's compiler alone costs 0.15 s. Where other threads run, or a library is loaded that must say
-    goodbye to devices or workers, the process ends as usual.
+    goodbye to devices or workers, the process ends as usual; after Ctrl-C it never does, because taking libraries apart
+    under threads that are still inside them (XLA compiling) ends in a segmentation fault.
     """
     if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: what runs stops its workers, and says 5
@@ -136,6 +141,8 @@ def run() -> NoReturn:
     try:
         main()
         code = 0
+    except _Interrupted as e:
+        _leave_at_once(e.code)
     except SystemExit as e:
         code = e.code if isinstance(e.code, int) else 0
     if threading.active_count() > 1 or not sys.modules.keys().isdisjoint(_LEAVE_IN_ORDER):
@@ -146,6 +153,19 @@ def run() -> NoReturn:
     except (OSError, ValueError):
         sys.exit(code)
     atexit._run_exitfuncs()
+    os._exit(code)
+
+
+def _leave_at_once(code: int) -> NoReturn:
+    """End the process with its children, without taking anything apart."""
+    if (multiprocessing := sys.modules.get("multiprocessing")) is not None:
+        for child in multiprocessing.active_children():
+            child.terminate()
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except (OSError, ValueError):
+            pass
     os._exit(code)
 
 

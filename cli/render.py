@@ -10,12 +10,9 @@ if TYPE_CHECKING:
     from vcelltools.pipelines.hvg import HvgResult
 
 
-def _say_bytes(n: int) -> str:
-    return f"{n / 1e9:.2f} GB" if n >= 1e9 else f"{n / 1e6:.1f} MB"
-
-
 def show_hvg(o: Output, result: HvgResult, out: Path) -> None:
     """Print what ``hvg`` did."""
+    from vcelltools.io.atomic import say_bytes
     from vcelltools.pipelines.memory import peak_memory
 
     body: dict[str, Any] = {
@@ -37,7 +34,7 @@ def show_hvg(o: Output, result: HvgResult, out: Path) -> None:
     o.result(body)
     o.done(
         f"wrote {out} and hvg_scores.json beside it: {len(result.order):,} of {len(result.genes):,} genes over "
-        f"{result.n_cells:,} cells by {result.settings['flavor']}, {_say_bytes(result.bytes_read)} in "
+        f"{result.n_cells:,} cells by {result.settings['flavor']}, {say_bytes(result.bytes_read)} in "
         f"{result.seconds:.1f} s; next: vcelltools build-store FILE --basis {out}"
     )
 

@@ -35,3 +35,20 @@ def test_ctrl_c(tmp_path, layout):
     assert "interrupted" in err
     assert "Traceback" not in err
     assert os.listdir(tmp_path) == []
+
+
+def test_ctrl_c_takes_nothing_apart_under_threads_that_are_still_at_work(tmp_path):
+    """A compiler's thread inside its library, at exit, is a segmentation fault: neither waited for nor unloaded."""
+    start = (
+        "import atexit, os, signal, threading, time\n"
+        "threading.Thread(target=time.sleep, args=(300,)).start()\n"
+        "atexit.register(os.abort)\n"
+        "signal.signal(signal.SIGALRM, signal.default_int_handler)\n"
+        "signal.setitimer(signal.ITIMER_REAL, 3)\n"
+        "from vcelltools.cli.main import run; run()\n"
+    )
+    command = [sys.executable, "-c", start, "simulate", "--out", "x.h5ad", "--cells", "2000000", "--genes", "3000"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 5, done.stderr
+    assert "error: interrupted (run the same command again)" in done.stderr
+    assert os.listdir(tmp_path) == []

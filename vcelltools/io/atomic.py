@@ -74,9 +74,14 @@ def check_space(folder: str | os.PathLike, need_bytes: int) -> None:
         free = shutil.disk_usage(folder).free
         if free < need_bytes + _SPACE_MARGIN:
             raise EnvironmentFault(
-                f"{folder}: {need_bytes / 1e9:.2f} GB are needed and {free / 1e9:.2f} GB are free",
+                f"{folder}: {say_bytes(need_bytes + _SPACE_MARGIN)} are needed and {say_bytes(free)} are free",
                 hint="free some space or choose another --out",
             )
+
+
+def say_bytes(n: float) -> str:
+    """Return a size as people read it."""
+    return f"{n / 1e9:,.2f} GB" if n >= 1e9 else f"{n / 1e6:,.1f} MB"
 
 
 def fsync_path(path: str | os.PathLike) -> None:

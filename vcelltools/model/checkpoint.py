@@ -85,6 +85,7 @@ class Checkpointer:
 
     def save(self, step: int, state: Any, meta: dict[str, Any]) -> str:
         """Write the state (a pytree with ``params``) and its manifest; return the parameters' hash."""
+        from safetensors import SafetensorError
         from safetensors.numpy import save_file
 
         self.dpath.mkdir(parents=True, exist_ok=True)
@@ -93,7 +94,10 @@ class Checkpointer:
         arrays = {k: np.array(a, order="C") for k, a in flatten(state).items()}
         params_sha256 = hash_params(state.params)
         with self._writer(tensors_fpath, force=True) as tmp:
-            save_file(arrays, tmp)
+            try:
+                save_file(arrays, tmp)
+            except SafetensorError as e:  # a full disk has no type of its own there
+                raise OSError(str(e)) from e
             digest = hash_file(tmp)
         manifest = {
             "format": FORMAT,

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import resource
 
 import jax
 import numpy as np
 import pytest
 
-from vcelltools.errors import DataError
+from vcelltools.errors import DataError, EnvironmentFault
 from vcelltools.io.atomic import atomic_file
 from vcelltools.model.checkpoint import Checkpointer, flatten, hash_params, read_manifest
 from vcelltools.model.network import make_config
@@ -107,3 +108,16 @@ def test_a_manifest_without_its_tensors_is_never_left(tmp_path):
 def test_numpy_state_hashes_as_the_device_state():
     state = make_state()
     assert hash_params(jax.tree.map(np.asarray, state.params)) == hash_params(state.params)
+
+
+def test_a_full_disk_is_said_and_the_checkpoint_before_stays(saved):
+    keeper = saved
+    before = {p.name: p.read_bytes() for p in keeper.dpath.iterdir() if not p.name.startswith(".")}
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (200, hard))
+    try:
+        with pytest.raises(EnvironmentFault, match="the disk is full"):
+            keeper.save(99, make_state(), {})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert {p.name: p.read_bytes() for p in keeper.dpath.iterdir() if not p.name.startswith(".")} == before
