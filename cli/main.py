@@ -108,6 +108,15 @@ def _report_interrupt() -> NoReturn:
     raise _Interrupted(_report(InterruptedRun("interrupted", hint="run the same command again")))
 
 
+def _came_of_interrupt(e: BaseException | None) -> bool:
+    """Tell whether Ctrl-C stands at the root: a library that is being loaded makes an ImportError of it (jaxlib)."""
+    while e is not None:
+        if isinstance(e, KeyboardInterrupt):
+            return True
+        e = e.__cause__ or e.__context__
+    return False
+
+
 def main() -> None:
     """Run the command line and exit with the codes of :mod:`vcelltools.errors`."""
     try:
@@ -123,8 +132,21 @@ def main() -> None:
         sys.stderr.close()  # the reader of our stdout has gone; nothing to say
         code = 0
     except Exception as e:
+        if _came_of_interrupt(e):
+            _report_interrupt()
         code = _handle_usage(e)
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _raise_again(unraisable: sys.UnraisableHookArgs) -> None:
+    """Let Ctrl-C come once more where it met a finalizer or a C library's callback, which cannot raise it."""
+    if unraisable.exc_type is KeyboardInterrupt:
+        main_thread = threading.main_thread().ident
+        timer = threading.Timer(0.05, signal.pthread_kill, (main_thread, signal.SIGINT))
+        timer.daemon = True
+        timer.start()
+    else:
+        sys.__unraisablehook__(unraisable)
 
 
 def run() -> NoReturn:
@@ -136,6 +158,7 @@ def run() -> NoReturn:
     """
     if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: what runs stops its workers, and says 5
+    sys.unraisablehook = _raise_again
     os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", "4")  # a BLAS thread without work spins for 0.1 s beside ours
     gc.set_threshold(100_000, 20, 20)  # imports make much and leave no garbage: looking for it takes 40 ms
     try:
@@ -145,6 +168,7 @@ def run() -> NoReturn:
         _leave_at_once(e.code)
     except SystemExit as e:
         code = e.code if isinstance(e.code, int) else 0
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the work is done and said: nothing is left to interrupt
     if threading.active_count() > 1 or not sys.modules.keys().isdisjoint(_LEAVE_IN_ORDER):
         sys.exit(code)
     try:

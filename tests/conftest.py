@@ -39,6 +39,18 @@ def run_cli(*args: object, cwd: Path | None = None, env: dict[str, str] | None =
     return Ran(done.returncode, done.stdout, done.stderr)
 
 
+def start_cli(*args: object, cwd: Path) -> subprocess.Popen[str]:
+    """Start ``vcelltools ARGS`` in a process that hears Ctrl-C.
+
+    A parent that ignores SIGINT (a shell's background job) has its children ignore it. The child takes that back
+    itself: ``preexec_fn`` would fork this process, in which JAX may run threads, and JAX warns of that.
+    """
+    start = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
+    start += "; from vcelltools.cli.main import run; run()"
+    command = [sys.executable, "-c", start, *map(str, args)]
+    return subprocess.Popen(command, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
 @pytest.fixture
 def cli():
     """The command line: ``cli("hvg", path, "--json")`` returns a :class:`Ran`."""

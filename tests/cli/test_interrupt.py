@@ -10,20 +10,13 @@ import time
 
 import pytest
 
+from tests.conftest import start_cli
+
 
 @pytest.mark.parametrize("layout", ["csr", "csc"])
 def test_ctrl_c(tmp_path, layout):
-    # a parent that ignores SIGINT (a shell's background job) would have the child ignore it too
-    start = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
-    start += "; from vcelltools.cli.main import main; main()"
-    command = [sys.executable, "-c", start, "simulate", "--out", "x.h5ad", "--layout", layout]
-    child = subprocess.Popen(
-        [*command, "--cells", "200000", "--genes", "3000", "--depth", "1000", "--threads", "1"],
-        cwd=tmp_path,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    size = ("--cells", 200_000, "--genes", 3000, "--depth", 1000)
+    child = start_cli("simulate", "--out", "x.h5ad", "--layout", layout, *size, "--threads", 1, cwd=tmp_path)
     deadline = time.monotonic() + 120
     while not list(tmp_path.glob(".x.h5ad.*.tmp")) and time.monotonic() < deadline:
         assert child.poll() is None, child.communicate()
@@ -52,3 +45,42 @@ def test_ctrl_c_takes_nothing_apart_under_threads_that_are_still_at_work(tmp_pat
     assert done.returncode == 5, done.stderr
     assert "error: interrupted (run the same command again)" in done.stderr
     assert os.listdir(tmp_path) == []
+
+
+def test_ctrl_c_while_a_library_is_loaded_that_makes_an_import_error_of_it(tmp_path):
+    start = (
+        "import sys\n"
+        "class Loading:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name == 'vcelltools.cli.doctor':\n"
+        "            try:\n"
+        "                raise KeyboardInterrupt\n"
+        "            except KeyboardInterrupt as e:\n"
+        "                raise ImportError('initialization failed') from e\n"
+        "sys.meta_path.insert(0, Loading())\n"
+        "from vcelltools.cli.main import run; run()"
+    )
+    command = [sys.executable, "-c", start, "doctor"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
+    assert (done.returncode, done.stderr) == (5, "error: interrupted (run the same command again)\n")
+
+
+def test_ctrl_c_is_not_lost_in_a_finalizer(tmp_path):
+    start = (
+        "import sys, time\n"
+        "class Loading:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name == 'vcelltools.cli.doctor':\n"
+        "            class Finalized:\n"
+        "                def __del__(self):\n"
+        "                    raise KeyboardInterrupt\n"
+        "            Finalized()\n"
+        "            time.sleep(60)\n"
+        "            raise SystemExit(9)\n"
+        "sys.meta_path.insert(0, Loading())\n"
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "from vcelltools.cli.main import run; run()"
+    )
+    command = [sys.executable, "-c", start, "doctor"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
+    assert (done.returncode, done.stderr) == (5, "error: interrupted (run the same command again)\n")

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -15,13 +13,12 @@ import pytest
 import scanpy as sc
 
 import vcelltools as vc
+from tests.conftest import run_cli, start_cli
 from tests.make import get_mudata
 
 
 @pytest.fixture(scope="module")
 def built(thp1, tmp_path_factory):
-    from tests.conftest import run_cli
-
     d = tmp_path_factory.mktemp("cli")
     assert run_cli("hvg", thp1, "--top", 100, "--out", "h.txt", cwd=d).code == 0
     args = ("--pert-col", "perturbation", "--control", "non-targeting", "--group-by", "bio_rep")
@@ -173,16 +170,7 @@ def test_a_run_that_is_asked_to_stop_leaves_no_process_behind(project, cli, numb
     toml = project / "vcelltools.toml"
     toml.write_text(toml.read_text().replace("nonsense", "P1"))
     write(make_screen(n=60_000, seed=1), project / "d1.h5ad")
-    command = [sys.executable, "-m", "vcelltools.cli.main", "build-store", "--jobs", str(jobs), "--json"]
-    run = subprocess.Popen(
-        command,
-        cwd=project,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        # a parent that ignores SIGINT (a shell's background job) would have the child ignore it too
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509
-    )
+    run = start_cli("build-store", "--jobs", jobs, "--json", cwd=project)
     deadline = time.monotonic() + 120
     while not (project / "stores/.d1.building/journal").exists() and time.monotonic() < deadline:
         time.sleep(0.005)
@@ -211,8 +199,7 @@ def test_a_killed_run_over_several_data_sets_continues(project, cli, victim):
     toml = project / "vcelltools.toml"
     toml.write_text(toml.read_text().replace("nonsense", "P1"))
     write(make_screen(n=60_000, seed=1), project / "d1.h5ad")
-    command = [sys.executable, "-m", "vcelltools.cli.main", "build-store", "--jobs", "2", "--json"]
-    run = subprocess.Popen(command, cwd=project, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    run = start_cli("build-store", "--jobs", 2, "--json", cwd=project)
     deadline = time.monotonic() + 60
     work = project / "stores/.d1.building/journal"
     while not work.exists() and time.monotonic() < deadline:
