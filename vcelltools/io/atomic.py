@@ -68,14 +68,16 @@ def check_kind(path: str | os.PathLike, *, folder: bool) -> Path:
     return p
 
 
-def check_space(folder: str | os.PathLike, need_bytes: int) -> None:
+def check_space(
+    folder: str | os.PathLike, need_bytes: int, *, hint: str = "free some space or choose another --out"
+) -> None:
     """Raise an :class:`EnvironmentFault` where the disk lacks ``need_bytes`` (plus a small margin)."""
     if need_bytes > 0:
         free = shutil.disk_usage(folder).free
         if free < need_bytes + _SPACE_MARGIN:
             raise EnvironmentFault(
                 f"{folder}: {say_bytes(need_bytes + _SPACE_MARGIN)} are needed and {say_bytes(free)} are free",
-                hint="free some space or choose another --out",
+                hint=hint,
             )
 
 

@@ -8,7 +8,6 @@ archive ends with two empty blocks; one without them was cut, and what follows t
 from __future__ import annotations
 
 import os
-import shutil
 import tarfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -208,7 +207,9 @@ def unpack(path: str | os.PathLike, member: Member, out_fpath: Path, *, max_byte
                 if written > end:
                     raise DataError(f"{where} unpacks to more than the {end:,} bytes that its HDF5 file says it has")
                 if written - checked > _CHECK_EVERY:
-                    _check_left(out_fpath.parent, member.name)
+                    check_space(
+                        out_fpath.parent, _KEEP_FREE, hint="free some space, or choose another folder by TMPDIR"
+                    )
                     checked = written
                 if written > max_bytes:
                     raise DataError(f"{where} unpacks to more than {max_bytes / 1e9:.1f} GB; refused")
@@ -224,15 +225,6 @@ def unpack(path: str | os.PathLike, member: Member, out_fpath: Path, *, max_byte
     except OSError as e:
         raise EnvironmentFault(f"{out_fpath.parent}: no room to unpack {member.name}: {e.strerror}") from e
     return written
-
-
-def _check_left(folder: Path, name: str) -> None:
-    free = shutil.disk_usage(folder).free
-    if free < _KEEP_FREE:
-        raise EnvironmentFault(
-            f"{folder}: {free / 1e9:.2f} GB are free and {name} is not unpacked yet",
-            hint="free some space, or choose another folder by TMPDIR",
-        )
 
 
 def _get_hdf5_end(head: bytes) -> int | None:

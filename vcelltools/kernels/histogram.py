@@ -50,6 +50,14 @@ def _bad_value(v):
 
 
 @kernel(inline=True)
+def _bad_entry(i, v, n_minor):
+    """Status of an entry whose index is out of range or whose value is no acceptable count."""
+    if i < 0 or i >= n_minor:
+        return 1
+    return _bad_value(v)
+
+
+@kernel(inline=True)
 def _is_increasing(indices, a, b):
     """Whether ``indices[a:b]`` strictly increases; written so that it vectorises."""
     part = indices[a:b]
@@ -215,8 +223,7 @@ def csr_histogram(
             n = _sum_duplicates(indices, data, a, b, n_genes, last_g, slot_g, state[6], scratch_i, scratch_v)
             if n < 0:
                 j = -1 - n
-                outside = indices[j] < 0 or indices[j] >= n_genes
-                state[0] = 1 if outside else _bad_value(data[j])
+                state[0] = _bad_entry(indices[j], data[j], n_genes)
                 state[1] = r
                 state[2] = j
                 return k
@@ -362,8 +369,7 @@ def csc_histogram(
             n = _sum_duplicates(indices, data, a, b, n_cells, last_n, slot_n, state[6], scratch_i, scratch_v)
             if n < 0:
                 j = -1 - n
-                outside = indices[j] < 0 or indices[j] >= n_cells
-                state[0] = 1 if outside else _bad_value(data[j])
+                state[0] = _bad_entry(indices[j], data[j], n_cells)
                 state[1] = gene
                 state[2] = j
                 return k

@@ -405,12 +405,13 @@ def _run_nb(
         )
     assert scale.library_n is not None
     m = get_moments(dataset, cells, scale.library_n, threads=threads, progress=progress)
-    if not m.size_k[cells.labels.index(control)] > 0:
+    k = cells.labels.index(control)
+    if not m.size_k[k] > 0:
         raise DataError(
-            f"{dataset.label}: the {int(m.n_k[cells.labels.index(control)]):,} control cells hold no counts at all",
+            f"{dataset.label}: the {int(m.n_k[k]):,} control cells hold no counts at all",
             hint="--test nb foretells each group's counts from theirs; --layer gives another matrix",
         )
-    found: dict[str, Any] = dict(compare_counts(m, cells.labels.index(control)))
+    found: dict[str, Any] = dict(compare_counts(m, k))
     found["mean_kg"] = np.divide(m.sum_kg * 1e4, m.size_k[:, None], out=np.zeros_like(m.sum_kg),
                                  where=m.size_k[:, None] > 0)  # fmt: skip
     found["notes"] = []
