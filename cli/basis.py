@@ -11,12 +11,25 @@ from vcelltools.cli.options import Force, Json, Quiet, Threads, Verbose
 
 Files = Annotated[
     list[Path] | None,
-    typer.Argument(metavar="FILE", show_default=False, help="Data sets, or folders that hvg --stats wrote."),
+    typer.Argument(
+        metavar="FILE",
+        show_default=False,
+        help="Data sets, or folders that hvg --stats wrote [default: all of vcelltools.toml].",
+    ),
 ]
 Top = Annotated[int | None, typer.Option("--top", min=1, help="How many genes [default: 2000].", show_default=False)]
-Out = Annotated[Path | None, typer.Option("--out", "-o", metavar="F", help="basis.txt; basis.json goes beside it.")]
+Out = Annotated[
+    Path | None,
+    typer.Option(
+        "--out",
+        "-o",
+        metavar="F",
+        help="Gene list, best first; the reasons go beside it, in .json [default: basis.txt].",
+    ),
+]
 Rule = Annotated[
-    str | None, typer.Option("--rule", help="mean-rank, or intersection (HVG in all data sets, then in most).")
+    str | None,
+    typer.Option("--rule", help="mean-rank, or intersection: HVG in all data sets, then in most [default: mean-rank]."),
 ]
 ForceGene = Annotated[
     list[str] | None, typer.Option("--force-gene", metavar="GENE", help="Always in; may be repeated.")

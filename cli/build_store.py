@@ -13,7 +13,9 @@ File = Annotated[
     Path | None,
     typer.Argument(metavar="FILE", show_default=False, help="One data set [default: all of vcelltools.toml]."),
 ]
-BasisFile = Annotated[Path | None, typer.Option("--basis", metavar="F", help="The genes, one a line, in order.")]
+BasisFile = Annotated[
+    Path | None, typer.Option("--basis", metavar="F", help="The genes, one a line, in order [default: basis.txt].")
+]
 Out = Annotated[Path | None, typer.Option("--out", "-o", metavar="DIR", help="Folder of the stores [default: stores].")]
 Name = Annotated[str | None, typer.Option("--name", metavar="N", help="Name of the store [default: the file's].")]
 PertCol = Annotated[str | None, typer.Option("--pert-col", metavar="C", help="obs column with the perturbation.")]
@@ -27,8 +29,15 @@ GroupBy = Annotated[
 LineCol = Annotated[str | None, typer.Option("--cell-line-col", metavar="C", help="obs column with the cell line.")]
 IdCol = Annotated[str | None, typer.Option("--gene-id-col", metavar="C", help="var column with Ensembl ids.")]
 NameCol = Annotated[str | None, typer.Option("--gene-name-col", metavar="C", help="var column with symbols.")]
-MinCells = Annotated[int | None, typer.Option("--min-cells", min=1, metavar="K", help="Leave smaller groups out.")]
-Preset = Annotated[str | None, typer.Option("--preset", help="Column names of a public atlas (kolf, replogle, ...).")]
+MinCells = Annotated[
+    int | None, typer.Option("--min-cells", min=1, metavar="K", help="Leave smaller groups out [default: 1].")
+]
+Preset = Annotated[
+    str | None,
+    typer.Option(
+        "--preset", help="Column names of a public atlas: docs/atlases.md lists them; an unknown one does too."
+    ),
+]
 Stats = Annotated[Path | None, typer.Option("--stats", metavar="DIR", help="What hvg --stats kept: library sizes.")]
 Dask = Annotated[
     str | None, typer.Option("--dask", metavar="ADDR", help="Read on a Dask cluster: its address, or local.")
@@ -46,8 +55,9 @@ Sums = Annotated[
     str | None,
     typer.Option(
         "--sums", metavar="S",
-        help="Genes whose mean per group is kept: all, basis, or auto. Files stored gene by gene (CSC) are read in the "
-        "basis genes alone by auto; all reads them whole, and lets predict fill genes outside the basis.",
+        help="Genes whose mean per group is kept: all, basis, or auto [default: auto]. Files stored gene by gene (CSC) "
+        "are read in the basis genes alone by auto; all reads them whole, and lets predict fill genes "
+        "outside the basis.",
     ),
 ]  # fmt: skip
 Memory = Annotated[

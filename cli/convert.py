@@ -28,9 +28,11 @@ def convert(
     dtype: Annotated[str | None, typer.Option(help="uint8 … int64, float32, float64 [default: as it is].")] = None,
     index_dtype: Annotated[str | None, typer.Option(help="int32 or int64 [default: as it is].")] = None,
     compression: Compression = "none",
-    level: Annotated[int | None, typer.Option(help="Of gzip or zstd.", show_default=False)] = None,
-    chunk_len: Annotated[int | None, typer.Option(min=1, help="Values a chunk.", show_default=False)] = None,
-    contiguous: Annotated[bool, typer.Option("--contiguous", help="No chunks.")] = False,
+    level: Annotated[int | None, typer.Option(help="Of gzip (1 to 12; 4) or zstd (1 to 22; 3).")] = None,
+    chunk_len: Annotated[
+        int | None, typer.Option(min=1, help="Values a chunk, of a dense matrix in whole rows [default: 262144].")
+    ] = None,
+    contiguous: Annotated[bool, typer.Option("--contiguous", help="No chunks, not compressed.")] = False,
     modality: Modality = None,
     layer: Layer = None,
     layers: Layers = None,
@@ -61,7 +63,12 @@ def sample(
     per_group: Annotated[
         int | None, typer.Option("--per-group", help="Or: up to so many of every group of --by.", show_default=False)
     ] = None,
-    by: Annotated[str | None, typer.Option("--by", metavar="COLUMN", help="Keep this column's proportions.")] = None,
+    by: Annotated[
+        str | None,
+        typer.Option(
+            "--by", metavar="COLUMN", help="obs column: its proportions are kept (-n, --frac), or its groups are meant."
+        ),
+    ] = None,
     where: Annotated[
         list[str] | None,
         typer.Option("--where", metavar="COLUMN=A,B", help="Only cells with these labels (repeat: all must hold)."),

@@ -17,6 +17,12 @@ _KIND = re.compile(
 class Command(TyperCommand):
     """A command whose usage line and options read alike, whatever the version of typer."""
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        for p in self.params:
+            if hasattr(p.type, "readable"):
+                p.type.readable = False  # who opens a file says that it may not, with the exit code for that
+
     def collect_usage_pieces(self, ctx: Any) -> list[str]:
         """Return ``[OPTIONS] FILE... [STORE]...``."""
         out = ["[OPTIONS]"]

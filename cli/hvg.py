@@ -87,9 +87,11 @@ def hvg(
         return show_hvg_plan(
             o, plan_hvg(many, flavor=flavor, batch_key=batch_key, modality=modality, layer=layer, threads=threads)
         )
-    from vcelltools.io.atomic import check_output
+    from vcelltools.io.atomic import check_kind, check_output
     from vcelltools.pipelines.hvg import compute_hvg
 
+    if stats is not None:
+        check_kind(stats, folder=True)
     for target in (out, plot):
         if target is not None:
             check_output(target, force=force, sources=many)
@@ -103,4 +105,4 @@ def hvg(
         from vcelltools.pipelines.hvg_plot import plot_hvg
 
         plot_hvg(result, plot, force=force)
-    return show_hvg(o, result, out)
+    return show_hvg(o, result, out, plot)

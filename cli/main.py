@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import errno
 import gc
 import importlib
 import json
@@ -131,6 +132,8 @@ def main() -> None:
     except BrokenPipeError:
         sys.stderr.close()  # the reader of our stdout has gone; nothing to say
         code = 0
+    except OSError as e:
+        code = _handle_refusal(e)
     except Exception as e:
         if _came_of_interrupt(e):
             _report_interrupt()
@@ -191,6 +194,18 @@ def _leave_at_once(code: int) -> NoReturn:
         except (OSError, ValueError):
             pass
     os._exit(code)
+
+
+def _handle_refusal(e: OSError) -> int:
+    """Say that the system refuses a file or its space; raise anything else again, as the bug it is."""
+    if e.errno not in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT):
+        raise e
+    from vcelltools.errors import EnvironmentFault
+
+    full = e.errno in (errno.ENOSPC, errno.EDQUOT)
+    hint = "free some space" if full else "check the mode and owner of the file and its folders"
+    what = f"{e.filename}: " if e.filename is not None else ""
+    return _report(EnvironmentFault(f"{what}{(e.strerror or str(e)).lower()}", hint=hint))
 
 
 def _handle_usage(e: Exception) -> int:

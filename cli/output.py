@@ -147,8 +147,9 @@ class _PlainProgress:
             by, name = _scale(self._unit)
             rate = self._done / (now - self._began)
             left = (self._total - self._done) / rate if rate else 0.0
+            digits = 0 if by == 1.0 else 1  # steps and files are whole
             line = (
-                f"{self._phase}: {self._done / by:,.1f} of {self._total / by:,.1f} {name}, "
+                f"{self._phase}: {self._done / by:,.{digits}f} of {self._total / by:,.{digits}f} {name}, "
                 f"{rate / by:,.2f} {name}/s, {max(left, 0):,.0f} s left\n"
             )
         sys.stderr.write(line)

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from vcelltools.pipelines.hvg import HvgResult
 
 
-def show_hvg(o: Output, result: HvgResult, out: Path) -> None:
+def show_hvg(o: Output, result: HvgResult, out: Path, plot: Path | None = None) -> None:
     """Print what ``hvg`` did."""
     from vcelltools.io.atomic import say_bytes
     from vcelltools.pipelines.memory import peak_memory
@@ -25,6 +25,7 @@ def show_hvg(o: Output, result: HvgResult, out: Path) -> None:
         "seconds": round(result.seconds, 3),
         "peak_memory_bytes": peak_memory(),
         "out": str(out),
+        "plot": None if plot is None else str(plot),
         "warnings": list(result.warnings),
         "notes": list(result.notes),
     }
@@ -32,8 +33,9 @@ def show_hvg(o: Output, result: HvgResult, out: Path) -> None:
         o.note(n)
     o.warn(result.warnings)
     o.result(body)
+    also = "" if plot is None else f", and {plot}"
     o.done(
-        f"wrote {out} and hvg_scores.json beside it: {len(result.order):,} of {len(result.genes):,} genes over "
+        f"wrote {out} and hvg_scores.json beside it{also}: {len(result.order):,} of {len(result.genes):,} genes over "
         f"{result.n_cells:,} cells by {result.settings['flavor']}, {say_bytes(result.bytes_read)} in "
         f"{result.seconds:.1f} s; next: vcelltools build-store FILE --basis {out}"
     )

@@ -150,10 +150,11 @@ def show_score(o: Output, result: Result, folder: Path, report: Path | None) -> 
     )
     o.result({**body, "out": str(folder)})
     also = f", {report}" if report is not None else ""
+    rules = "our own rules" if result.compat == "ours" else f"the rules of {result.compat}"
     average = "undefined" if result.avg_score is None else f"{result.avg_score:.4f}"
     o.done(
         f"wrote {folder}{also}: average score {average} over {len(result.components)} metrics and "
-        f"{len(result.table.names):,} perturbations by the rules of {result.compat} "
+        f"{len(result.table.names):,} perturbations by {rules} "
         "(0 is the mean baseline, 1 the best); next: results.csv tells which perturbations are missed"
     )
 

@@ -60,9 +60,15 @@ def show_store_plans(o: Output, plans: list[dict[str, Any]]) -> None:
     """Show what would be built."""
     o.result({"plans": plans})
     for p in plans:
-        rows = [[k.replace("_", " "), v if not isinstance(v, list | dict) else str(v)] for k, v in p.items()]
-        o.table(["plan", p["name"]], rows)
+        o.table(["plan", p["name"]], [[k.replace("_", " "), _say(v)] for k, v in p.items() if k != "name"])
     o.done("nothing was written; run it again without --plan")
+
+
+def _say(v: Any) -> Any:
+    """Return a list or the entries of a table in words; anything else as it is."""
+    if isinstance(v, dict):
+        v = [f"{k}: {n:,}" if isinstance(n, int) else f"{k}: {n}" for k, n in v.items()]
+    return (", ".join(str(x) for x in v) or "none") if isinstance(v, list) else v
 
 
 def show_verified(o: Output, found: list[Any]) -> int:

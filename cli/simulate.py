@@ -24,23 +24,36 @@ def simulate(
     dtype: Annotated[str, typer.Option(help="Of the values: uint8 … int64, float32, float64.")] = "float32",
     index_dtype: Annotated[str, typer.Option(help="int32 or int64.")] = "int32",
     compression: Annotated[str, typer.Option(help="none, gzip, lzf or zstd.")] = "none",
-    level: Annotated[int | None, typer.Option(help="Of gzip or zstd.", show_default=False)] = None,
-    chunk_len: Annotated[int | None, typer.Option(min=1, help="Values a chunk.", show_default=False)] = None,
-    contiguous: Annotated[bool, typer.Option("--contiguous", help="No chunks (dense).")] = False,
-    modality: Annotated[str | None, typer.Option(help="Of an h5mu [default: rna].", show_default=False)] = None,
-    guides: Annotated[bool, typer.Option("--guides", help="h5mu: a modality with guide counts too.")] = False,
-    depth: Annotated[float | None, typer.Option(help="Median molecules a cell.", show_default=False)] = None,
-    density: Annotated[float | None, typer.Option(help="Or: the share of non-zeros.", show_default=False)] = None,
-    multiplets: Annotated[float | None, typer.Option(help="Share of cells with two guides, A|B.")] = None,
-    unassigned: Annotated[float | None, typer.Option(help="Share of cells without a guide.")] = None,
+    level: Annotated[int | None, typer.Option(help="Of gzip (1 to 12; 4) or zstd (1 to 22; 3).")] = None,
+    chunk_len: Annotated[
+        int | None, typer.Option(min=1, help="Values a chunk, of a dense matrix in whole rows [default: 262144].")
+    ] = None,
+    contiguous: Annotated[bool, typer.Option("--contiguous", help="No chunks: dense alone, not compressed.")] = False,
+    modality: Annotated[str | None, typer.Option(help="Of an h5mu [default: rna].")] = None,
+    guides: Annotated[
+        bool, typer.Option("--guides", help="h5mu: a modality guide with the guides' counts too.")
+    ] = False,
+    depth: Annotated[
+        float | None, typer.Option(help="Median molecules a cell [default: 6819, less for panels under 12,000 genes].")
+    ] = None,
+    density: Annotated[float | None, typer.Option(help="Or: the share of non-zeros.")] = None,
+    multiplets: Annotated[
+        float | None, typer.Option(help="Share of cells with two guides, A|B [default: 0; like kolf 0.1].")
+    ] = None,
+    unassigned: Annotated[
+        float | None, typer.Option(help="Share of cells without a guide [default: 0; like kolf 0.02].")
+    ] = None,
     control_share: Annotated[float, typer.Option(help="Share of control cells.")] = 0.12,
     inert: Annotated[float, typer.Option(help="Share of perturbations that lower their target only.")] = 0.2,
     escape: Annotated[float, typer.Option(help="Share of perturbed cells that do not respond.")] = 0.0,
     shared: Annotated[float, typer.Option(help="Share of an effect that all cell lines have.")] = 0.7,
     effect_seed: Annotated[
-        int | None, typer.Option(min=0, help="Atlases with the same one share genes, lines and effects.")
+        int | None,
+        typer.Option(min=0, help="Atlases with the same one share genes, lines and effects [default: --seed]."),
     ] = None,
-    perturbation_universe: Annotated[int | None, typer.Option(help="Test --perturbations of so many.")] = None,
+    perturbation_universe: Annotated[
+        int | None, typer.Option(help="How many there are to draw --perturbations from [default: as many].")
+    ] = None,
     first_cell_line: Annotated[int, typer.Option(min=1, help="Number of the first cell line.")] = 1,
     genes_drop: Annotated[float, typer.Option(help="Share of the genes that this atlas lacks.")] = 0.0,
     threads: Threads = None,

@@ -14,29 +14,32 @@ Opt = typer.Option
 
 
 def train(
-    out: Annotated[Path | None, Opt("--out", "-o", help="The run's folder.", show_default=False)] = None,
+    out: Annotated[Path | None, Opt("--out", "-o", help="The run's folder [default: runs/run].")] = None,
     store: Annotated[
-        list[Path] | None, Opt("--store", help="A store; several may be given [default: all].", show_default=False)
+        list[Path] | None, Opt("--store", help="A store; may be repeated [default: all of the configured folder].")
     ] = None,
-    split: Annotated[Path | None, Opt(help="TOML: [training] [zeroshot] [fewshot].", show_default=False)] = None,
-    features: Annotated[Path | None, Opt(help="Perturbation features: table or npz.", show_default=False)] = None,
+    split: Annotated[
+        Path | None,
+        Opt(help="What is held out, in TOML: [training] [zeroshot] [fewshot] [default: some pairs, by a hash]."),
+    ] = None,
+    features: Annotated[
+        Path | None, Opt(help="Features of the perturbations: .csv, .tsv, .parquet or .npz, names first.")
+    ] = None,
     model: Annotated[
-        str | None, Opt(help="control-mean, perturbation-mean, ridge or transformer.", show_default=False)
+        str | None, Opt(help="control-mean, perturbation-mean, ridge or transformer [default: transformer].")
     ] = None,
-    size: Annotated[str | None, Opt(help="tiny, rn, base or large.", show_default=False)] = None,
-    steps: Annotated[int | None, Opt(min=1, help="Steps of the optimiser.", show_default=False)] = None,
-    sets: Annotated[int | None, Opt(min=1, help="Sets in a global batch.", show_default=False)] = None,
-    set_size: Annotated[int | None, Opt(min=2, help="Cells in a set.", show_default=False)] = None,
-    seed: Annotated[int | None, Opt(min=0, help="Of everything random.", show_default=False)] = None,
-    learning_rate: Annotated[float | None, Opt(min=0, help="The highest of its schedule.", show_default=False)] = None,
-    minutes: Annotated[float | None, Opt(min=0, help="Stop after so long, resumable.", show_default=False)] = None,
+    size: Annotated[str | None, Opt(help="Of the transformer: tiny, rn, base or large [default: rn].")] = None,
+    steps: Annotated[int | None, Opt(min=1, help="Steps of the optimiser [default: 5000].")] = None,
+    sets: Annotated[int | None, Opt(min=1, help="Sets in a global batch [default: 32].")] = None,
+    set_size: Annotated[int | None, Opt(min=2, help="Cells in a set [default: 64].")] = None,
+    seed: Annotated[int | None, Opt(min=0, help="Of everything random [default: 0].")] = None,
+    learning_rate: Annotated[float | None, Opt(min=0, help="The highest of its schedule [default: 0.0003].")] = None,
+    minutes: Annotated[float | None, Opt(min=0, help="Stop after so long, resumable [default: never].")] = None,
     tpu: Annotated[bool, Opt("--tpu", help="Require TPUs and use them.")] = False,
-    topology: Annotated[str | None, Opt(help="v5e-16, v5litepod-16, v5e:4x4, …", show_default=False)] = None,
+    topology: Annotated[str | None, Opt(help="A TPU slice: v5e-16, v5litepod-16, v5e:4x4, …")] = None,
     dry_run: Annotated[bool, Opt("--dry-run", help="Compile for --topology without a TPU; print the plan.")] = False,
-    distributed: Annotated[
-        str | None, Opt(help="auto, or ADDRESS:PORT,COUNT,ID: several processes.", show_default=False)
-    ] = None,
-    sanity: Annotated[str | None, Opt(help="A training whose outcome is known.", show_default=False)] = None,
+    distributed: Annotated[str | None, Opt(help="Several processes: auto, or ADDRESS:PORT,COUNT,ID.")] = None,
+    sanity: Annotated[str | None, Opt(help="A training whose outcome is known: one of the modes above.")] = None,
     resume: Annotated[bool, Opt("--resume/--no-resume", help="Continue the run in --out.")] = True,
     force: Force = False,
     json: Json = False,

@@ -265,11 +265,13 @@ def read_aliases(path: str | os.PathLike) -> dict[str, str]:
             continue
         parts = [p.strip() for p in line.split("\t")]
         if len(parts) != 2 or not all(parts):
-            raise DataError(f"{fpath}: line {i} is not two columns separated by a tab")
+            raise DataError(f"{fpath}: line {i} is not two columns separated by a tab", hint=hint)
         alias, gene = parts[0], strip_version(parts[1])
         if out.get(alias, gene) != gene:
             bad.add(alias)
         out[alias] = gene
+    if not out:
+        raise DataError(f"{fpath}: holds no alias", hint=hint)
     return {a: g for a, g in out.items() if a not in bad}
 
 

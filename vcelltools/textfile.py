@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import os
 from pathlib import Path
 
@@ -9,7 +10,7 @@ from vcelltools.errors import DataError, EnvironmentFault
 
 
 def read_text(path: str | os.PathLike, *, what: str, hint: str | None = None, missing: str = "no such file") -> str:
-    """Return the text of a UTF-8 file.
+    """Return the text of a UTF-8 file, without the mark that some editors put first.
 
     Parameters
     ----------
@@ -29,7 +30,7 @@ def read_text(path: str | os.PathLike, *, what: str, hint: str | None = None, mi
     """
     p = Path(path)
     try:
-        return p.read_text(encoding="utf-8")
+        text = p.read_text(encoding="utf-8-sig")
     except FileNotFoundError as e:
         raise DataError(f"{p}: {missing}", hint=hint) from e
     except IsADirectoryError as e:
@@ -40,3 +41,37 @@ def read_text(path: str | os.PathLike, *, what: str, hint: str | None = None, mi
         raise EnvironmentFault(f"{p}: permission denied", hint="check the file's mode and owner") from e
     except OSError as e:
         raise DataError(f"{p}: cannot be read: {e.strerror}", hint=hint) from e
+    if "\0" in text:
+        raise DataError(f"{p}: is not text; {what} is expected", hint=hint)
+    return text
+
+
+def read_rows(path: str | os.PathLike, *, what: str, hint: str | None = None) -> list[list[str]]:
+    """Return the rows of a CSV as text, those that are empty left out; parameters and errors as :func:`read_text`."""
+    text = read_text(path, what=what, hint=hint)
+    try:
+        return [row for row in csv.reader(text.splitlines(keepends=True), strict=True) if any(c.strip() for c in row)]
+    except csv.Error as e:
+        raise DataError(f"{Path(path)}: {what} is expected, in CSV: {e}", hint=hint) from e
+
+
+def read_columns(
+    path: str | os.PathLike, *, first: str, what: str, hint: str | None = None, only: str | None = None
+) -> tuple[list[str], dict[str, list[float]]]:
+    """Return the names in the first column of a CSV, called ``first``, and the columns of numbers; empty is NaN.
+
+    With ``only``, of the rows with this name; the others need not hold numbers.
+    """
+    rows = read_rows(path, what=what, hint=hint)
+    p = Path(path)
+    if not rows or rows[0][0] != first:
+        raise DataError(f"{p}: its first column is not {first!r}; {what} is expected", hint=hint)
+    head, body = rows[0][1:], [row for row in rows[1:] if only is None or row[0] == only]
+    columns: dict[str, list[float]] = {name: [] for name in head}
+    for row in body:
+        try:
+            for name, v in zip(head, row[1:], strict=True):
+                columns[name].append(float(v or "nan"))
+        except ValueError as e:
+            raise DataError(f"{p}: row {row[0]!r} is not made of {len(head)} numbers", hint=hint) from e
+    return [row[0] for row in body], columns

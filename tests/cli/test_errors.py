@@ -25,6 +25,8 @@ def files(tmp_path_factory):
     run("build-store", "x.h5ad", "--basis", "basis.txt", *STORE, "--name", "x")
     run("baseline", "--truth", "n.h5ad", "--out", "base.h5ad")
     (d / "text.h5ad").write_text("hello\n")
+    (d / "binary.csv").write_bytes(b"\x89HDF\r\n\x1a\n\xff")
+    (d / "empty.csv").touch()
     return d
 
 
@@ -44,6 +46,15 @@ CASES = [
     (("verify", "stores/absent"), 3, ""),
     (("lint", "absent.vcc"), 3, "no such file"),
     (("init", "absent"), 2, "no such folder"),
+    (("verify", "text.h5ad"), 3, "a file, not a store"),
+    (("hvg", "x.h5ad", "--stats", "text.h5ad", "--out", "h.txt"), 2, "a file, and a folder"),
+    (("hvg", "x.h5ad", "--out", "hvg_scores.json"), 2, "two files"),
+    (("basis", "x.h5ad", "--out", "b.json"), 2, "two files"),
+    (("basis", "x.h5ad", "--aliases", "empty.csv", "--out", "b.txt"), 3, "holds no alias"),
+    (("prep", "n.h5ad", "--genes", "binary.csv", "--out", "q.vcc"), 3, "is not text; a list of genes"),
+    ((*TRAIN, "--model", "ridge", "--features", "binary.csv"), 3, "is not text; a table of numbers"),
+    ((*TRAIN, "--model", "ridge", "--features", "empty.csv"), 3, "not a table of numbers"),
+    ((*SCORE, "--compat", "vcc2026", "--target-gene-map", "binary.csv"), 3, "is not text; a table of perturbations"),
     (("build-store", "x.h5ad", "--basis", "absent.txt", *STORE, "--name", "q"), 3, "absent.txt"),
     # the wrong part of a file
     (("hvg", "m.h5mu", "--modality", "zzz", "--out", "h.txt"), 3, "modalities: guide, rna"),
@@ -90,6 +101,9 @@ CASES = [
     (("convert", "x.h5ad", "--out", "q.h5ad", "--index-dtype", "int8"), 2, "int32"),
     ((*SIM, "--depth", 100, "--density", 0.1), 2, "one of the two"),
     ((*SIM, "--guides"), 2, ".h5mu"),
+    (("simulate", "--out", "y.h5mu", *SIM[3:], "--guides", "--modality", "guide"), 2, "is that of the guides"),
+    (("simulate", "--out", "y.h5mu", *SIM[3:], "--modality", "a/b"), 2, "a/b"),
+    ((*SIM, "--perturbation-universe", 2), 2, "--perturbation-universe"),
     ((*SCORE, "--profile", "zzz"), 2, "vcc"),
     ((*SCORE, "--cpm-filter", -1), 2, "not at least 0"),
     (("de", "x.h5ad", "--min-cpm", -1, "--out", "d.csv"), 2, "not at least 0"),

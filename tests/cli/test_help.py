@@ -51,6 +51,25 @@ def test_every_option_of_a_word_lists_its_values_or_names_them(helps):
         assert word in helps[command].stdout
 
 
+def test_stated_defaults_are_true(helps):
+    """Options whose defaults lie in the configuration say them by hand."""
+    from vcelltools.config import BasisConfig, DatasetConfig, StoreConfig
+    from vcelltools.io import write
+    from vcelltools.pipelines.train_settings import TrainSettings
+
+    train, basis = TrainSettings(), BasisConfig()
+    wanted = [("train", f"--{k.replace('_', '-')}", getattr(train, k)) for k in
+              ("out", "model", "size", "steps", "sets", "set_size", "seed", "learning_rate")]  # fmt: skip
+    wanted += [("basis", "--top", basis.top), ("basis", "--out", basis.path), ("basis", "--rule", basis.rule)]
+    wanted += [("build-store", "--out", StoreConfig().path), ("build-store", "--basis", basis.path)]
+    wanted += [("build-store", "--min-cells", 1), ("build-store", "--sums", "auto")]
+    assert DatasetConfig(name="x").min_cells == 1 and DatasetConfig(name="x").sums == "auto"
+    wanted += [(c, "--chunk-len", write._CHUNK_LEN) for c in ("convert", "simulate")]
+    for command, option, value in wanted:
+        said = re.search(rf"{option}\b.*?\[default: ([^\]]+)\]", helps[command].stdout.split("Options:")[1], re.S)
+        assert said and said.group(1).split() == str(value).split(), f"{command} {option}: {value}"
+
+
 def complete(**env: str) -> subprocess.CompletedProcess:
     """Run the command line under its own name, which completion goes by."""
     code = "import sys; sys.argv = ['vcelltools']; from vcelltools.cli.main import main; main()"

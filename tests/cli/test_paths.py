@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import subprocess
+import sys
+
 import pytest
 
 from tests.conftest import run_cli
@@ -73,3 +78,43 @@ def test_a_broken_configuration_is_named(here):
     (here / "vcelltools.toml").write_bytes(b"\xff\xfe")
     done = run_cli("basis", cwd=here)
     assert done.code == 3 and "vcelltools.toml: is not text; a configuration in TOML" in done.stderr
+
+
+POWERLESS = ("setpriv", "--bounding-set=-all", "--inh-caps=-all", "--no-new-privs")
+
+
+@pytest.mark.parametrize(
+    ("command", "file"),
+    [
+        (("inspect", "x.h5ad"), "x.h5ad"),
+        (("sample", "y.h5ad", "--by", "batch", "--matching", "x.h5ad", "--out", "new/q.h5ad"), "x.h5ad"),
+        (("basis", "y.h5ad", "--aliases", "file", "--out", "new/b.txt"), "file"),
+        (
+            ("build-store", "y.h5ad", "--basis", "file", "--pert-col", "batch", "--control", "b0", "--out", "new"),
+            "file",
+        ),
+        (("verify", "shut"), "shut/manifest.json"),
+        (("lint", "file"), "file"),
+        (("score", "y.h5ad", "--truth-pack", "file", "--pert-col", "batch", "--control", "b0"), "file"),
+        (("normalize", "y.h5ad", "--out", "shut/q.h5ad"), "shut/q.h5ad"),
+    ],
+    ids=lambda v: v[0] if isinstance(v, tuple) else None,
+)
+def test_what_the_system_refuses_is_said_with_its_own_exit_code(here, command, file):
+    write_h5ad(here / "y.h5ad")
+    (here / "shut").mkdir()
+    for name in ("x.h5ad", "file", "shut"):
+        (here / name).chmod(0)
+    before = sorted(os.listdir(here))
+    prefix = () if os.geteuid() else POWERLESS
+    if prefix and shutil.which(prefix[0]) is None:
+        pytest.skip("root may read all, and there is no setpriv")
+    done = subprocess.run(
+        [*prefix, sys.executable, "-m", "vcelltools.cli.main", *command],
+        cwd=here, capture_output=True, text=True, check=False, timeout=300,
+    )  # fmt: skip
+    (here / "shut").chmod(0o755)
+    assert done.returncode == 4, done.stderr
+    assert done.stderr.count("\n") == 1 and done.stderr.startswith(f"error: {file}: "), done.stderr
+    assert done.stderr.endswith(")\n"), "no remedy"
+    assert sorted(os.listdir(here)) == before

@@ -122,6 +122,9 @@ def test_predict_refuses_what_it_cannot_know(trained, project, cli):
     assert done.code == 3
     assert "NOSUCHGENE" in done.stderr
     assert not (project / "x.h5ad").exists()
+    (project / "odd.csv").write_bytes(b"\x89HDF\xff")
+    done = cli("predict", "--run", "runs/a", "--out", "x.h5ad", "--perturbations", "odd.csv", cwd=project, env=ENV)
+    assert done.code == 3 and "odd.csv: is not text; a table of perturbations is expected" in done.stderr
     done = cli("predict", "--run", "stores", "--out", "x.h5ad", cwd=project, env=ENV)
     assert done.code == 3
     assert "not a run" in done.stderr

@@ -81,7 +81,7 @@ def test_what_cannot_be_compared_is_refused_by_name(tmp_path):
     with pytest.raises(DataError, match="share 1 metrics and 0 perturbations"):
         compare_scores(a, other)
     (other / "results.csv").write_text("perturbation,pearson_delta\nA,high\n")
-    with pytest.raises(DataError, match=r"other/results\.csv: cannot be read"):
+    with pytest.raises(DataError, match=r"other/results\.csv: row 'A' is not made of 1 numbers"):
         compare_scores(a, other)
     with pytest.raises(DataError, match=r"nowhere/results\.csv"):
         compare_scores(a, tmp_path / "nowhere")

@@ -194,6 +194,14 @@ def test_dense_blocks(tmp_path, layout):
             assert f["X"].chunks is None
 
 
+def test_values_a_chunk_in_every_layout(tmp_path):
+    for layout, chunks in (("csr", (2 * G,)), ("csc", (2 * G,)), ("dense", (2, G))):
+        path = tmp_path / f"{layout}.h5ad"
+        write(path, make_counts(), layout=layout, chunk_len=2 * G)
+        with h5py.File(path) as f:
+            assert (f["X"] if layout == "dense" else f["X/data"]).chunks == chunks
+
+
 def test_chunked_tiles(tmp_path):
     X = make_counts()
     write(tmp_path / "x.h5ad", X, layout="dense", chunk_shape=(64, 10), compression="gzip", verify="full")

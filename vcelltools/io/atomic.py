@@ -12,12 +12,12 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from vcelltools.errors import EnvironmentFault, UsageError
+from vcelltools.errors import EnvironmentFault, UsageError, VcellError
 
 _SPACE_MARGIN = 16 << 20
 
@@ -47,15 +47,14 @@ def check_output(
     check_kind(p, folder=folder)
     if p.exists() and not force:
         raise UsageError(f"{p} exists", hint="--force overwrites it")
-    parent = p.parent
-    try:
-        parent.mkdir(parents=True, exist_ok=True)
-    except OSError as e:
-        reason = e.strerror if parent.is_dir() or not parent.exists() else "a file has that name"
-        raise EnvironmentFault(f"{parent}: cannot make the folder: {reason}", hint="choose another --out") from e
-    if not os.access(parent, os.W_OK | os.X_OK):
-        raise EnvironmentFault(f"{parent}: the folder is read-only", hint="choose another --out")
-    check_space(parent, need_bytes)
+    there = p.parent  # or the folder in which it will be made, by the one who writes
+    while not os.path.lexists(there) and there.parent != there:
+        there = there.parent
+    if not there.is_dir():
+        raise EnvironmentFault(f"{there}: cannot make the folder: a file has that name", hint="choose another --out")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise EnvironmentFault(f"{there}: the folder is read-only", hint="choose another --out")
+    check_space(there, need_bytes)
     return p
 
 
@@ -100,11 +99,19 @@ def fsync_path(path: str | os.PathLike) -> None:
 
 @contextmanager
 def locked(path: str | os.PathLike) -> Iterator[None]:
-    """Hold the writer's lock of ``path``; a second writer gets an :class:`EnvironmentFault` at once."""
+    """Hold the writer's lock of ``path``; a second writer gets an :class:`EnvironmentFault` at once.
+
+    Folders that ``path`` needs are made, and go again where nothing came to lie in them.
+    """
     p = Path(path)
     lock = p.with_name(f".{p.name}.lock")
+    missing = [d for d in p.parents if not d.exists()]
     while True:
-        fd = os.open(lock, os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0), 0o644)
+        p.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            fd = os.open(lock, os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0), 0o644)
+        except FileNotFoundError:  # another writer took away the folder that it had made
+            continue
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as e:
@@ -121,6 +128,16 @@ def locked(path: str | os.PathLike) -> Iterator[None]:
     finally:
         lock.unlink(missing_ok=True)
         os.close(fd)
+        _drop_empty(missing)
+
+
+def _drop_empty(folders: list[Path]) -> None:
+    """Remove the folders, the innermost first, up to one that holds something."""
+    try:
+        for d in folders:
+            d.rmdir()
+    except OSError:
+        pass
 
 
 @contextmanager
@@ -142,7 +159,29 @@ def _drop_stale(target: Path) -> None:
     pattern = re.compile(rf"\.{re.escape(target.name)}\.\d+\.[0-9a-f]{{8}}\.tmp")
     for name in os.listdir(target.parent):
         if pattern.fullmatch(name):
-            target.with_name(name).unlink(missing_ok=True)
+            path = target.with_name(name)
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
+
+
+def _get_temporary(target: Path) -> Path:
+    return target.with_name(f".{target.name}.{os.getpid()}.{os.urandom(4).hex()}.tmp")
+
+
+def _move(tmp: Path, target: Path, *, force: bool) -> None:
+    if force:
+        os.replace(tmp, target)
+        return
+    try:
+        os.link(tmp, target)  # unlike rename, refuses a target that appeared meanwhile
+    except FileExistsError as e:
+        raise UsageError(f"{target} exists", hint="--force overwrites it") from e
+    except OSError:
+        os.replace(tmp, target)  # a file system without hard links
+    else:
+        tmp.unlink()
 
 
 @contextmanager
@@ -156,26 +195,53 @@ def atomic_file(
     p = check_output(path, force=force)
     with translate_os_errors(p), locked(p):
         _drop_stale(p)
-        tmp = p.with_name(f".{p.name}.{os.getpid()}.{os.urandom(4).hex()}.tmp")
+        tmp = _get_temporary(p)
         try:
             yield tmp
             fsync_path(tmp)
             if verify is not None:
                 verify(tmp)
-            if force:
-                os.replace(tmp, p)
-            else:
-                try:
-                    os.link(tmp, p)  # unlike rename, refuses a target that appeared meanwhile
-                except FileExistsError as e:
-                    raise UsageError(f"{p} exists", hint="--force overwrites it") from e
-                except OSError:
-                    os.replace(tmp, p)  # a file system without hard links
-                else:
-                    tmp.unlink()
+            _move(tmp, p, force=force)
             fsync_path(p.parent)
         finally:
             tmp.unlink(missing_ok=True)
+
+
+@contextmanager
+def staged(paths: Sequence[Path], *, force: bool = False, over: Sequence[Path] = ()) -> Iterator[Path]:
+    """Yield a temporary folder; files written there under the names of ``paths`` move to them together, at the end.
+
+    On any exception none of them appears, and what stood there stays.
+
+    Parameters
+    ----------
+    paths
+        Files of one folder, moved in this order; the lock is that of the first.
+    force, over
+        Overwrite all that is there; overwrite these in any case.
+    """
+    forced = {p: force or p in over for p in paths}
+    if len(forced) < len(paths):
+        raise UsageError(f"{paths[0]} is the name of two files that are to be written", hint="choose another --out")
+    for p in paths:
+        check_output(p, force=forced[p])
+    first = paths[0]
+    with translate_os_errors(first), locked(first):
+        _drop_stale(first)
+        tmp = _get_temporary(first)
+        try:
+            tmp.mkdir()
+            yield tmp
+            for p in paths:
+                check_output(p, force=forced[p])
+            for p in paths:
+                _move(tmp / p.name, p, force=forced[p])
+            fsync_path(first.parent)
+        except VcellError as e:  # a writer knows the temporary file alone
+            inside, there = str(tmp / "x")[:-1], str(first.with_name("x"))[:-1]
+            raise type(e)(e.message.replace(inside, there), hint=e.hint) from e
+        finally:
+            shutil.rmtree(tmp, ignore_errors=True)
 
 
 def write_text(path: str | os.PathLike, text: str, *, force: bool = False) -> Path:

@@ -67,7 +67,7 @@ class MatrixWriter:
         if layout == "dense":
             if contiguous and part.n_cells is None:
                 raise UsageError("a contiguous dense matrix needs the number of cells beforehand")
-            rows = max(1, (1 << 18) // max(part.n_genes, 1))
+            rows = max(1, (chunk_len or _CHUNK_LEN) // max(part.n_genes, 1))
             chunk = chunk_shape or (rows, max(part.n_genes, 1))
             self._values = Sink(
                 root,
@@ -281,7 +281,7 @@ class H5adWriter:
     compression, level
         ``"none"``, ``"gzip"``, ``"lzf"`` or ``"zstd"``; chunks are packed in ``threads``.
     chunk_len, chunk_shape
-        Of the one-dimensional arrays (values), and of a dense matrix.
+        Values a chunk (a dense matrix: in whole rows, at least one); or the shape of a dense matrix's chunks.
     contiguous
         No chunks (without compression; sparse layouts need ``nnz``).
     modality

@@ -133,15 +133,14 @@ class BasisResult:
         }
 
     def write(self, fpath: str | os.PathLike, *, force: bool = False) -> tuple[Path, Path]:
-        """Write ``basis.txt`` and, beside it, ``basis.json``; return both paths."""
-        from vcelltools.io.atomic import check_output, write_json, write_text
+        """Write ``basis.txt`` and, beside it, ``basis.json``, both or none; return both paths."""
+        from vcelltools.io.atomic import staged, write_json, write_text
 
         out = Path(fpath)
         beside = out.with_suffix(".json")
-        for p in (out, beside):
-            check_output(p, force=force)
-        write_json(beside, self.to_json(), force=force)
-        write_text(out, "".join(f"{g}\n" for g in self.labels), force=force)
+        with staged([beside, out], force=force) as there:
+            write_json(there / beside.name, self.to_json())
+            write_text(there / out.name, "".join(f"{g}\n" for g in self.labels))
         return out, beside
 
 

@@ -7,6 +7,8 @@ does not pass for an effect.
 
 from __future__ import annotations
 
+import io
+import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,6 +19,7 @@ import numpy as np
 from vcelltools.errors import DataError
 from vcelltools.pipelines.splits import Split, hold_out
 from vcelltools.progress import SILENT, Progress
+from vcelltools.textfile import read_text
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -246,6 +249,7 @@ def read_features(fpath: Path, perturbations: list[str]) -> np.ndarray:
     """
     import pandas as pd
 
+    what, hint = "a table of numbers with names first", "--features takes .csv, .tsv, .parquet or .npz"
     try:
         if fpath.suffix == ".npz":
             with np.load(fpath, allow_pickle=False) as z:
@@ -256,12 +260,15 @@ def read_features(fpath: Path, perturbations: list[str]) -> np.ndarray:
                 if isinstance(table.index, pd.RangeIndex):
                     table = table.set_index(table.columns[0])
             else:
-                table = pd.read_csv(fpath, sep="\t" if fpath.suffix == ".tsv" else ",", index_col=0)
+                text = read_text(fpath, what=what, hint=hint)
+                table = pd.read_csv(io.StringIO(text), sep="\t" if fpath.suffix == ".tsv" else ",", index_col=0)
             names, values = table.index.astype(str).tolist(), table.to_numpy(np.float64)
     except FileNotFoundError as e:
-        raise DataError(f"{fpath}: no such file", hint="--features") from e
-    except (OSError, ValueError, KeyError, TypeError) as e:
-        raise DataError(f"{fpath}: not a table of numbers with names first: {e}") from e
+        raise DataError(f"{fpath}: no such file", hint=hint) from e
+    except PermissionError:
+        raise
+    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as e:
+        raise DataError(f"{fpath}: not {what}: {e}", hint=hint) from e
     if values.ndim != 2 or len(names) != len(values) or not np.isfinite(values).all():
         raise DataError(f"{fpath}: one row of finite numbers a name is expected; it has shape {values.shape}")
     row = {n: i for i, n in enumerate(names)}

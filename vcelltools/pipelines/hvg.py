@@ -32,6 +32,7 @@ FLAVORS = (
     "pearson_residuals",
     "vcell_lowess",
 )
+SCORES = "hvg_scores.json"
 NEEDS_VALUES = ("seurat", "cell_ranger", "pearson_residuals", "vcell_lowess")  # a second look at the matrix
 
 
@@ -86,17 +87,18 @@ class HvgResult:
         return {"genes": per_gene, "settings": self.settings, "source": self.source, "versions": self.versions}
 
     def write(self, fpath: str | os.PathLike, *, force: bool = False) -> tuple[Path, Path]:
-        """Write the gene list and, beside it, ``hvg_scores.json``; return both paths.
+        """Write the gene list and, beside it, ``hvg_scores.json``, both or none; return both paths.
 
         Scores of another list that are there already are kept, as ``hvg_scores.<that list>.json``.
         """
-        from vcelltools.io.atomic import write_json, write_text
+        from vcelltools.io.atomic import staged, write_json, write_text
 
         out = Path(fpath)
-        scores = out.with_name("hvg_scores.json")
-        write_text(out, "".join(f"{g}\n" for g in self.selected), force=force)
-        _keep_other_scores(scores, out.name)
-        write_json(scores, self.to_json() | {"list": out.name}, force=True, indent=None)
+        scores = out.with_name(SCORES)
+        with staged([scores, out], force=force, over=[scores]) as there:
+            write_text(there / out.name, "".join(f"{g}\n" for g in self.selected))
+            write_json(there / scores.name, self.to_json() | {"list": out.name}, indent=None)
+            _keep_other_scores(scores, out.name)
         return out, scores
 
 
@@ -292,6 +294,7 @@ def _get_statistics(
     """Return the statistics of one source, saved ones where they fit, and notes."""
     if isinstance(source, str | os.PathLike) and (Path(source) / "manifest.json").is_file():
         return load_statistics(source), [f"{source}: saved statistics were used"]
+    from vcelltools.io.atomic import check_output
     from vcelltools.io.counts import require_counts
     from vcelltools.pipelines.statistics import describe_source
 
@@ -308,6 +311,8 @@ def _get_statistics(
                 f"{saved.source.get(differs)!r} and is {now.get(differs)!r}",
                 hint="give another folder, or delete this one",
             )
+        if stats_dpath is not None:
+            check_output(Path(stats_dpath) / "manifest.json", force=False)
         require_counts(ds)
         if dask is not None:
             from vcelltools.pipelines.cluster import open_cluster, scan_on_cluster

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 LIKES = ("generic", "kolf")
+GUIDES = "guide"  # the modality of an h5mu that holds their counts
 _FULL_PANEL = 12_000  # with fewer genes than this the depth shrinks with the panel
 _BLOCK_VALUES = 1_000_000
 _PLAN, _GUIDES = 20, 21
@@ -78,7 +80,10 @@ class Settings:
             if value is not None and not 0 <= value <= 1:
                 raise UsageError(f"{name} is {value}; a share between 0 and 1 expected")
         if self.universe < self.perturbations:
-            raise UsageError(f"{self.perturbations} perturbations out of {self.universe}")
+            raise UsageError(
+                f"{self.perturbations} perturbations out of {self.universe} are not to be had",
+                hint="a larger --perturbation-universe, or fewer --perturbations",
+            )
         if self.universe > self.genes:
             raise UsageError(f"{self.universe} perturbations need as many genes; there are {self.genes}")
         if self.genes_drop == 1:
@@ -464,6 +469,9 @@ def simulate(
     if path.suffix == ".h5ad" and (modality or guides):
         raise UsageError(f"{path}: an h5ad has no modalities", hint="name it .h5mu")
     modality = modality or ("rna" if path.suffix == ".h5mu" else None)
+    if modality is not None and (not re.fullmatch(r"[\w.:+ -]+", modality) or (guides and modality == GUIDES)):
+        what = "is that of the guides" if modality == GUIDES else "is not letters, digits and marks like . _ -"
+        raise UsageError(f"--modality {modality}: the name {what}", hint="choose another")
     beside = [path.with_suffix(end) for end in (".truth.h5ad", ".truth_cells.parquet", ".features.parquet")]
     for p in (path, *beside):
         check_output(p, force=force)
@@ -575,5 +583,5 @@ def _add_guides(w: H5adWriter, s: Settings, world: World, plan: _Plan, obs: Any)
     )
     matrix.sum_duplicates()
     var = pd.DataFrame({"target": names}, index=[f"guide_{v}" for v in names])
-    part = w.add_modality("guide", n_genes=len(names), n_cells=s.cells, obs=pd.DataFrame(index=obs.index), var=var)
+    part = w.add_modality(GUIDES, n_genes=len(names), n_cells=s.cells, obs=pd.DataFrame(index=obs.index), var=var)
     part.X.append_csr(matrix.indptr, matrix.indices, matrix.data)

@@ -166,6 +166,9 @@ def make_manifest(body: dict[str, Any]) -> str:
     return dump_json({**body, "sha256": digest}, indent=1) + "\n"
 
 
+_BUILD = "a store is a folder that vcelltools build-store wrote"
+
+
 def read_manifest(dpath: str | os.PathLike) -> dict[str, Any]:
     """Return the manifest of a store after checking its own hash.
 
@@ -177,13 +180,15 @@ def read_manifest(dpath: str | os.PathLike) -> dict[str, Any]:
     d = Path(dpath)
     path = d / MANIFEST
     if not d.is_dir():
-        raise DataError(f"{d}: no such store")
+        raise DataError(f"{d}: {'a file, not a store' if d.exists() else 'no such store'}", hint=_BUILD)
     if not path.exists():
         raise DataError(f"{d}: not a store (it has no {MANIFEST})", hint="build-store did not finish; run it again")
     try:
         body = json.loads(path.read_text(encoding="utf-8"))
         digest = body.pop("sha256")
         same = digest == hashlib.sha256(dump_json(body).encode()).hexdigest()
+    except PermissionError:
+        raise
     except (OSError, ValueError, KeyError, AttributeError, TypeError) as e:
         raise DataError(f"{path}: damaged ({e})", hint="build the store again") from e
     if not same:

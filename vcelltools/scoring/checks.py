@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import json
 import os
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import zip_longest
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +19,7 @@ from vcelltools.progress import SILENT, Progress
 from vcelltools.scoring.genemajor import read_ahead, take_census
 from vcelltools.scoring.rules import RULES_2026, Rules2025, Rules2026
 from vcelltools.stream import get_threads
+from vcelltools.textfile import read_rows
 
 _HEADERS = frozenset({"gene_name", "gene", "gene_symbol", "gene_names", "genes"})
 _FRACTION = 1e-3
@@ -60,13 +61,8 @@ class Report:
 
 def read_genes(path: str | os.PathLike) -> list[str]:
     """Return the first column of a CSV of genes; a header is recognised by name; a gene twice is an error."""
-    try:
-        with open(path, newline="", encoding="utf-8-sig") as f:
-            genes = [row[0].strip() for row in csv.reader(f) if row and row[0].strip()]
-    except FileNotFoundError as e:
-        raise DataError(f"{path}: no such file", hint="--genes takes the challenge's list, one gene a line") from e
-    except (OSError, UnicodeDecodeError, csv.Error) as e:
-        raise DataError(f"{path}: not a list of genes: {e}") from e
+    rows = read_rows(path, what="a list of genes", hint="--genes takes the challenge's list, one gene a line")
+    genes = [row[0].strip() for row in rows if row[0].strip()]
     if genes and genes[0].lower() in _HEADERS:
         genes = genes[1:]
     if not genes:
@@ -105,18 +101,13 @@ def _read_number(text: str | None) -> int:
 
 
 def _read_table(path: str | os.PathLike) -> list[dict[str, str]]:
-    try:
-        with open(path, newline="", encoding="utf-8-sig") as f:
-            reader = csv.DictReader(f)
-            rows = list(reader)
-    except FileNotFoundError as e:
-        raise DataError(f"{path}: no such file", hint="--perturbations takes the challenge's pert_counts.csv") from e
-    except (OSError, UnicodeDecodeError, csv.Error) as e:
-        raise DataError(f"{path}: not a table of perturbations: {e}") from e
-    if "target_gene" not in (reader.fieldnames or []):
-        have = ", ".join(reader.fieldnames or []) or "none"
+    hint = "--perturbations takes the challenge's pert_counts.csv"
+    rows = read_rows(path, what="a table of perturbations", hint=hint)
+    head = [c.strip() for c in rows[0]] if rows else []
+    if "target_gene" not in head:
+        have = ", ".join(head) or "none"
         raise DataError(f"{path}: has no column target_gene", hint=f"its columns: {have}")
-    return rows
+    return [dict(zip_longest(head, row[: len(head)], fillvalue="")) for row in rows[1:]]
 
 
 def get_fingerprint(source: str | os.PathLike | Sequence[str]) -> str:

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from vcelltools.errors import DataError
-from vcelltools.io.atomic import atomic_file, write_text
+from vcelltools.io.atomic import atomic_file
 from vcelltools.scoring.effects import Effects
+from vcelltools.textfile import read_columns
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -81,26 +82,11 @@ def aggregate_csv(aggregate: dict[str, dict[str, float | None]]) -> str:
 
 def read_aggregate(path: str | Path, statistic: str = "mean") -> dict[str, float]:
     """Return metric -> value of one statistic of an ``agg_results.csv``; empty cells become NaN."""
-    import csv
-
-    p = Path(path)
-    try:
-        rows = list(csv.reader(p.read_text(encoding="utf-8").splitlines()))
-    except FileNotFoundError as e:
-        raise DataError(f"{p}: no such file", hint="the agg_results.csv of an earlier score") from e
-    except OSError as e:
-        raise DataError(f"{p}: cannot be read: {e.strerror}") from e
-    except UnicodeDecodeError as e:
-        raise DataError(f"{p}: not a table: it is not text", hint="pass an agg_results.csv") from e
-    if not rows or rows[0][:1] != ["statistic"]:
-        raise DataError(f"{p}: its first column is not 'statistic'", hint="pass an agg_results.csv")
-    row = next((r for r in rows[1:] if r[:1] == [statistic]), None)
-    if row is None:
-        raise DataError(f"{p}: has no row {statistic!r}")
-    try:
-        return {name: float(v) if v else math.nan for name, v in zip(rows[0][1:], row[1:], strict=True)}
-    except ValueError as e:
-        raise DataError(f"{p}: row {statistic!r} is not made of {len(rows[0]) - 1} numbers") from e
+    hint = "pass the agg_results.csv of an earlier score"
+    found, columns = read_columns(path, first="statistic", what="a table of statistics", hint=hint, only=statistic)
+    if not found:
+        raise DataError(f"{path}: has no row {statistic!r}", hint=hint)
+    return {name: values[0] for name, values in columns.items()}
 
 
 def _quote(text: str) -> str:
@@ -153,7 +139,6 @@ def write_de_csv(
     sizes: dict[str, int],
     control: str,
     dtype: np.dtype,
-    force: bool,
 ) -> None:
     """Write a differential expression table: perturbations in the file's category order, genes in its own order.
 
@@ -197,7 +182,7 @@ def write_de_csv(
         columns |= {"log2_fold_change": flat(table.log2fc_pg), "percent_change": flat(table.percent_pg)}
         columns |= {"p_value": flat(table.p_pg), "statistic": flat(table.u_pg), "fdr": flat(table.fdr_pg)}
     plain = is_plain([*names, *features, control])
-    write_arrow_csv(path, [columns], plain=plain, force=force)
+    write_arrow_csv(path, [columns], plain=plain)
 
 
 def is_plain(values: list[str]) -> bool:
@@ -205,18 +190,13 @@ def is_plain(values: list[str]) -> bool:
     return not any(_quote(t) != t for t in values)
 
 
-def write_arrow_csv(path: Path, tables: list[dict[str, pa.Array]], *, plain: bool, force: bool) -> None:
+def write_arrow_csv(path: Path, tables: list[dict[str, pa.Array]], *, plain: bool) -> None:
     """Write tables of the same columns one below the other; ``plain`` where no text needs quotes."""
     import pyarrow as pa
     from pyarrow import csv
 
-    with atomic_file(path, force=force) as tmp, tmp.open("wb") as f:
+    with atomic_file(path) as tmp, tmp.open("wb") as f:
         f.write((",".join(tables[0]) + "\n").encode())
         options = csv.WriteOptions(include_header=False, quoting_style="none" if plain else "needed")
         for columns in tables:
             csv.write_csv(pa.Table.from_arrays(list(columns.values()), names=list(columns)), f, options)
-
-
-def write_table(path: Path, text: str, *, force: bool) -> None:
-    """Write one of the small tables."""
-    write_text(path, text, force=force)

@@ -6,7 +6,6 @@ the models are level. The bootstrap here is paired: every resample of the pertur
 
 from __future__ import annotations
 
-import csv
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from vcelltools.errors import DataError
 from vcelltools.results import Result
 from vcelltools.scoring.compat import METRICS
 from vcelltools.scoring.result import get_unclipped
+from vcelltools.textfile import read_columns, read_text
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,23 +89,20 @@ def _mean_of_draws(values: np.ndarray, draws: np.ndarray) -> np.ndarray:
     return np.divide(total, count, out=np.full(len(draws), np.nan), where=count > 0)
 
 
+_HINT = "score the prediction again"
+
+
 def _read_values(folder: Path) -> tuple[list[str], dict[str, np.ndarray]]:
     """Return the perturbations of ``results.csv`` and its columns, NaN where one has no value."""
-    path = folder / "results.csv"
-    try:
-        rows = list(csv.reader(path.read_text(encoding="utf-8").splitlines()))
-        head, body = rows[0][1:], rows[1:]
-        values = np.array([[float(v or "nan") for v in r[1:]] for r in body]).reshape(len(body), len(head))
-    except (OSError, UnicodeDecodeError, ValueError, IndexError) as e:
-        raise DataError(f"{path}: cannot be read: {e}", hint="score the prediction again") from e
-    return [r[0] for r in body], dict(zip(head, values.T, strict=True))
+    names, columns = read_columns(folder / "results.csv", first="perturbation", what="a table of scores", hint=_HINT)
+    return names, {name: np.array(values) for name, values in columns.items()}
 
 
 def _read_baselines(folder: Path) -> dict[str, float | None]:
     """Return metric -> baseline of the components of ``score.json``."""
     path = folder / "score.json"
+    text = read_text(path, what="a score", hint=_HINT)
     try:
-        components = json.loads(path.read_text(encoding="utf-8"))["components"]
-        return {m: c["baseline"] for m, c in components.items()}
-    except (OSError, ValueError, KeyError, TypeError) as e:
-        raise DataError(f"{path}: cannot be read: {e}", hint="score the prediction again") from e
+        return {m: c["baseline"] for m, c in json.loads(text)["components"].items()}
+    except (ValueError, KeyError, TypeError, AttributeError) as e:
+        raise DataError(f"{path}: is not what score writes: {e}", hint=_HINT) from e

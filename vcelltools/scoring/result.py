@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vcelltools import __version__
-from vcelltools.io.atomic import check_output, dump_json, to_plain, write_json, write_text
+from vcelltools.io.atomic import dump_json, staged, to_plain, write_json, write_text
 from vcelltools.scoring.frames import ScoreTable, aggregate_csv, write_de_csv
 
 if TYPE_CHECKING:
@@ -238,12 +238,7 @@ class Result:
         from concurrent.futures import ThreadPoolExecutor
 
         files = self.get_files(folder)
-        for path in files.values():
-            check_output(path, force=force)
-        for name in ("real_de.csv", "pred_de.csv", "ceiling_results.csv", "agg_ceiling_results.csv"):
-            if force and name not in files:  # of an earlier scoring: it would pass for one of this
-                (Path(folder) / name).unlink(missing_ok=True)
-        with ThreadPoolExecutor(max(1, threads)) as pool:
+        with staged(list(files.values()), force=force) as there, ThreadPoolExecutor(max(1, threads)) as pool:
             jobs = []
             for name, side, table in (
                 ("pred_de.csv", self.pred, self.pair.pred_de),
@@ -254,22 +249,24 @@ class Result:
                     jobs.append(
                         pool.submit(
                             write_de_csv,
-                            files[name],
+                            there / name,
                             table,
                             side.genes,
                             order=getattr(side, self.order_by),
                             sizes=sizes,
                             control=self.control,
                             dtype=side.dtype,
-                            force=force,
                         )
                     )
-            write_text(files["results.csv"], self.table.to_csv(), force=force)
-            write_text(files["agg_results.csv"], aggregate_csv(self.aggregate), force=force)
+            write_text(there / "results.csv", self.table.to_csv())
+            write_text(there / "agg_results.csv", aggregate_csv(self.aggregate))
             if self.ceiling is not None:
-                write_text(files["ceiling_results.csv"], self.ceiling.table.to_csv(), force=force)
-                write_text(files["agg_ceiling_results.csv"], self.ceiling.to_csv(), force=force)
+                write_text(there / "ceiling_results.csv", self.ceiling.table.to_csv())
+                write_text(there / "agg_ceiling_results.csv", self.ceiling.to_csv())
+            write_json(there / "score.json", self.to_json())
             for job in jobs:
                 job.result()
-        write_json(files["score.json"], self.to_json(), force=force)
+        for name in ("real_de.csv", "pred_de.csv", "ceiling_results.csv", "agg_ceiling_results.csv"):
+            if force and name not in files:  # of an earlier scoring: it would pass for one of this
+                (Path(folder) / name).unlink(missing_ok=True)
         return files

@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vcelltools.errors import DataError, UsageError
-from vcelltools.io.atomic import check_output, write_json, write_text
+from vcelltools.io.atomic import check_output, staged, write_json, write_text
 from vcelltools.progress import SILENT, Progress
 from vcelltools.scoring.frames import is_plain, load_ahead, numbers, texts, write_arrow_csv
 from vcelltools.scoring.options26 import Options2026
 from vcelltools.scoring.pack26 import get_settings, read_pack, write_pack
 from vcelltools.scoring.result26 import Score2026
 from vcelltools.scoring.vcc2026 import make_truth, score_vcc2026
+from vcelltools.textfile import read_rows
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -85,23 +86,22 @@ def write_result(
     """
     names = ["results.csv", "agg_results.csv", "pred_de.csv", *(["real_de.csv"] if with_real else []), "score.json"]
     files = {n: Path(folder) / n for n in names}
-    for path in files.values():
-        check_output(path, force=force)
-    if force and not with_real:  # of an earlier scoring: it would pass for one of this
-        (Path(folder) / "real_de.csv").unlink(missing_ok=True)
     head, rows = result.to_rows()
-    write_text(files["results.csv"], _to_csv(head, rows), force=force)
     first = 2 if "context" in head else 1
     values = np.array([r[first:] for r in rows], float)
-    write_text(files["agg_results.csv"], _to_csv(*_aggregate(head[first:], values, result)), force=force)
-    with ThreadPoolExecutor(2) as pool:
-        list(
-            pool.map(
-                lambda name: _write_de(files[name], result, name.removesuffix("_de.csv"), force=force),
-                [n for n in ("pred_de.csv", "real_de.csv") if n in files],
+    with staged(list(files.values()), force=force) as there:
+        write_text(there / "results.csv", _to_csv(head, rows))
+        write_text(there / "agg_results.csv", _to_csv(*_aggregate(head[first:], values, result)))
+        with ThreadPoolExecutor(2) as pool:
+            list(
+                pool.map(
+                    lambda name: _write_de(there / name, result, name.removesuffix("_de.csv")),
+                    [n for n in ("pred_de.csv", "real_de.csv") if n in files],
+                )
             )
-        )
-    write_json(files["score.json"], result.to_json(), force=force)
+        write_json(there / "score.json", result.to_json())
+    if force and not with_real:  # of an earlier scoring: it would pass for one of this
+        (Path(folder) / "real_de.csv").unlink(missing_ok=True)
     return files
 
 
@@ -134,7 +134,7 @@ def _aggregate(columns: list[str], values: np.ndarray, result: Score2026) -> tup
     return ["statistic", *columns, ratio], list(table.values())
 
 
-def _write_de(path: Path, result: Score2026, side: str, *, force: bool) -> None:
+def _write_de(path: Path, result: Score2026, side: str) -> None:
     tables, seen = [], []
     for c in result.contexts:
         de: DeTable = getattr(c, side).de
@@ -150,7 +150,7 @@ def _write_de(path: Path, result: Score2026, side: str, *, force: bool) -> None:
             "fdr": numbers(de.padj_ph.ravel()),
         }
         tables.append(columns)
-    write_arrow_csv(path, tables, plain=is_plain(seen), force=force)
+    write_arrow_csv(path, tables, plain=is_plain(seen))
 
 
 def read_gene_map(path: str | os.PathLike | None) -> dict[str, str | None] | None:
@@ -160,13 +160,10 @@ def read_gene_map(path: str | os.PathLike | None) -> dict[str, str | None] | Non
     """
     if path is None:
         return None
-    try:
-        with open(path, newline="", encoding="utf-8-sig") as f:
-            rows = [r for r in csv.reader(f) if r and r[0].strip()]
-    except (OSError, UnicodeDecodeError, csv.Error) as e:
-        raise DataError(f"{path}: cannot be read as a table of perturbations and genes: {e}") from e
+    rows = read_rows(path, what="a table of perturbations and their genes", hint="--target-gene-map")
+    rows = [r for r in rows if r[0].strip()]
     if rows and rows[0][0].strip().lower() in ("perturbation", "target", "target_gene", "label"):
         rows = rows[1:]
     if any(len(r) < 2 for r in rows) or not rows:
-        raise DataError(f"{path}: two columns expected, the perturbation and its gene")
+        raise DataError(f"{path}: two columns are expected, the perturbation and its gene", hint="--target-gene-map")
     return {r[0].strip(): r[1].strip() or None for r in rows}
