@@ -39,6 +39,15 @@ def trained(project):
     return done
 
 
+@pytest.fixture(scope="module")
+def predicted(trained, project):
+    from tests.conftest import run_cli
+
+    done = run_cli("predict", "--run", "runs/a", "--out", "pred.h5ad", "--json", cwd=project, env=ENV)
+    assert done.code == 0, done.stderr
+    return done
+
+
 def test_train_writes_a_run_and_says_what_is_next(trained, project):
     assert trained.json["out"].endswith("runs/a")
     assert trained.json["steps"] == 60
@@ -70,11 +79,10 @@ def test_sigterm_checkpoints_and_the_same_command_continues_to_the_same_bits(tra
     assert done.json["params_sha256"] == trained.json["params_sha256"]
 
 
-def test_predict_writes_cells_that_anndata_reads(trained, project, cli):
+def test_predict_writes_cells_that_anndata_reads(predicted, project, cli):
     import anndata as ad
 
-    done = cli("predict", "--run", "runs/a", "--out", "pred.h5ad", "--json", cwd=project, env=ENV)
-    assert done.code == 0, done.stderr
+    done = predicted
     pred, source = ad.read_h5ad(project / "pred.h5ad"), ad.read_h5ad(project / "sim.h5ad")
     assert pred.var_names.tolist() == source.var_names.tolist()
     assert pred.n_obs == done.json["n_cells"]
@@ -92,7 +100,7 @@ def test_predict_writes_cells_that_anndata_reads(trained, project, cli):
     np.testing.assert_allclose(np.sort(control.X.toarray().sum(axis=1)), np.sort(want.sum(axis=1)), rtol=1e-5)
 
 
-def test_predict_counts_for_the_2026_rules(trained, project, cli):
+def test_predict_counts_for_the_2026_rules(predicted, project, cli):
     import anndata as ad
 
     genes = ad.read_h5ad(project / "sim.h5ad", backed="r").var_names.tolist()[::-1]
@@ -130,7 +138,9 @@ def test_predict_refuses_what_it_cannot_know(trained, project, cli):
     assert "not a run" in done.stderr
 
 
-def test_predict_over_several_stores_asks_for_a_line(project, cli):
+def test_predict_over_several_stores_asks_for_a_line(tmp_path, cli):
+    project = tmp_path
+    build_small_store(project)
     genes = open_store(project / "stores" / "sim").genes.tolist()
     build_small_store(project, seed=5, name="other", basis=genes)
     two = ["--store", "stores/sim", "--store", "stores/other"]
