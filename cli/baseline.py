@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from vcelltools.cli.options import Force, Json, Layer, Quiet, Threads, Verbose
+from vcelltools.cli.options import Force, Json, Layer, Quiet, Threads, Verbose, refuse
 from vcelltools.cli.output import Output
 from vcelltools.errors import UsageError
 
@@ -25,13 +25,25 @@ def baseline(
         ),
     ] = None,
     truth: Annotated[Path | None, Opt("--truth", metavar="REAL", help="The true cells.", show_default=False)] = None,
-    store: Annotated[list[Path] | None, Opt("--store", help="Stores to learn from.", show_default=False)] = None,
+    store: Annotated[
+        list[Path] | None,
+        Opt(
+            "--store",
+            help="A store to learn from; may be repeated [default, without --truth: all of the configured folder].",
+        ),
+    ] = None,
     split: Annotated[Path | None, Opt(help="With stores: what is held out.", show_default=False)] = None,
-    features: Annotated[Path | None, Opt(help="With stores: perturbation features.", show_default=False)] = None,
-    rules: Annotated[int | None, Opt(help="With stores: 2025 or 2026.", show_default=False)] = None,
+    features: Annotated[
+        Path | None, Opt(help="With stores: features of the perturbations, as train reads them.")
+    ] = None,
+    rules: Annotated[int | None, Opt(help="With stores: 2025 or 2026, as predict's.")] = None,
     out: Annotated[Path, Opt("--out", "-o", help="The baseline, as an h5ad.")] = Path("baseline.h5ad"),
-    pert_col: Annotated[str, Opt("--pert-col", metavar="C", help="With --truth: obs column.")] = "target_gene",
-    control: Annotated[str, Opt(metavar="LABEL", help="With --truth: the control's label.")] = "non-targeting",
+    pert_col: Annotated[
+        str | None, Opt("--pert-col", metavar="C", help="With --truth: obs column [default: target_gene].")
+    ] = None,
+    control: Annotated[
+        str | None, Opt(metavar="LABEL", help="With --truth: the control's label [default: non-targeting].")
+    ] = None,
     layer: Layer = None,
     threads: Threads = None,
     force: Force = False,
@@ -55,6 +67,8 @@ def baseline(
     o = Output(json=json, quiet=quiet, verbose=verbose)
     if truth is None:
         kind = kind or "perturbation-mean"
+        foreign = {"--pert-col": pert_col, "--control": control, "--layer": layer, "--threads": threads}
+        refuse(foreign, "a baseline from stores", hint="--truth REAL makes one of the true cells")
         from vcelltools.pipelines.train_command import prepare_baseline
 
         options = {"store": store, "split": split, "features": features}
@@ -67,17 +81,18 @@ def baseline(
         return
     from vcelltools.io.atomic import check_output
     from vcelltools.scoring.baseline import write_baseline
-    from vcelltools.scoring.evaluate import Options
+    from vcelltools.scoring.evaluate import CONTROL, PERT_COL, Options
 
-    if store or split or features or rules:
-        raise UsageError("--truth and --store are two ways to a baseline", hint="leave one of them out")
+    refuse({"--store": store, "--split": split, "--features": features, "--rules": rules}, "--truth")
     if kind == "ridge":
         raise UsageError(f"--kind {kind}: not a mean of the true cells", hint="--store STORE, for a model that learns")
     if kind not in (None, "mean", "perturbation-mean", "control-mean"):
         raise UsageError(f"--kind {kind}: unknown with --truth", hint="one of: mean, control-mean")
     kind = "control-mean" if kind == "control-mean" else "mean"  # cell-eval's mean is one of the perturbations' means
     check_output(out, force=force, sources=[truth])
-    options = Options(compat="cell-eval", pert_col=pert_col, control=control, layer=layer, threads=threads)
+    options = Options(
+        compat="cell-eval", pert_col=pert_col or PERT_COL, control=control or CONTROL, layer=layer, threads=threads
+    )
     _, n, scale = write_baseline(truth, out, kind=kind, options=options, force=force, progress=o.progress)
     o.result({"out": str(out), "kind": kind, "n_cells": n})
     same = " --to-cp10k" if scale == "counts" else ""  # the baseline is log1p

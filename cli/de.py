@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from vcelltools.cli.options import Force, InFile, Json, Layer, Modality, Quiet, Threads, Verbose
+from vcelltools.cli.options import Force, InFile, Json, Layer, Modality, Quiet, Threads, Verbose, refuse
 from vcelltools.cli.output import Output
 
 
@@ -20,12 +20,19 @@ def de(
     keep: Annotated[
         str | None, typer.Option("--keep", metavar="C", help="obs column of booleans: the cells to use.")
     ] = None,
-    epsilon: Annotated[float, typer.Option(min=0, help="Added to both means, in counts per ten thousand.")] = 1e-9,
+    epsilon: Annotated[
+        float, typer.Option(min=0, help="Added to both means of a fold change, in counts per ten thousand.")
+    ] = 1e-9,
     min_cpm: Annotated[
-        float | None, typer.Option(min=0, metavar="T", help="Genes at most this CPM in both groups leave.")
+        float | None,
+        typer.Option(min=0, metavar="T", help="Genes at most this CPM in both groups leave before the adjustment."),
     ] = None,
-    continuity: Annotated[bool, typer.Option("--continuity/--no-continuity", help="wilcoxon: correction.")] = True,
-    exact: Annotated[bool, typer.Option("--exact", help="wilcoxon: exact p for small untied groups.")] = False,
+    continuity: Annotated[
+        bool, typer.Option("--continuity/--no-continuity", help="wilcoxon: continuity correction.")
+    ] = True,
+    exact: Annotated[
+        bool, typer.Option("--exact", help="wilcoxon: exact p where a side has at most 8 cells and nothing is tied.")
+    ] = False,
     modality: Modality = None,
     layer: Layer = None,
     threads: Threads = None,
@@ -44,10 +51,14 @@ def de(
 
     start(file)
     from vcelltools.io.atomic import check_output
+    from vcelltools.pipelines.de import check_name
     from vcelltools.pipelines.de import de as compute
 
     o = Output(json=json, quiet=quiet, verbose=verbose)
     check_output(out, force=force, sources=[file])
+    check_name(out)
+    if test == "nb":
+        refuse({"--exact": exact, "--no-continuity": not continuity}, "--test nb")
     result = compute(
         file, test=test, pert_col=pert_col, control=control, keep=keep, epsilon=epsilon, min_cpm=min_cpm,
         continuity=continuity, exact=exact, modality=modality, layer=layer, threads=threads, progress=o.progress,

@@ -24,3 +24,12 @@ InFile = Annotated[
     Path,
     typer.Argument(metavar="FILE", show_default=False, help="h5ad, h5mu, 10x h5, 10x mtx folder or zarr store."),
 ]
+
+
+def refuse(given: dict[str, object], what: str, *, hint: str = "leave one of the two out") -> None:
+    """Raise a :class:`UsageError` where an option was given that does nothing with ``what``."""
+    from vcelltools.errors import UsageError
+
+    names = [k for k, v in given.items() if v]
+    if names:
+        raise UsageError(f"{', '.join(names)}: not with {what}", hint=hint)

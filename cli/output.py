@@ -112,7 +112,7 @@ def _cell(v: Any) -> str:
     if isinstance(v, bool):
         return "yes" if v else "no"
     if isinstance(v, float):
-        return f"{v:.4g}"
+        return "–" if v != v else f"{v:.4g}"
     if isinstance(v, int):
         return f"{v:,}"
     return str(v)

@@ -121,7 +121,7 @@ def run_2026(
         if check.flagged:
             o.note(f"flag: {check.text}")
     if options["anchors"]:
-        result.require()
+        result.require(f"the values are in {out}")
     o.result({**body, "out": str(out)})
     average = f"score {result.avg_score:.4f}" if result.avg_score == result.avg_score else "no score was asked for"
     also = f", {report}" if report is not None else ""
@@ -160,4 +160,4 @@ def show_score(o: Output, result: Result, folder: Path, report: Path | None) -> 
 
 
 def _interval(ci: list[float] | None) -> str | None:
-    return None if ci is None else f"{ci[0]:.4g} to {ci[1]:.4g}"
+    return None if ci is None or ci[0] != ci[0] else f"{ci[0]:.4g} to {ci[1]:.4g}"

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from vcelltools.cli.options import Force, Json, Layer, Quiet, Threads, Verbose
+from vcelltools.cli.options import Force, Json, Layer, Quiet, Threads, Verbose, refuse
 
 Pred = Annotated[Path, typer.Argument(metavar="PRED", show_default=False, help="The prediction: an h5ad.")]
 TruthFile = Annotated[
@@ -45,9 +45,13 @@ Cpm = Annotated[
     float | None,
     typer.Option("--cpm-filter", min=0, metavar="T", help="Genes at most this CPM in both groups leave the DE."),
 ]
-Ceiling = Annotated[bool, typer.Option("--ceiling", help="Score one half of the truth against the other too.")]
-Seed = Annotated[int, typer.Option("--ceiling-seed", help="Of the split.")]
-Discrete = Annotated[bool, typer.Option("--allow-discrete", help="Leave counts as they are.")]
+Ceiling = Annotated[
+    bool, typer.Option("--ceiling", help="Score one half of the truth against the other too (vcc2026 always does).")
+]
+Seed = Annotated[int, typer.Option("--ceiling-seed", help="Of the split in halves.")]
+Discrete = Annotated[
+    bool, typer.Option("--allow-discrete", help="Leave counts as they are, in place of log1p of the median library.")
+]
 Cp10k = Annotated[bool, typer.Option("--to-cp10k", help="Bring both files to log1p of counts per ten thousand.")]
 Skip = Annotated[str, typer.Option("--skip-metrics", metavar="A,B", help="Metrics to leave out.")]
 Continuity = Annotated[bool, typer.Option("--continuity/--no-continuity", help="vcc2026: continuity correction.")]
@@ -107,10 +111,17 @@ def score(
     common = {**get_defaults(given, pred, truth_pack), "force": force, "layer": layer, "threads": threads}
     start(pred, common["truth"])
     if common["compat"] == "vcc2026":
+        others = {"--baseline": baseline, "--epsilon": epsilon, "--cpm-filter": cpm_filter is not None,
+                  "--ceiling": ceiling, "--ceiling-seed": ceiling_seed, "--allow-discrete": allow_discrete,
+                  "--to-cp10k": to_cp10k, "--skip-metrics": skip_metrics}  # fmt: skip
+        refuse(others, "--compat vcc2026")
         return run_2026(
             o, pred, truth_pack=truth_pack, continuity=continuity, context_col=context_col, anchors=anchors,
             target_gene_map=target_gene_map, **common,
         )  # fmt: skip
+    others = {"--no-continuity": not continuity, "--context-col": context_col != "context",
+              "--no-anchors": not anchors, "--target-gene-map": target_gene_map}  # fmt: skip
+    refuse(others, f"--compat {common['compat']}")
     return run_2025(
         o, pred, truth_pack=truth_pack, baseline=baseline, epsilon=epsilon, cpm_filter=cpm_filter, ceiling=ceiling,
         ceiling_seed=ceiling_seed, allow_discrete=allow_discrete, to_cp10k=to_cp10k,

@@ -118,3 +118,26 @@ def test_what_the_system_refuses_is_said_with_its_own_exit_code(here, command, f
     assert done.stderr.count("\n") == 1 and done.stderr.startswith(f"error: {file}: "), done.stderr
     assert done.stderr.endswith(")\n"), "no remedy"
     assert sorted(os.listdir(here)) == before
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("prep", "x.h5ad", "--genes", "genes.csv", "--rules", "2025", "--pert-col", "batch", "--control", "b0",
+         "--out", "new/a/x.vcc"),
+        ("simulate", "--cells", "50", "--genes", "200", "--perturbations", "2", "--layout", "csc", "--out",
+         "new/a/s.h5ad"),
+        ("convert", "x.h5ad", "--layout", "csc", "--out", "new/a/x.h5ad"),
+        ("hvg", "x.h5ad", "--top", "5", "--stats", "new/a/s", "--plot", "new/a/p.png", "--out", "new/a/h.txt"),
+        ("de", "x.h5ad", "--pert-col", "batch", "--control", "b0", "--out", "new/a/d.csv"),
+        ("init", "--out", "new/a/v.toml"),
+    ],
+    ids=lambda c: c[0],
+)  # fmt: skip
+def test_folders_of_outputs_are_made(here, command):
+    (here / "genes.csv").write_text("".join(f"gene{j}\n" for j in range(30)))
+    done = run_cli(*command, "-q", cwd=here)
+    assert done.code == 0, done.stderr
+    made = {p.name for p in (here / "new" / "a").iterdir()}
+    wanted = {command[i + 1].rpartition("/")[2] for i, w in enumerate(command) if w in ("--out", "--plot", "--stats")}
+    assert wanted <= made and not [n for n in made if n.startswith(".")], made

@@ -131,6 +131,18 @@ def locked(path: str | os.PathLike) -> Iterator[None]:
         _drop_empty(missing)
 
 
+@contextmanager
+def room_for(path: str | os.PathLike) -> Iterator[None]:
+    """Make the folders that ``path`` needs, for work beside it; they go where nothing came to lie in them."""
+    missing = [d for d in Path(path).parents if not d.exists()]
+    with translate_os_errors(path):
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    finally:
+        _drop_empty(missing)
+
+
 def _drop_empty(folders: list[Path]) -> None:
     """Remove the folders, the innermost first, up to one that holds something."""
     try:

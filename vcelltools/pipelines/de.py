@@ -106,10 +106,11 @@ class DeResult:
         }
 
     def write(self, path: str | Path, *, force: bool = False) -> Path:
-        """Write the tidy table as Parquet, or as CSV where the name ends in .csv."""
+        """Write the tidy table, as Parquet or CSV by the name's end."""
         import pyarrow as pa
 
         p = check_output(path, force=force)
+        check_name(p)
         table = pa.table(
             {
                 k: pa.DictionaryArray.from_arrays(pa.array(v[1]), pa.array(v[0])) if isinstance(v, tuple) else v
@@ -128,6 +129,12 @@ class DeResult:
 
                 parquet.write_table(table, tmp, compression="zstd")
         return p
+
+
+def check_name(path: str | Path) -> None:
+    """Raise a :class:`UsageError` unless the name says a format that :meth:`DeResult.write` has."""
+    if Path(path).suffix not in (".parquet", ".csv"):
+        raise UsageError(f"{path}: the name ends in neither .parquet nor .csv", hint="choose another --out")
 
 
 def de(

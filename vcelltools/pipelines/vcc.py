@@ -20,7 +20,7 @@ import numpy as np
 from vcelltools.chunks import DenseChunk
 from vcelltools.errors import DataError, UsageError
 from vcelltools.io import CscMatrix, CsrMatrix, Dataset, open_dataset
-from vcelltools.io.atomic import check_output
+from vcelltools.io.atomic import check_output, room_for
 from vcelltools.io.dataset import list_choices
 from vcelltools.io.transpose import ColumnSpill
 from vcelltools.io.vcctar import Member, read_bytes, read_members, unpack, write_vcc
@@ -140,6 +140,11 @@ def prep(
     with open_dataset(pred, layer=layer) as data:
         if year is None:
             year = 2026 if context_col in data.obs.columns else 2025
+        _refuse_foreign(year, context_col, {
+            2025: {"--allow-discrete": allow_discrete, "--date": day},
+            2026: {"--perturbations": perturbations, "--contexts": contexts, "--cells-per-perturbation":
+                   cells_per_perturbation},
+        })  # fmt: skip
         rules: Rules2025 | Rules2026
         meta: dict[str, Any] = {}
         if year == 2025:
@@ -173,6 +178,18 @@ def prep(
         )  # fmt: skip
 
 
+def _refuse_foreign(year: int, context_col: str, options: dict[int, dict[str, object]]) -> None:
+    """Raise a :class:`UsageError` for options that were given and belong to the other year's rules."""
+    for other, given in options.items():
+        names = [k for k, v in given.items() if v]
+        if other != year and names:
+            hint = f"--rules {other}; these are the default where obs has a column {context_col!r}"
+            raise UsageError(
+                f"{', '.join(names)}: of the {other} rules, and those of {year} are to be checked",
+                hint=hint if other == 2026 else f"--rules {other}",
+            )
+
+
 def _pack(
     data: Dataset,
     out: Path,
@@ -195,7 +212,7 @@ def _pack(
 
     order = None if report.gene_order is None else np.argsort(report.gene_order)
     nnz = 0
-    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as folder:
+    with room_for(out), tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as folder:
         inner = Path(folder) / "pred.h5ad"
         dtype = "float32" if encoding == 32 else "float64"
         var = pd.DataFrame(index=pd.Index(names, dtype=object))

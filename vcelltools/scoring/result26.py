@@ -77,10 +77,10 @@ class Score2026:
     problem: str = ""
     warnings: tuple[str, ...] = ()
 
-    def require(self) -> Score2026:
-        """Return itself; raise a :class:`DataError` where there are values but no score."""
+    def require(self, hint: str | None = None) -> Score2026:
+        """Return itself; raise a :class:`DataError`, with a hint, where there are values but no score."""
         if self.problem:
-            raise DataError(self.problem)
+            raise DataError(self.problem, hint=hint)
         return self
 
     def to_json(self) -> dict[str, Any]:
