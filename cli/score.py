@@ -111,9 +111,9 @@ def score(
     common = {**get_defaults(given, pred, truth_pack), "force": force, "layer": layer, "threads": threads}
     start(pred, common["truth"])
     if common["compat"] == "vcc2026":
+        # --ceiling and --allow-discrete ask for what these rules do anyway
         others = {"--baseline": baseline, "--epsilon": epsilon, "--cpm-filter": cpm_filter is not None,
-                  "--ceiling": ceiling, "--ceiling-seed": ceiling_seed, "--allow-discrete": allow_discrete,
-                  "--to-cp10k": to_cp10k, "--skip-metrics": skip_metrics}  # fmt: skip
+                  "--ceiling-seed": ceiling_seed, "--to-cp10k": to_cp10k, "--skip-metrics": skip_metrics}  # fmt: skip
         refuse(others, "--compat vcc2026")
         return run_2026(
             o, pred, truth_pack=truth_pack, continuity=continuity, context_col=context_col, anchors=anchors,

@@ -108,7 +108,7 @@ CASES = [
     # options that would do nothing
     ((*SCORE, "--no-anchors"), 2, "--no-anchors: not with --compat ours"),
     ((*SCORE, "--compat", "cell-eval", "--context-col", "c"), 2, "--context-col: not with --compat cell-eval"),
-    ((*SCORE, "--compat", "vcc2026", "--ceiling", "--epsilon", 1), 2, "--epsilon, --ceiling: not with --compat vcc20"),
+    ((*SCORE, "--compat", "vcc2026", "--ceiling", "--epsilon", 1), 2, "--epsilon: not with --compat vcc20"),
     (("de", "x.h5ad", "--test", "nb", "--exact", "--out", "d.csv"), 2, "--exact: not with --test nb"),
     (("de", "x.h5ad", "--out", "d.xlsx"), 2, "neither .parquet nor .csv"),
     (("baseline", "--truth", "n.h5ad", "--rules", 2025, "--out", "q.h5ad"), 2, "--rules: not with --truth"),
