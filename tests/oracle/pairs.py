@@ -96,6 +96,42 @@ def one_sided():
     return make_adata(sp.csr_matrix(pred), labels, genes), make_adata(sp.csr_matrix(real), labels, genes)
 
 
+def long_ties():
+    """Long lists of significant genes, cut among infinite fold changes: the peer's sort leaves those in no order."""
+    pred, real, labels, genes, rng = make_pair(24, n_genes=150, strength=2.0)
+    names = np.array(labels)
+    for X in (pred, real):
+        X[np.ix_(names == CONTROL, rng.choice(150, 60, replace=False))] = 0
+        for p in np.unique(names):
+            X[np.ix_(names == p, rng.choice(150, 40, replace=False))] = 0
+    return make_adata(sp.csr_matrix(pred), labels, genes), make_adata(sp.csr_matrix(real), labels, genes)
+
+
+def same_cells_predicted():
+    """One set of cells is the answer to every perturbation."""
+    pred, real, labels, genes, _ = make_pair(65)
+    for start in range(60, len(labels), 20):
+        pred[start : start + 20] = real[60:80]
+    return make_adata(sp.csr_matrix(pred), labels, genes), make_adata(sp.csr_matrix(real), labels, genes)
+
+
+def empty_prediction():
+    """Nothing but zeros, which may be counts or log1p of them."""
+    pred, real, labels, genes, _ = make_pair(25)
+    return make_adata(sp.csr_matrix(pred * 0), labels, genes), make_adata(sp.csr_matrix(real), labels, genes)
+
+
+def one_gene():
+    pred, real, labels, _, _ = make_pair(26)
+    gene = [sorted(set(labels))[0]]  # and it is a target
+    return make_adata(sp.csr_matrix(pred[:, :1]), labels, gene), make_adata(sp.csr_matrix(real[:, :1]), labels, gene)
+
+
+def large_groups():
+    """Groups whose p-values leave single precision."""
+    return _plain(27, n_controls=400, per_pert=150, n_genes=30, n_perts=3)
+
+
 def one_cell():
     pred, real, labels, genes, _ = make_pair(7)
     names = np.array(labels)
@@ -214,7 +250,8 @@ PAIRS = {
     for f in (
         csr, csc, dense, float64, ties, one_sided, one_cell, different_cells, no_de, no_de_predicted, equal_to_truth,
         control_mean, mean_effect, counts_csr, counts_dense_int, counts_csc, counts_float64, float16, category_order,
-        two_perturbations, three_perturbations, one_perturbation, many_perturbations,
+        two_perturbations, three_perturbations, one_perturbation, many_perturbations, long_ties, same_cells_predicted,
+        empty_prediction, one_gene, large_groups,
     )
 }  # fmt: skip
 

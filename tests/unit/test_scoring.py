@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import anndata as ad
+import h5py
 import numpy as np
 import pandas as pd
 import pytest
@@ -46,6 +47,32 @@ def test_a_bad_value_is_named_by_cell_and_gene(pair, layout, value, text):
     X[37, 11] = value
     with pytest.raises(DataError, match=f"{text}.*'c37'.*'G11'"):
         vc.score(with_x(pred, layout(X)), real)
+
+
+def test_a_prediction_that_fails_leaves_no_file_open(pair, tmp_path):
+    pred, real = pair
+    X = pred.X.toarray()
+    X[3, 3] = -1
+    with_x(pred, X).write_h5ad(tmp_path / "p.h5ad")
+    real.write_h5ad(tmp_path / "r.h5ad")
+    with pytest.raises(DataError, match="negative") as caught:
+        vc.score(tmp_path / "p.h5ad", tmp_path / "r.h5ad")
+    for name in "pr":  # HDF5 refuses what is open elsewhere; the exception holds the frames it came from
+        h5py.File(tmp_path / f"{name}.h5ad", "r+").close()
+    assert caught.value
+
+
+@pytest.mark.parametrize("layout", [sp.csr_matrix, np.asarray])
+def test_nothing_but_zeros_goes_with_either_scale(pair, layout, tmp_path):
+    pred, real = pair
+    empty = with_x(pred, layout(np.zeros(pred.shape, np.float32)))
+    got = vc.score(empty, real, profile="anndata", compat="cell-eval", truth_pack=tmp_path / "t.pack").to_frame()
+    mean = pd.DataFrame(real.X.toarray()).groupby(real.obs["target_gene"].to_numpy()).mean().drop(CONTROL)
+    assert np.allclose(got["mae"], mean.abs().mean(axis=1))
+    again = vc.score(empty, None, profile="anndata", compat="cell-eval", truth_pack=tmp_path / "t.pack").to_frame()
+    pd.testing.assert_frame_equal(again, got)
+    both = vc.score(empty, empty, profile="minimal", compat="cell-eval").to_frame()
+    assert (both["mae"] == 0).all()
 
 
 def test_other_genes_and_labels_are_listed(pair):

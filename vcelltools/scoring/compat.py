@@ -27,6 +27,8 @@ class Rules:
         Pseudobulks and effects in the data's own precision, as the peer has them (else float64).
     mid_ranks
         Discrimination ties take the mid-rank (else the order in which a sort leaves them).
+    quicksort_ties
+        Equal fold changes stand as the peer's quicksort leaves them where a list of genes is cut (else in gene order).
     null_empty
         Perturbations without a true DE gene have no overlap, rather than one of zero, and NaN is left out of means.
     force_controls
@@ -44,6 +46,7 @@ class Rules:
     fold_limit: float | None = None
     peer_precision: bool = True
     mid_ranks: bool = False
+    quicksort_ties: bool = True
     null_empty: bool = False
     force_controls: bool = False
     fold_spearman: bool = False
@@ -56,6 +59,7 @@ RULES = {
         source="vcelltools",
         peer_precision=False,
         mid_ranks=True,
+        quicksort_ties=False,
         null_empty=True,
         force_controls=True,
     ),

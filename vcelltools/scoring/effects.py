@@ -71,7 +71,7 @@ def make_effects(
     log_kg = _log_means(side, rules, discrete)
     mean_kg = np.empty_like(log_kg)
     expm1_flat(log_kg.reshape(-1), mean_kg.reshape(-1))
-    if discrete and rules.fold_limit is not None:  # pdex 0.1 averages raw values as they are
+    if discrete and rules.fold_limit is not None and side.scale == "counts":  # pdex 0.1 averages counts as they are
         mean_kg = sums.mean_kg
     target, control = mean_kg[perts], mean_kg[side.control]
     ratio = None
@@ -89,6 +89,8 @@ def make_effects(
             log2fc = np.log2(ratio)
             percent = np.where(control == 0, np.nan, (target - control) / control)
     p = sums.p_kg[perts]
+    if rules.exact_p and side.dtype == np.float32:  # SciPy's precision there is that of the values
+        p = p.astype(np.float32).astype(np.float64)
     keep = _get_kept(side, cpm_filter, discrete) if cpm_filter is not None else None
     fdr = np.full_like(p, np.nan)
     if rules.global_bh:
@@ -118,7 +120,7 @@ def _log_means(side: Side, rules: Rules, discrete: bool) -> np.ndarray:
     """Return (k, g) means of log1p values, in the precision of the rule set."""
     sums = side.sums
     size = np.maximum(sums.size_k, 1)[:, None]
-    if discrete:
+    if discrete and not (rules.fold_limit is not None and side.scale == "log1p"):  # pdex 0.1 sees logarithms itself
         assert sums.moment_kg is not None
         return sums.moment_kg / size
     if sums.single_kg is not None and rules.peer_precision:

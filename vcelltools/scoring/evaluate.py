@@ -153,7 +153,7 @@ def match_labels(pred: Cells, real: Cells, control: str, pred_label: str) -> Non
 
 def check_scales(pred: Opened, real: Opened, options: Options) -> list[str]:
     """Refuse two different scales; return warnings about counts that will be scaled apart."""
-    if options.to_cp10k:
+    if options.to_cp10k or pred.scale.empty or real.scale.empty:
         return []
     if pred.scale.kind != real.scale.kind:
         raise DataError(
@@ -249,14 +249,18 @@ def evaluate(
     threads = get_threads(options.threads)
     need_de = any(METRICS[m].kind in ("de", "extended") for m in names) or options.profile != "pds"
     warnings = list(truth.notes)
-    opened = open_side(pred_source, options, need_control=not rules.force_controls)
+    try:
+        opened = open_side(pred_source, options, need_control=not rules.force_controls)
+    except BaseException:
+        truth.close()
+        raise
     try:
         match_labels(opened.cells, _as_cells(real), options.control, opened.dataset.label)
         order = match_genes(opened.dataset.var.index, real.genes, opened.dataset.label)
         if not with_pack:
             assert truth.opened is not None
             warnings += check_scales(opened, truth.opened, options)
-        elif opened.scale.kind != real.scale and not options.to_cp10k:
+        elif opened.scale.kind != real.scale and not (options.to_cp10k or opened.scale.empty):
             raise DataError(f"{opened.dataset.label} holds {opened.scale.kind}, the truth pack {real.scale}")
         pred, forced = _reduce_pred(opened, truth, options, rules, need_de, order, progress, real_source)
         warnings += forced + pred.notes

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from vcelltools.kernels.distance import effect_distances
+from vcelltools.kernels.tieorder import INSERTION, quicksort_order
 from vcelltools.scoring.compat import Rules
 from vcelltools.scoring.effects import Effects
 
@@ -99,6 +100,8 @@ def compute(name: str, pair: Pair) -> dict[str, Values]:
         kind, k = name.split("_at_")
         return {name: _overlap(pair, None if k == "N" else int(k), kind)}
     if name.startswith("discrimination_score_"):
+        if pair.rules.peer_precision and len(pair.genes) == 1 and (pair.target_p == 0).any():
+            return {}  # no gene is left
         return {name: _discrimination(pair, name.removeprefix("discrimination_score_"))}
     return _FUNCTIONS[name](pair)
 
@@ -127,6 +130,8 @@ def pearson(x: np.ndarray, y: np.ndarray) -> float:
 
 
 def _pearson_delta(pair: Pair) -> dict[str, Values]:
+    if pair.rules.peer_precision and len(pair.genes) == 1:
+        return {}
     return {"pearson_delta": [pearson(x, y) for x, y in zip(pair.pred_delta_pg, pair.real_delta_pg, strict=True)]}
 
 
@@ -221,24 +226,31 @@ def _cosine_distances(pred: np.ndarray, real: np.ndarray, skip_p: np.ndarray) ->
 # ---- differential expression ----
 
 
-def _ranked(table: Effects, i: int) -> np.ndarray:
-    """Return the significant genes of row i by |log2FC| descending in float32, ties in gene order."""
+def _leading(table: Effects, i: int, n: int, rules: Rules) -> np.ndarray:
+    """Return the first n significant genes of row i by |log2FC| descending in float32, ties in gene order.
+
+    The peers' sort keeps ties in order in short lists alone; where a cut falls among ties, theirs is repeated.
+    """
     genes = np.flatnonzero(table.significant_pg[i])
     size = np.abs(table.log2fc_pg[i, genes].astype(np.float32))
-    return genes[np.argsort(-size, kind="stable")]
+    order = np.argsort(-size, kind="stable")
+    if rules.quicksort_ties and len(order) > INSERTION and n < len(order) and size[order[n - 1]] == size[order[n]]:
+        quicksort_order(-size, order)
+    return genes[order[:n]]
 
 
 def _overlap(pair: Pair, k: int | None, kind: str) -> Values:
     pred, real = pair.tables
     out: Values = []
     for i in range(len(pair.names)):
-        a, b = _ranked(real, i), _ranked(pred, i)
-        if pair.rules.null_empty and len(a) == 0:
+        n_real, n_pred = (int(np.count_nonzero(t.significant_pg[i])) for t in (real, pred))
+        if pair.rules.null_empty and n_real == 0:
             out.append(NULL)
             continue
-        limit = len(a) if kind == "overlap" else len(b)
+        limit = n_real if kind == "overlap" else n_pred
         n = min(k, limit) if k else limit
-        out.append(len(np.intersect1d(a[:n], b[:n])) / n if n else 0.0)
+        a, b = (_leading(t, i, n, pair.rules) if n else () for t in (real, pred))
+        out.append(len(np.intersect1d(a, b)) / n if n else 0.0)
     return out
 
 

@@ -110,6 +110,11 @@ class Scale:
     kind: str
     library_n: np.ndarray | None = None
 
+    @property
+    def empty(self) -> bool:
+        """Whether no value is above zero: counts and log1p alike."""
+        return self.library_n is not None and not self.library_n.any()
+
 
 def name_value(dataset: Dataset, cell: int, gene: int) -> str:
     """Return ``cell 'c', gene 'g'`` for a message."""
@@ -244,7 +249,7 @@ def make_transform(
     cells of a dense matrix, and counts them in a sparse one.
     """
     kind = np.dtype(np.float64 if wide or matrix.chunk_dtype == np.float64 else np.float32)
-    if raw or (scale.kind == "log1p" and not cp10k):
+    if raw or scale.empty or (scale.kind == "log1p" and not cp10k):
         if matrix.chunk_dtype.kind == "f":
             return _flat
         return lambda chunk: _flat(chunk).astype(np.float64)
