@@ -9,6 +9,7 @@ import importlib
 import inspect
 import re
 import sys
+from functools import cached_property
 from pathlib import Path
 
 # beside the functions of `vcelltools` itself: what they take and return
@@ -49,7 +50,9 @@ def find(path: str) -> object:
 def get_signature(obj: object) -> str:
     """Return a signature on lines of at most 100 characters."""
     text = str(inspect.signature(obj))  # type: ignore[arg-type]
-    text = re.sub(r"<[\w.]*Silent object at 0x[0-9a-f]+>", "SILENT", text).replace("'", "")
+    text = re.sub(r"<[\w.]*Silent object at 0x[0-9a-f]+>", "SILENT", text)
+    text = re.sub(r"PosixPath\('([^']*)'\)", r'Path("\1")', text)
+    text = re.sub(r"(: |-> )'([^']*)'", r"\1\2", text).replace("'", '"')  # an annotation, then a default
     if len(text) <= 80:
         return text
     inner, _, back = text.rpartition(")")
@@ -75,7 +78,8 @@ def describe(name: str, obj: object) -> str:
     lines.append(f"```text\n{doc}\n```\n")
     if inspect.isclass(obj):
         for key, member in vars(obj).items():
-            if key.startswith("_") or not (inspect.isfunction(member) or isinstance(member, property)):
+            public = inspect.isfunction(member) or isinstance(member, property | cached_property)
+            if key.startswith("_") or not public:
                 continue
             said = inspect.getdoc(member) or ""
             call = get_signature(member) if inspect.isfunction(member) else ""

@@ -232,13 +232,18 @@ def _explain(text: str, cls: type, where: str) -> DataError:
         return DataError(f"{where}: {at}unknown key {key!r}", hint=hint)
     missing = re.search(r"missing required field `(.*)`", message)
     if missing:
-        return DataError(f"{where}: {f'[{path}] ' if path else ''}{missing.group(1)!r} is missing")
+        return DataError(
+            f"{where}: {f'[{path}] ' if path else ''}{missing.group(1)!r} is missing", hint="docs/guide.md shows one"
+        )
     choice = re.search(r"Invalid enum value (.*)", message)
     if choice and names:
         values = get_args(get_type_hints(owner).get(names[-1]))
         allowed = f"one of: {', '.join(map(str, values))}" if values else None
         return DataError(f"{where}: {path} {choice.group(1)} is not known", hint=allowed)
-    return DataError(f"{where}: {path or 'the file'}: {message[:1].lower()}{message[1:]}")
+    return DataError(
+        f"{where}: {path or 'the file'}: {message[:1].lower()}{message[1:]}",
+        hint="text stands in quotes, numbers and true or false do not, lists in [ ]",
+    )
 
 
 def parse_config(text: str, *, where: str) -> Config:
@@ -246,12 +251,12 @@ def parse_config(text: str, *, where: str) -> Config:
     try:
         raw = tomllib.loads(text)
     except tomllib.TOMLDecodeError as e:
-        raise DataError(f"{where}: not valid TOML: {e}") from e
+        raise DataError(f"{where}: not valid TOML: {e}", hint="docs/guide.md shows one") from e
     config = convert(raw, Config, where=where)
     names = [d.name for d in config.datasets]
     twice = next((n for n in names if names.count(n) > 1), None)
     if twice:
-        raise DataError(f"{where}: two data sets are named {twice!r}")
+        raise DataError(f"{where}: two data sets are named {twice!r}", hint="each names its store: give them two")
     return config
 
 

@@ -1,12 +1,32 @@
-"""Small text files that users write or name: read whole, or refused in plain words."""
+"""Files that users name: what is not there is said, small text files are read whole or refused in plain words."""
 
 from __future__ import annotations
 
 import csv
+import difflib
 import os
+from itertools import islice
 from pathlib import Path
 
 from vcelltools.errors import DataError, EnvironmentFault
+
+_MOST_NAMES = 10_000  # of a folder that are looked at for a nearly right one
+
+
+def say_missing(path: str | os.PathLike) -> DataError:
+    """Return the error for a file that is not there, with what may be meant instead."""
+    p = Path(path)
+    if p.is_symlink():
+        return DataError(f"{p}: a link to {os.readlink(p)}, where nothing is", hint="copy or link the file again")
+    if not p.parent.is_dir():
+        return DataError(f"{p}: no such file", hint=f"there is no folder {p.parent}")
+    try:
+        with os.scandir(p.parent) as entries:
+            names = [e.name for e in islice(entries, _MOST_NAMES)]
+    except OSError:
+        names = []
+    near = difflib.get_close_matches(p.name, names, 1)
+    return DataError(f"{p}: no such file", hint=f"did you mean {p.with_name(near[0])}?" if near else "check the path")
 
 
 def read_text(path: str | os.PathLike, *, what: str, hint: str | None = None, missing: str = "no such file") -> str:

@@ -92,6 +92,7 @@ CASES = [
     (("hvg", "x.h5ad", "--out", "h.txt", "--top", 0), 2, "not at least 1"),
     (("hvg", "x.h5ad", "--out", "h.txt", "--flavor", "zzz"), 2, "seurat_v3"),
     (("hvg", "x.h5ad", "--topp", 5), 2, "--top"),
+    (("hvg", "x.h5ad", "n.h5ad", "--flavor", "seurat", "--out", "h.txt"), 2, "seurat_v3, seurat_v3_paper, dispersion"),
     (("hgv",), 2, "hvg"),
     (("sample", "x.h5ad", "--out", "q.h5ad"), 2, "exactly one"),
     (("sample", "x.h5ad", "-n", 5, "--frac", 0.1, "--out", "q.h5ad"), 2, "exactly one"),

@@ -44,6 +44,12 @@ def test_finds_what_is_there(project):
     assert "broken.h5ad" in (project / "vcelltools.toml").read_text()
 
 
+def test_what_is_left_out_is_named_once(tmp_path):
+    (tmp_path / "empty.h5ad").touch()
+    assert init(tmp_path).skipped == (("empty.h5ad", "the file is empty (0 bytes)"),)
+    assert "#   empty.h5ad: the file is empty (0 bytes)\n" in (tmp_path / "vcelltools.toml").read_text()
+
+
 def test_other_folder_and_nothing_found(tmp_path):
     (tmp_path / "data").mkdir()
     (tmp_path / "conf").mkdir()

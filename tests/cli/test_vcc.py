@@ -21,6 +21,10 @@ def test_prep_then_lint(cli, tmp_path):
     good = cli("lint", out, "--genes", tmp_path / "genes.csv", "--json")
     assert good.code == 0
     assert good.json["ok"] is True
+    lost = cli("lint", out, "--genes", tmp_path / "gene.csv")
+    assert lost.code == 3 and lost.stderr.startswith(f"error: {tmp_path}/gene.csv: no such file"), "not the container's"
+    foreign = cli("lint", out, "--contexts", "A")
+    assert foreign.code == 0 and "--contexts: of the 2026 rules, not checked here" in foreign.stderr
     bad = build(tmp_path / "bad.vcc", ("watermark.txt", b"vcc-prep"))
     refused = cli("lint", bad, "--json")
     assert refused.code == 3

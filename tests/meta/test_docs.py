@@ -117,6 +117,45 @@ def test_every_command_runs(page, files, tmp_path, monkeypatch):
         if words[1] == "init":  # as it was written, but for a training of seconds
             config = d / "vcelltools.toml"
             config.write_text(re.sub(r"\n\[train\]\n.*?(?=\n\[)", TRAIN, config.read_text(), flags=re.S))
+    run_python(page, d, monkeypatch)
+
+
+def run_python(page: Path, d: Path, monkeypatch) -> None:
+    """Run a page's Python, one block after the other, among the files that its commands left."""
+    if page.name == "guide.md":  # an h5mu with a modality of guides, as the text says
+        write_screen(d / "screen.h5mu")
+    monkeypatch.chdir(d)
+    names: dict[str, object] = {}
+    for language, _, body in BLOCK.findall(page.read_text()):
+        if language == "python" and page.name != "api.md":
+            exec(compile(body, page.name, "exec"), names)
+    if page.name == "guide.md":
+        assert {"TP53", "non-targeting"} == set(names["m"]["gene"].obs["perturbation"])  # type: ignore[index]
+        assert (d / "screen.h5ad").exists()
+
+
+def write_screen(path: Path) -> None:
+    """Write cells with one assigned guide each, in a layer of the modality ``guide``."""
+    import anndata as ad
+    import pandas as pd
+    import scipy.sparse as sp
+
+    from tests.make import get_mudata
+
+    rng = np.random.default_rng(0)
+    cells = pd.DataFrame(index=[f"c{i}" for i in range(20)])
+    at = rng.integers(0, 3, 20)
+    assigned = sp.csr_matrix((np.ones(20), (np.arange(20), at)), shape=(20, 3))
+    var = pd.DataFrame({"intended_target_name": ["TP53", "TP53", "non-targeting"]}, index=["g1", "g2", "g3"])
+    gene = ad.AnnData(sp.csr_matrix(rng.poisson(1.0, (20, 5)).astype(np.float32)), obs=cells.copy())
+    guide = ad.AnnData(assigned.copy(), obs=cells.copy(), var=var, layers={"guide_assignment": assigned})
+    get_mudata().MuData({"gene": gene, "guide": guide}).write(path)
+
+
+def test_the_python_of_the_readme_runs(files, tmp_path, monkeypatch):
+    d = tmp_path / "work"
+    shutil.copytree(files, d)
+    run_python(README, d, monkeypatch)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
@@ -155,3 +194,11 @@ def test_every_command_is_documented():
     text = "".join(p.read_text() for p in PAGES)
     for command in COMMANDS:
         assert f"vcelltools {command}" in text, f"{command} is on no page"
+
+
+def test_the_api_has_what_a_store_offers():
+    page = (ROOT / "docs" / "api.md").read_text()
+    section = page.split("## vcelltools.pipelines.store.Store")[1].split("\n## ")[0]
+    for name in ("X", "genes", "obs", "runs", "library_size", "sums", "counts(", "to_anndata("):
+        assert f"- `.{name}" in section, name
+    assert 'flavor: str = "seurat_v3"' in page and "= seurat_v3" not in page

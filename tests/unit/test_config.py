@@ -92,3 +92,12 @@ def test_presets_fill_what_is_not_given():
         assert p.checked, name
         assert resolve_preset(DatasetConfig(name="x", preset=name)).pert_col == p.values["pert_col"]
         assert p.source and p.title
+
+
+@pytest.mark.parametrize(
+    "text", ["[basis\n", "[basis]\ntop = '5'", "[[datasets]]\npath = 'a'", 2 * "[[datasets]]\nname = 'a'\n"]
+)
+def test_every_error_names_a_remedy(text):
+    with pytest.raises(DataError) as e:
+        parse_config(text, where="t")
+    assert e.value.hint

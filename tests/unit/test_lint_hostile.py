@@ -73,7 +73,7 @@ def test_padding_is_fine_and_data_behind_the_end_is_not(box):
     assert lint(box / "x.vcc").ok
     for tail in (bytes(2 << 20) + b"x" * 512, raw):
         (box / "x.vcc").write_bytes(raw + tail)
-        assert lint(box / "x.vcc").problems == ("there is data after the archive's end",)
+        assert lint(box / "x.vcc").problems == ("there is data after the archive's end (copy or upload it again)",)
     with open(box / "x.vcc", "r+b") as f:
         f.truncate(80 << 20)
     assert "bytes follow its last member" in lint(box / "x.vcc").problems[0]

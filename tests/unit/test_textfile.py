@@ -11,7 +11,7 @@ from vcelltools.scoring.checks import read_genes, read_perturbations
 from vcelltools.scoring.frames import read_aggregate
 from vcelltools.scoring.paired import compare_scores
 from vcelltools.scoring.run26 import read_gene_map
-from vcelltools.textfile import read_columns, read_rows, read_text
+from vcelltools.textfile import read_columns, read_rows, read_text, say_missing
 
 TABLES = {
     "a list of genes": read_genes,
@@ -63,3 +63,13 @@ def test_a_score_that_score_did_not_write(tmp_path, text):
     (tmp_path / "score.json").write_text(text)
     with pytest.raises(DataError, match=r"score\.json: is not what score writes"):
         compare_scores(tmp_path, tmp_path)
+
+
+def test_what_is_missing_is_said_with_what_may_be_meant(tmp_path):
+    (tmp_path / "screen.h5ad").touch()
+    (tmp_path / "link.h5ad").symlink_to("gone.h5ad")
+    said = {n: str(say_missing(tmp_path / n)) for n in ("scren.h5ad", "zzz", "no/zzz", "link.h5ad")}
+    assert said["scren.h5ad"].endswith(f"no such file (did you mean {tmp_path}/screen.h5ad?)")
+    assert said["zzz"].endswith("no such file (check the path)")
+    assert said["no/zzz"].endswith(f"no such file (there is no folder {tmp_path}/no)")
+    assert "link.h5ad: a link to gone.h5ad, where nothing is" in said["link.h5ad"]

@@ -162,7 +162,7 @@ def translate_os_errors(path: str | os.PathLike) -> Iterator[None]:
         if e.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) or "No space left" in text or "File too large" in text:
             raise EnvironmentFault(f"{path}: the disk is full", hint="free some space or choose another --out") from e
         if e.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-            raise EnvironmentFault(f"{path}: {e.strerror}") from e
+            raise EnvironmentFault(f"{path}: {(e.strerror or text).lower()}", hint="choose another --out") from e
         raise
 
 

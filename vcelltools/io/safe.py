@@ -21,6 +21,7 @@ import numpy as np
 
 from vcelltools.errors import DataError, EnvironmentFault, VcellError
 from vcelltools.io.probe import probe_h5
+from vcelltools.textfile import say_missing
 
 if TYPE_CHECKING:
     from vcelltools.io.zarrstore import ZarrFile
@@ -98,7 +99,7 @@ def open_h5_file(path: str | os.PathLike) -> h5py.File:
     if p.is_dir():
         raise DataError(f"{p}: is a folder, not an HDF5 file")
     if not p.exists():
-        raise DataError(f"{p}: no such file")
+        raise say_missing(p)
     if not os.access(p, os.R_OK):
         raise EnvironmentFault(f"{p}: permission denied", hint="check the file's mode and owner")
     size = p.stat().st_size

@@ -255,6 +255,8 @@ def open_mtx(path: Path, mtx_fpath: Path, modality: str | None, layer: str | Non
         columns["feature_types"] = np.array([r[2] for r in rows], dtype=object)
     coo = _read_mtx(mtx_fpath, (len(ids), len(barcodes)))
     notes = []
+    if path.is_dir() and mtx_fpath.parent != path:
+        notes.append(f"{path}: its 10x matrix in {mtx_fpath.parent.name} is read")
     csr = coo.T.tocsr()
     if csr.nnz != coo.nnz:
         notes.append(f"{coo.nnz - csr.nnz:,} entries of {mtx_fpath.name} were given twice and are summed")

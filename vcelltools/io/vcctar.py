@@ -16,6 +16,7 @@ from typing import Any, BinaryIO
 
 from vcelltools.errors import DataError, EnvironmentFault
 from vcelltools.io.atomic import atomic_file, check_space
+from vcelltools.textfile import say_missing
 
 BLOCK = 512
 _RECORD = 10_240
@@ -51,7 +52,7 @@ def read_members(path: str | os.PathLike) -> list[Member]:
     """
     p = Path(path)
     if not p.exists():
-        raise DataError(f"{p}: no such file")
+        raise say_missing(p)
     if not p.is_file():
         raise DataError(f"{p}: is not a regular file")
     length = p.stat().st_size

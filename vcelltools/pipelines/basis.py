@@ -428,7 +428,17 @@ def basis(
     base
         Folder that the descriptions' paths are relative to.
     config
-        The choice's options; or give them as keywords of :func:`choose_basis`.
+        The choice's options; or give them as keywords: ``top``, ``rule``, ``force``, ``force_targets``, ``exclude``,
+        ``aliases`` (alias -> symbol or id).
+    flavor
+        How each data set ranks its genes; see ``docs/hvg.md``.
+
+    Raises
+    ------
+    UsageError
+        For options that cannot be, and two data sets of one name.
+    DataError
+        For a damaged file, one that holds no counts, and a forced gene that is nowhere or ambiguous.
     """
     conf = config or BasisConfig()
     values: dict[str, Any] = {k: getattr(conf, k) for k in ("top", "rule", "force", "force_targets", "exclude")}

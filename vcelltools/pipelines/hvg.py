@@ -174,7 +174,10 @@ def compute_hvg(
     if not many:
         raise UsageError("no file was given")
     if len(many) > 1 and flavor in NEEDS_VALUES:
-        raise UsageError(f"flavor {flavor} ranks one file at a time", hint="seurat_v3 and dispersion merge several")
+        raise UsageError(
+            f"flavor {flavor} ranks one file at a time",
+            hint=f"{', '.join(f for f in FLAVORS if f not in NEEDS_VALUES)} merge several",
+        )
     if len(many) > 1 and stats_dpath is not None:
         raise UsageError("--stats keeps the statistics of one file", hint="run hvg --stats once per file, then merge")
     notes: list[str] = []

@@ -88,7 +88,7 @@ def init(
         try:
             report = inspect(file)
         except VcellError as e:
-            skipped.append((shown, e.message))
+            skipped.append((shown, e.message.removeprefix(f"{file}: ")))
             continue
         finally:
             progress.advance(1)

@@ -269,7 +269,10 @@ def _make_requests(
 def _find_line(lines: list[str], name: str) -> str:
     hits = [x for x in lines if name in (x, x.split(" / ", 1)[1])]
     if len(hits) != 1:
-        raise DataError(f"{len(hits)} lines are named {name!r}", hint=f"lines: {', '.join(lines[:12])}")
+        raise DataError(
+            f"{f'{len(hits)} lines are' if hits else 'no line is'} named {name!r}",
+            hint=f"lines: {', '.join(lines[:12])}",
+        )
     return hits[0]
 
 

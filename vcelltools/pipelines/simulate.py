@@ -420,16 +420,16 @@ def simulate(
     guides
         In an h5mu, a second modality ``guide`` with the guides' molecule counts.
     cells, genes, perturbations, cell_lines, batches
-        Sizes; controls are cells besides the perturbations.
+        Sizes (10,000; 36,000; 100; 1; 2 by default); controls are cells besides the perturbations.
     perturbation_universe, first_cell_line, genes_drop, effect_seed
         For several atlases of one biology: with the same ``effect_seed``, ``genes`` and universe, genes, lines and
         perturbations with the same name are the same; each atlas tests some perturbations, has lines from
         ``first_cell_line`` on and lacks a share ``genes_drop`` of the genes.
     multiplets, unassigned, control_share
-        Shares of cells with two guides, with none, and with the control's.
+        Shares of cells with two guides (0, like kolf 0.1), with none (0, like kolf 0.02), with the control's (0.12).
     inert, shared, escape
-        Share of perturbations that lower their target and do nothing else; share of an effect common to all
-        lines; share of perturbed cells that do not respond.
+        Share of perturbations that lower their target and do nothing else (0.2); share of an effect common to all
+        lines (0.7); share of perturbed cells that do not respond (0).
     depth, density
         Median molecules a cell (6,819, less for panels under 12,000 genes), or the share of non-zeros.
     seed

@@ -173,12 +173,16 @@ def build_store(
         A file, or an AnnData.
     basis
         ``basis.txt``, or the ordered genes.
+    out, name
+        The store is the folder ``out/name``; the name is by default that of ``spec``, or the file's.
     spec
         The whole description of the data set; or give its fields as keywords: ``pert_col``, ``control``,
         ``group_by``, ``cell_line``, ``cell_line_col``, ``gene_id_col``, ``guides``, ``min_cells``, ...
         (:class:`vcelltools.config.DatasetConfig`).
-    target_sum
-        Counts per cell after normalisation.
+    aliases
+        A tab-separated table of gene names: alias, symbol or id.
+    target_sum, seed
+        Counts per cell after normalisation; of the order of cells within a run.
     force, keep_whole
         What becomes of a store that exists: ``force`` replaces it; ``keep_whole`` leaves it where it is what would be
         built (the same source, basis and options), and refuses otherwise.
@@ -187,6 +191,8 @@ def build_store(
     memory_bytes
         What building may hold. Sums of all genes for thousands of groups that do not fit beside the rest lie on disk,
         where adding to them takes some three times as long.
+    hash_source
+        Whether the manifest holds the sha256 of the whole file; by default up to 4 GiB, else that of its ends.
     dask, part_cells
         ``local``, the address of a Dask scheduler, or a Client: its workers read ranges of ``part_cells`` cells.
         Source and store must be on storage that they all see. The bytes do not depend on it.

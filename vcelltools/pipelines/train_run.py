@@ -95,7 +95,8 @@ class RunFolder:
     def read_settings(self) -> TrainSettings:
         """Return the settings that the run was made with."""
         if not self.config_fpath.exists():
-            raise DataError(f"{self.dpath}: not a run (it has no config.toml)", hint="vcelltools train --out")
+            what = "not a run: it has no config.toml" if self.dpath.exists() else "no such run"
+            raise DataError(f"{self.dpath}: {what}", hint="vcelltools train --out makes one")
         text = read_text(self.config_fpath, what="the configuration of a run")
         try:
             table = tomllib.loads(text)["train"]

@@ -328,15 +328,28 @@ def lint(
         What the prediction must hold, where it is known; without them only what the container says of itself counts.
     max_bytes
         Most bytes that the prediction may unpack to [default: what the rules' largest file can have].
+
+    Raises
+    ------
+    DataError
+        Where a list cannot be read; what is wrong with the container is a problem in the result.
     """
     p = Path(path)
     problems: list[str] = []
     warnings: list[str] = []
     facts: dict[str, Any] = {}
     rules: Rules2025 | Rules2026 = get_rules_2025(day)
+    names = read_genes(genes) if genes else None  # what is wrong with the lists is no problem of the container's
+    panel = read_perturbations(perturbations, control) if perturbations else None
     try:
         members = read_members(p)
         rules = _check_members(p, members, day, problems, warnings)
+        given = {"--perturbations": perturbations, "--contexts": contexts,
+                 "--cells-per-perturbation": cells_per_perturbation}  # fmt: skip
+        year, foreign = (2025, {"--date": day}) if isinstance(rules, Rules2026) else (2026, given)
+        unused = [k for k, v in foreign.items() if v]
+        if unused:
+            warnings.append(f"{', '.join(unused)}: of the {year} rules, not checked here")
         facts["members"] = [m.name for m in members]
         meta = _read_meta(p, members, problems, warnings)
         member = next((m for m in members if m.name == PREDICTION and m.size), None)
@@ -347,8 +360,7 @@ def lint(
                 facts["unpacked_bytes"] = unpack(p, member, inner, max_bytes=cap)
                 with open_dataset(inner) as data:
                     report = _check_content(
-                        data, rules, meta, genes, perturbations, contexts, cells_per_perturbation, control, threads,
-                        progress,
+                        data, rules, meta, names, panel, contexts, cells_per_perturbation, control, threads, progress
                     )  # fmt: skip
                     stored = getattr(data.matrix, "nnz", None)
                     facts |= {"n_cells": data.n_cells, "n_genes": data.n_genes, "nnz": report.nnz,
@@ -358,7 +370,7 @@ def lint(
             warnings += report.warnings
             _check_meta(meta, facts, report, perturbations, problems)
     except DataError as e:
-        problems.append(e.message.replace(f"{p}: ", ""))
+        problems.append(str(e).replace(f"{p}: ", ""))
     return LintResult(
         path=p,
         ok=not problems,
@@ -451,9 +463,8 @@ def _show(value: object) -> str:
 
 
 def _check_content(
-    data: Dataset, rules, meta, genes, perturbations, contexts, cells_per_perturbation, control, threads, progress
+    data: Dataset, rules, meta, names, panel, contexts, cells_per_perturbation, control, threads, progress
 ) -> Report:
-    names = read_genes(genes) if genes else None
     if isinstance(rules, Rules2025):
         return check_2025(
             data, rules, genes=names, pert_col="target_gene", control=control, max_cells=None, allow_discrete=True,
@@ -470,8 +481,8 @@ def _check_content(
         known = True
     report = check_2026(
         data, rules, genes=names, pert_col="target_gene", control=control, context_col="context", contexts=contexts,
-        perturbations=perturbations and read_perturbations(perturbations, control),
-        cells_per_perturbation=cells_per_perturbation, max_cells=None, threads=threads, progress=progress, packed=True,
+        perturbations=panel, cells_per_perturbation=cells_per_perturbation, max_cells=None, threads=threads,
+        progress=progress, packed=True,
     )  # fmt: skip
     if not known and {*contexts} not in [{*phase} for phase in phases]:
         report.warnings.append(f"the contexts {', '.join(contexts)} are those of neither phase of the challenge")
