@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from vcelltools.cli.options import Force, Json, Layer, Modality, Quiet, Threads, Verbose
+from vcelltools.cli.options import Force, Json, Layer, Modality, Quiet, Threads, Verbose, refuse
 
 Files = Annotated[
     list[Path],
@@ -90,6 +90,12 @@ def hvg(
     from vcelltools.io.atomic import check_kind, check_output
     from vcelltools.pipelines.hvg import compute_hvg
 
+    refuse(
+        {"--span": span != 0.3 and not flavor.startswith("seurat_v3"),
+         "--min-share": min_share != 0.01 and flavor != "dispersion",
+         "--theta": theta != 100.0 and flavor != "pearson_residuals"},
+        f"--flavor {flavor}",
+    )  # fmt: skip
     if stats is not None:
         check_kind(stats, folder=True)
     for target in (out, plot):

@@ -13,7 +13,12 @@ Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="More detail on s
 Force = Annotated[bool, typer.Option("--force", help="Overwrite an existing output.")]
 Threads = Annotated[
     int | None,
-    typer.Option("--threads", min=1, help="Worker threads [default: the usable cores].", show_default=False),
+    typer.Option(
+        "--threads",
+        min=1,
+        help="Worker threads, 64 at most [default: VCELLTOOLS_THREADS, or the usable cores].",
+        show_default=False,
+    ),
 ]
 Modality = Annotated[
     str | None,

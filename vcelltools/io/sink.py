@@ -282,5 +282,7 @@ def cast_exact(values: np.ndarray, dtype: np.dtype, what: str) -> np.ndarray:
     if values.dtype.kind in "iu" and dtype.kind in "iu":
         wrong |= (out < 0) != (values < 0)
     if wrong.any():
-        raise DataError(f"{what}: the value {values[wrong][0]} does not fit {dtype}", hint="choose a wider dtype")
+        value = values[wrong][0]
+        hint = "choose a wider dtype" if float(value).is_integer() else "float32 and float64 hold fractions"
+        raise DataError(f"{what}: the value {value} does not fit {dtype}", hint=hint)
     return out

@@ -448,7 +448,9 @@ def basis(
     specs = [d if isinstance(d, DatasetConfig) else _name_file(Path(d)) for d in datasets]
     names = [s.name for s in specs]
     if len(set(names)) != len(names):
-        raise UsageError(f"two data sets are named {next(n for n in names if names.count(n) > 1)!r}")
+        raise UsageError(
+            f"two data sets are named {next(n for n in names if names.count(n) > 1)!r}", hint="rename a file"
+        )
     rankings = [
         rank_dataset(s, base, flavor=flavor, targets=bool(values["force_targets"]), threads=threads, progress=progress)
         for s in specs

@@ -179,7 +179,7 @@ def _copy(
     began = time.monotonic()
     path = check_output(out, force=packing["force"], sources=[ds.source])
     if path.suffix != ".h5ad":
-        raise UsageError(f"{path}: the name does not end in .h5ad")
+        raise UsageError(f"{path}: the name does not end in .h5ad", hint="name it so")
     notes: list[str] = []
     names = _choose_layers(ds, layers, notes)
     settings = _get_storage(ds.matrix, storage, rows)

@@ -113,10 +113,10 @@ def normalize(
     if base is not None and (base <= 0 or base == 1 or not math.isfinite(base)):
         raise UsageError(f"base {base} is not a base of logarithms", hint="2, 10, or leave it out for e")
     if base is not None and not log:
-        raise UsageError("a base without log1p has no meaning")
+        raise UsageError("--base is of the logarithm, and --no-log takes none", hint="leave one of the two out")
     path = check_output(out, force=force, sources=[source])
     if path.suffix != ".h5ad":
-        raise UsageError(f"{path}: the name does not end in .h5ad")
+        raise UsageError(f"{path}: the name does not end in .h5ad", hint="name it so")
     with open_dataset(source, modality=modality, layer=layer) as ds:
         require_counts(ds)
         m = ds.matrix
@@ -175,7 +175,7 @@ def parse_target_sum(text: str) -> float | None:
     try:
         return float(text)
     except ValueError as e:
-        raise UsageError(f"target sum {text!r} is neither a number nor median") from e
+        raise UsageError(f"target sum {text!r} is neither a number nor median", hint="for example 10000") from e
 
 
 def _get_index_dtype(m: Matrix) -> str:

@@ -85,7 +85,10 @@ class Settings:
                 hint="a larger --perturbation-universe, or fewer --perturbations",
             )
         if self.universe > self.genes:
-            raise UsageError(f"{self.universe} perturbations need as many genes; there are {self.genes}")
+            raise UsageError(
+                f"{self.universe} perturbations need as many genes; there are {self.genes}",
+                hint="more --genes, or fewer --perturbations",
+            )
         if self.genes_drop == 1:
             raise UsageError("genes_drop is 1: no gene would be left")
         if self.depth is not None and self.density is not None:
@@ -462,7 +465,7 @@ def simulate(
     s.check()
     path = Path(out)
     if path.suffix not in (".h5ad", ".h5mu"):
-        raise UsageError(f"{path}: the name ends in neither .h5ad nor .h5mu")
+        raise UsageError(f"{path}: the name ends in neither .h5ad nor .h5mu", hint="name it so")
     item = get_value_dtype(dtype).itemsize
     if contiguous and layout != "dense":
         raise UsageError("only a dense file can be contiguous here", hint="convert rewrites a sparse one so")

@@ -149,6 +149,6 @@ def get_metrics(profile: str, skip: tuple[str, ...] = ()) -> list[str]:
         raise UsageError(f"no metric {unknown[0]!r}", hint=f"metrics: {', '.join(METRICS)}")
     names = [m for m in PROFILES[profile] if m not in skip]
     if not names:
-        raise UsageError(f"no metric of profile {profile!r} is left to compute")
+        raise UsageError(f"no metric of profile {profile!r} is left to compute", hint="fewer --skip-metrics")
     rank = {"de": 0, "anndata": 1, "extended": 2}
     return sorted(names, key=lambda m: rank[METRICS[m].kind])

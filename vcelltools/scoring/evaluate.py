@@ -56,11 +56,16 @@ class Options:
             raise UsageError(f"epsilon is {self.epsilon}; zero or more expected")
         extended = [m for m in names if METRICS[m].kind == "extended"]
         if extended and rules.name != "ours":
-            raise UsageError(f"the profile {self.profile!r} is ours; {rules.name} has no {extended[0]!r}")
+            raise UsageError(
+                f"the profile {self.profile!r} is ours; {rules.name} has no {extended[0]!r}",
+                hint="another --profile, or leave --compat out",
+            )
         if self.cpm_filter is not None and rules.global_bh:
-            raise UsageError("--cpm-filter is not part of the rules of vcc2025")
+            raise UsageError("--cpm-filter is not part of the rules of vcc2025", hint="leave one of the two out")
         if self.allow_discrete and self.to_cp10k:
-            raise UsageError("--allow-discrete keeps counts as they are, --to-cp10k converts them")
+            raise UsageError(
+                "--allow-discrete keeps counts as they are, --to-cp10k converts them", hint="leave one of the two out"
+            )
         return rules, names
 
     def read_options(self, rules: Rules, *, test: bool) -> ReadOptions:
