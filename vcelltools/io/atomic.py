@@ -20,6 +20,7 @@ from typing import Any
 from vcelltools.errors import EnvironmentFault, UsageError, VcellError
 
 _SPACE_MARGIN = 16 << 20
+_ELSEWHERE = "write to another folder"
 
 
 def check_output(
@@ -51,9 +52,9 @@ def check_output(
     while not os.path.lexists(there) and there.parent != there:
         there = there.parent
     if not there.is_dir():
-        raise EnvironmentFault(f"{there}: cannot make the folder: a file has that name", hint="choose another --out")
+        raise EnvironmentFault(f"{p}: cannot make the folder {there}: a file has that name", hint=_ELSEWHERE)
     if not os.access(there, os.W_OK | os.X_OK):
-        raise EnvironmentFault(f"{there}: the folder is read-only", hint="choose another --out")
+        raise EnvironmentFault(f"{p}: the folder {there} is read-only", hint=_ELSEWHERE)
     check_space(there, need_bytes)
     return p
 
@@ -68,7 +69,7 @@ def check_kind(path: str | os.PathLike, *, folder: bool) -> Path:
 
 
 def check_space(
-    folder: str | os.PathLike, need_bytes: int, *, hint: str = "free some space or choose another --out"
+    folder: str | os.PathLike, need_bytes: int, *, hint: str = "free some space, or write to another disk"
 ) -> None:
     """Raise an :class:`EnvironmentFault` where the disk lacks ``need_bytes`` (plus a small margin)."""
     if need_bytes > 0:
@@ -160,9 +161,9 @@ def translate_os_errors(path: str | os.PathLike) -> Iterator[None]:
     except OSError as e:
         text = str(e)
         if e.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) or "No space left" in text or "File too large" in text:
-            raise EnvironmentFault(f"{path}: the disk is full", hint="free some space or choose another --out") from e
+            raise EnvironmentFault(f"{path}: the disk is full", hint="free some space, or write to another disk") from e
         if e.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-            raise EnvironmentFault(f"{path}: {(e.strerror or text).lower()}", hint="choose another --out") from e
+            raise EnvironmentFault(f"{path}: {(e.strerror or text).lower()}", hint=_ELSEWHERE) from e
         raise
 
 

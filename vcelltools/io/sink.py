@@ -116,7 +116,7 @@ class Space:
         if free < min(n_bytes, _SPACE_MARGIN):
             raise EnvironmentFault(
                 f"{self._target}: the disk is full ({max(free, 0) / 1e6:.0f} MB left)",
-                hint="free some space or choose another --out",
+                hint="free some space, or write to another disk",
             )
 
 
