@@ -22,11 +22,12 @@ def say_missing(path: str | os.PathLike) -> DataError:
         return DataError(f"{p}: no such file", hint=f"there is no folder {p.parent}")
     try:
         with os.scandir(p.parent) as entries:
-            names = [e.name for e in islice(entries, _MOST_NAMES)]
+            names = {Path(e.name).stem: e.name for e in islice(entries, _MOST_NAMES)}
     except OSError:
-        names = []
-    near = difflib.get_close_matches(p.name, names, 1)
-    return DataError(f"{p}: no such file", hint=f"did you mean {p.with_name(near[0])}?" if near else "check the path")
+        names = {}
+    near = difflib.get_close_matches(p.stem, names, 1, 0.7)  # ends alike say nothing
+    hint = f"did you mean {p.with_name(names[near[0]])}?" if near else "check the path"
+    return DataError(f"{p}: no such file", hint=hint)
 
 
 def read_text(path: str | os.PathLike, *, what: str, hint: str | None = None, missing: str = "no such file") -> str:

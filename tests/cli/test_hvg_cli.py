@@ -6,6 +6,7 @@ import json
 
 import numpy as np
 
+from tests.files import write_h5ad
 from tests.make import as_layout, make_adata, make_counts
 
 
@@ -127,3 +128,13 @@ def test_dispersion_takes_widely_expressed_genes_alone(cli, tmp_path):
     expected = [f"g{j}" for j in wide[np.argsort(-score[wide])]][:50]
     assert (tmp_path / "h.txt").read_text().split() == expected
     assert done.json["n_selected"] == len(expected)
+
+
+def test_of_several_files_each_is_named(cli, tmp_path):
+    for name in ("a", "b"):
+        counts = np.random.default_rng(0).poisson(1.0, (60, 30))
+        counts[:, 7:9] = 0
+        write_h5ad(tmp_path / f"{name}.h5ad", counts)
+    done = cli("hvg", "a.h5ad", "b.h5ad", "--top", 5, "--out", "h.txt", cwd=tmp_path)
+    assert done.code == 0, done.stderr
+    assert "a.h5ad: 2 genes have no counts" in done.stderr and "b.h5ad: 2 genes have no counts" in done.stderr

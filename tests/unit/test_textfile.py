@@ -68,8 +68,8 @@ def test_a_score_that_score_did_not_write(tmp_path, text):
 def test_what_is_missing_is_said_with_what_may_be_meant(tmp_path):
     (tmp_path / "screen.h5ad").touch()
     (tmp_path / "link.h5ad").symlink_to("gone.h5ad")
-    said = {n: str(say_missing(tmp_path / n)) for n in ("scren.h5ad", "zzz", "no/zzz", "link.h5ad")}
+    said = {n: str(say_missing(tmp_path / n)) for n in ("scren.h5ad", "nope.h5ad", "no/zzz", "link.h5ad")}
     assert said["scren.h5ad"].endswith(f"no such file (did you mean {tmp_path}/screen.h5ad?)")
-    assert said["zzz"].endswith("no such file (check the path)")
+    assert said["nope.h5ad"].endswith("no such file (check the path)")
     assert said["no/zzz"].endswith(f"no such file (there is no folder {tmp_path}/no)")
     assert "link.h5ad: a link to gone.h5ad, where nothing is" in said["link.h5ad"]

@@ -198,9 +198,10 @@ def compute_hvg(
         parts.append(stats)
         notes += said
     merged = parts[0] if len(parts) == 1 else _merge_files(parts, [_label(s) for s in many], warnings)
-    for p in parts:
-        warnings += p.warnings
-        notes += p.notes
+    for p, source in zip(parts, many, strict=True):
+        of = f"{_label(source)}: " if len(many) > 1 else ""
+        warnings += [of + w for w in p.warnings]
+        notes += [of + n for n in p.notes]
     if top > merged.n_genes:
         warnings.append(f"top {top:,} exceeds the {merged.n_genes:,} genes there are: all are selected")
     with_batches = batch_key is not None or len(parts) > 1
