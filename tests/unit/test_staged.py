@@ -115,3 +115,15 @@ def test_a_score_is_whole_or_not_there(tmp_path):
     with file_size_limit(500), pytest.raises(EnvironmentFault):
         result.write(d, force=True)
     assert read_all(d) == before
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_a_device_or_pipe_is_never_replaced(tmp_path, force):
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    for path in (pipe, os.devnull):
+        with pytest.raises(UsageError, match="is a device or a pipe"):
+            check_output(path, force=force)
+        with pytest.raises(UsageError), atomic_file(path, force=force):
+            pass
+    assert pipe.is_fifo()

@@ -65,6 +65,8 @@ def check_kind(path: str | os.PathLike, *, folder: bool) -> Path:
     if p.exists() and p.is_dir() != folder:
         is_, wanted = ("a folder", "a file") if p.is_dir() else ("a file", "a folder")
         raise UsageError(f"{p} is {is_}, and {wanted} is to be written", hint="choose another name")
+    if p.exists() and not p.is_dir() and not p.is_file():  # a rename would put a file in the place of /dev/null
+        raise UsageError(f"{p} is a device or a pipe, and a file is to be written", hint="choose another name")
     return p
 
 
