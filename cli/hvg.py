@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from vcelltools.cli.options import Force, Json, Layer, Modality, Quiet, Threads, Verbose, refuse
+from vcelltools.cli.options import Force, Json, Layer, Modality, Quiet, Threads, Verbose, refuse, refuse_same
 
 Files = Annotated[
     list[Path],
@@ -98,6 +98,9 @@ def hvg(
     )  # fmt: skip
     if stats is not None:
         check_kind(stats, folder=True)
+    refuse_same(("--out", out), ("--plot", plot))
+    if plot is not None and plot.suffix != ".png":
+        raise typer.BadParameter(f"{plot} does not end in .png", param_hint="--plot")
     for target in (out, plot):
         if target is not None:
             check_output(target, force=force, sources=many)

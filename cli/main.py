@@ -162,6 +162,7 @@ def run() -> NoReturn:
     if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: what runs stops its workers, and says 5
     sys.unraisablehook = _raise_again
+    sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # names of files may be no text
     os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", "4")  # a BLAS thread without work spins for 0.1 s beside ours
     gc.set_threshold(100_000, 20, 20)  # imports make much and leave no garbage: looking for it takes 40 ms
     try:
@@ -198,10 +199,12 @@ def _leave_at_once(code: int) -> NoReturn:
 
 def _handle_refusal(e: OSError) -> int:
     """Say that the system refuses a file or its space; raise anything else again, as the bug it is."""
+    from vcelltools.errors import EnvironmentFault, UsageError
+
+    if e.errno in (errno.ENAMETOOLONG, errno.ELOOP):
+        return _report(UsageError(f"{e.filename}: {str(e.strerror).lower()}", hint="choose another name"))
     if e.errno not in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT):
         raise e
-    from vcelltools.errors import EnvironmentFault
-
     full = e.errno in (errno.ENOSPC, errno.EDQUOT)
     hint = "free some space" if full else "check the mode and owner of the file and its folders"
     what = f"{e.filename}: " if e.filename is not None else ""

@@ -38,3 +38,12 @@ def refuse(given: dict[str, object], what: str, *, hint: str = "leave one of the
     names = [k for k, v in given.items() if v]
     if names:
         raise UsageError(f"{', '.join(names)}: not with {what}", hint=hint)
+
+
+def refuse_same(first: tuple[str, Path | None], second: tuple[str, Path | None]) -> None:
+    """Raise a :class:`UsageError` where two outputs have one name."""
+    from vcelltools.errors import UsageError
+
+    (a, one), (b, other) = first, second
+    if one is not None and other is not None and one.absolute() == other.absolute():
+        raise UsageError(f"{a} and {b} are both {one}", hint="choose two names")

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from vcelltools.cli.options import Force, Json, Layer, Quiet, Threads, Verbose, refuse
+from vcelltools.cli.options import Force, Json, Layer, Quiet, Threads, Verbose, refuse, refuse_same
 
 Pred = Annotated[Path, typer.Argument(metavar="PRED", show_default=False, help="The prediction: an h5ad.")]
 TruthFile = Annotated[
@@ -109,6 +109,7 @@ def score(
     given = {"truth": truth, "profile": profile, "compat": compat, "pert_col": pert_col, "control": control,
              "out": out, "report": report}  # fmt: skip
     common = {**get_defaults(given, pred, truth_pack), "force": force, "layer": layer, "threads": threads}
+    refuse_same(("--out", common["out"]), ("--report", common["report"]))
     start(pred, common["truth"])
     if common["compat"] == "vcc2026":
         # --ceiling and --allow-discrete ask for what these rules do anyway

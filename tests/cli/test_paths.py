@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -141,3 +142,15 @@ def test_folders_of_outputs_are_made(here, command):
     made = {p.name for p in (here / "new" / "a").iterdir()}
     wanted = {command[i + 1].rpartition("/")[2] for i, w in enumerate(command) if w in ("--out", "--plot", "--stats")}
     assert wanted <= made and not [n for n in made if n.startswith(".")], made
+
+
+def test_names_that_are_not_text(here):
+    name = os.fsdecode(b"odd\xff.h5ad")
+    (here / "x.h5ad").rename(here / name)
+    env = {"PYTHONUTF8": "1"}
+    done = run_cli("hvg", name, "--top", 5, "--out", "h.txt", "--json", cwd=here, env=env)
+    assert done.code == 0, done.stderr
+    assert json.loads((here / "hvg_scores.json").read_text())["source"]
+    assert run_cli("inspect", name, cwd=here, env=env).stdout.startswith("odd\\udcff.h5ad: h5ad")
+    done = run_cli("init", cwd=here, env=env)
+    assert done.code == 0 and "its name is not UTF-8" in done.stderr, done.stderr

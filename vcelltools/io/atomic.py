@@ -262,7 +262,7 @@ def staged(paths: Sequence[Path], *, force: bool = False, over: Sequence[Path] =
 def write_text(path: str | os.PathLike, text: str, *, force: bool = False) -> Path:
     """Write a text file atomically; return its path."""
     with atomic_file(path, force=force) as tmp:
-        tmp.write_text(text, encoding="utf-8")
+        tmp.write_text(text, encoding="utf-8", errors="backslashreplace")  # in JSON too the escape of a lone surrogate
     return Path(path)
 
 

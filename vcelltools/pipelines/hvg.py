@@ -173,6 +173,10 @@ def compute_hvg(
     many = list(sources) if isinstance(sources, list | tuple) else [sources]
     if not many:
         raise UsageError("no file was given")
+    paths = [os.path.realpath(s) for s in many if isinstance(s, str | os.PathLike)]
+    if len(set(paths)) < len(paths):
+        twice = next(p for p in paths if paths.count(p) > 1)
+        raise UsageError(f"{os.path.relpath(twice)} is given twice", hint="name every file once")
     if len(many) > 1 and flavor in NEEDS_VALUES:
         raise UsageError(
             f"flavor {flavor} ranks one file at a time",

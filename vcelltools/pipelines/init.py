@@ -85,6 +85,9 @@ def init(
     progress.start("inspect", len(files), "files")
     for file in files:
         shown = os.path.relpath(file, path.parent)
+        if not _is_text(shown):
+            skipped.append((repr(shown), "its name is not UTF-8, as TOML wants it: rename the file"))
+            continue
         try:
             report = inspect(file)
         except VcellError as e:
@@ -112,6 +115,14 @@ def init(
     parse_config(text, where=str(path))  # what is written must load
     write_text(path, text, force=force)
     return InitResult(out=path, datasets=tuple(names), truth=truth, skipped=tuple(skipped))
+
+
+def _is_text(name: str) -> bool:
+    try:
+        name.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _find_files(root: Path) -> list[Path]:
