@@ -7,6 +7,7 @@ import math
 import anndata as ad
 import numpy as np
 import pandas as pd
+import pytest
 from scipy import sparse
 
 import vcelltools as vc
@@ -57,3 +58,29 @@ def test_large_float32_counts_have_exact_squares():
     csr_group_moments(np.array([0, 2]), np.array([0, 1]), counts, np.zeros(1, np.int32), np.array([104_100.0]), *out)
     assert out[1].tolist() == [[4097.0**2, 100_003.0**2]]
     assert out[2].tolist() == [[4097.0 * 104_100, 100_003.0 * 104_100]]
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("layout", [sparse.csr_matrix, sparse.csc_matrix, np.asarray])
+def test_means_of_fold_changes_are_added_up_as_the_peers_do(dtype, layout):
+    """A sparse matrix adds shares, a dense one values, cell by cell; the sign of a tiny fold change hangs on it."""
+    values = np.array([0.1, 0.3, 0.7, 1.1, 2.3, 0.01], dtype)
+    counts = {"non-targeting": 9, "A": 7, "B": 13, "C": 3}
+    labels = [k for k, n in counts.items() for _ in range(n)]
+    data = ad.AnnData(
+        layout(np.tile(values, (len(labels), 1))),
+        obs=pd.DataFrame({"target_gene": labels}, index=[f"c{i}" for i in range(len(labels))]),
+        var=pd.DataFrame(index=list("uvwxyz")),
+    )
+    got = vc.score(data, data, profile="de", compat="cell-eval").pair.real_de.log2fc_pg
+
+    def get_mean(value: np.floating, n: int) -> np.floating:
+        total = dtype(0)
+        for _ in range(n):
+            total += value if layout is np.asarray else value * (dtype(1) / dtype(n))
+        return np.expm1(total / dtype(n) if layout is np.asarray else total)
+
+    want = [[np.log2(np.float64(get_mean(v, counts[k])) / np.float64(get_mean(v, 9))) for v in values] for k in "ABC"]
+    assert np.array_equal(np.sign(got), np.sign(want))
+    assert np.allclose(got, want, rtol=0, atol=1e-6 if dtype is np.float32 else 1e-15)
+    assert np.any(got != 0)

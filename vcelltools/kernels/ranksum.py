@@ -154,7 +154,7 @@ def bucket_rank_sum(
     moment
         0: no further sum; 1: of expm1 of the values; 2: of their log1p.
     inverse_k
-        (k,) float32 factors of the values in ``single_kg``, or empty for no such sum.
+        (k,) factors of the values in ``single_kg``, in its precision, or empty for no such sum.
     buf, tmp, hist
         uint64 workspaces of at least the largest gene's values; (RADIX,) int64.
     sum_kg, nnz_kg, moment_kg, u_kg, tie_kg, p_kg
@@ -164,7 +164,7 @@ def bucket_rank_sum(
     max_g
         Output: the largest value.
     single_kg
-        Output: the sum of value · factor in float32, rounded at every step, in cell order.
+        Output: the sum of value · factor in float32 or float64, rounded at every step, in cell order.
     """
     k_groups = len(size_k)
     group_bits = 0
@@ -174,7 +174,8 @@ def bucket_rank_sum(
     total_k = np.zeros(k_groups)
     lost_k = np.zeros(k_groups)
     moment_k = np.zeros(k_groups)
-    single_k = np.zeros(k_groups, np.float32)
+    single_k = np.zeros(k_groups, inverse_k.dtype)
+    part = np.zeros(1, inverse_k.dtype)
     with_single = len(inverse_k) > 0
     wide = values.itemsize == 8
     nnz_k = np.zeros(k_groups, np.int64)
@@ -228,7 +229,8 @@ def bucket_rank_sum(
                 for j in range(start, stop):
                     at = np.uint64(j)
                     k = np.uint64(groups[at])
-                    single_k[k] = np.float32(single_k[k] + np.float32(np.float32(values[at]) * inverse_k[k]))
+                    part[0] = values[at] * inverse_k[k]
+                    single_k[k] += part[0]
         max_g[g] = top
         for k in range(k_groups):
             sum_kg[k, g] = total_k[k]

@@ -54,9 +54,10 @@ def baseline_table(truth: Truth, rules: Rules, names: list[str], options: Option
     sum_kg = np.where(np.arange(len(size))[:, None] == real.control, sums.sum_kg, size * value)
     changed: dict[str, np.ndarray | None] = {"sum_kg": sum_kg}
     if sums.single_kg is not None:
-        single = np.broadcast_to(truth.base_value_g.astype(np.float32), sums.single_kg.shape).copy()
-        if not real.sparse:
-            single *= size.astype(np.float32)
+        kind = sums.single_kg.dtype
+        single = np.broadcast_to(truth.base_value_g.astype(kind), sums.single_kg.shape).copy()
+        if not real.sparse or rules.fold_limit is not None:  # these are sums, the others means
+            single *= size.astype(kind)
         single[real.control] = sums.single_kg[real.control]
         changed["single_kg"] = single
     if sums.moment_kg is not None:

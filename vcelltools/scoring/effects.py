@@ -69,10 +69,13 @@ def make_effects(
     assert sums.p_kg is not None
     perts = side.perts
     log_kg = _log_means(side, rules, discrete)
-    mean_kg = np.empty_like(log_kg)
-    expm1_flat(log_kg.reshape(-1), mean_kg.reshape(-1))
     if discrete and rules.fold_limit is not None and side.scale == "counts":  # pdex 0.1 averages counts as they are
-        mean_kg = sums.mean_kg
+        mean_kg = log_kg
+    elif rules.fold_limit is not None:  # and takes numpy's expm1, the others the C library's
+        mean_kg = np.expm1(log_kg)
+    else:
+        mean_kg = np.empty_like(log_kg)
+        expm1_flat(log_kg.reshape(-1), mean_kg.reshape(-1))
     target, control = mean_kg[perts], mean_kg[side.control]
     ratio = None
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -117,14 +120,16 @@ def make_effects(
 
 
 def _log_means(side: Side, rules: Rules, discrete: bool) -> np.ndarray:
-    """Return (k, g) means of log1p values, in the precision of the rule set."""
+    """Return (k, g) means of log1p values (of discrete counts by the rules of 2025) in the rule set's precision."""
     sums = side.sums
     size = np.maximum(sums.size_k, 1)[:, None]
-    if discrete and not (rules.fold_limit is not None and side.scale == "log1p"):  # pdex 0.1 sees logarithms itself
+    if rules.fold_limit is not None and sums.single_kg is not None:
+        return sums.single_kg / size.astype(sums.single_kg.dtype)
+    if discrete and rules.fold_limit is None:
         assert sums.moment_kg is not None
         return sums.moment_kg / size
     if sums.single_kg is not None and rules.peer_precision:
-        return sums.single_kg if side.sparse else sums.single_kg / size.astype(np.float32)
+        return sums.single_kg if side.sparse else sums.single_kg / size.astype(sums.single_kg.dtype)
     return (sums.sum_kg / size).astype(side.dtype if rules.peer_precision else np.float64)
 
 

@@ -79,8 +79,9 @@ class Options:
             test=test,
             exact=rules.exact_p,
             moment=moment,
-            # pdex 0.1 sums pairwise, which the float64 sum comes nearest to; 0.3 along the cells, in float32
+            # pdex 0.3 sums along the cells, 0.1 each gene of a group by itself, both in the precision of the data
             single=rules.peer_precision and rules.fold_limit is None and test and not self.allow_discrete,
+            pairwise=rules.fold_limit is not None and test,
             raw=self.allow_discrete,
             cp10k=self.to_cp10k,
             threads=self.threads,

@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -28,6 +29,9 @@ from vcelltools.kernels.bucket import (
 from vcelltools.kernels.pvalues import asymptotic_p, set_exact_p
 from vcelltools.kernels.ranksum import RADIX, bucket_counts_below, bucket_rank_sum
 from vcelltools.workers import share_work
+
+if TYPE_CHECKING:
+    from vcelltools.scoring.pairwise import Plan
 
 MAX_GROUPS = 65_535
 
@@ -219,8 +223,8 @@ class GeneBuckets:
         moment
             ``"expm1"`` or ``"log1p"``: sum that of the values too.
         single
-            (k,) float32 factors: sum value · factor in float32, rounded at every step (how a float32 mean along
-            the cells comes out of numpy and scipy.sparse).
+            (k,) factors: sum value · factor in their precision, rounded at every step (how a mean along the cells
+            comes out of numpy and scipy.sparse).
         exact
             Exact p where there are no ties and one side has at most eight cells, as scipy's ``method="auto"``.
         advance
@@ -231,8 +235,8 @@ class GeneBuckets:
         sum_kg = np.zeros((n_k, n_g))
         nnz_kg = np.zeros((n_k, n_g), np.int64)
         moment_kg = np.zeros((n_k, n_g)) if moment else none
-        single_kg = np.zeros((n_k, n_g) if single is not None else (1, 1), np.float32)
-        inverse_k = np.empty(0, np.float32) if single is None else np.ascontiguousarray(single, np.float32)
+        inverse_k = np.empty(0, self.dtype) if single is None else np.ascontiguousarray(single)
+        single_kg = np.zeros((n_k, n_g) if single is not None else (1, 1), inverse_k.dtype)
         power = {None: 0, "expm1": 1, "log1p": 2}[moment]
         u_kg = np.full((n_k, n_g), np.nan) if test else none
         tie_kg = np.full((n_k, n_g), np.nan) if test else none
@@ -274,6 +278,37 @@ class GeneBuckets:
             control_tie_g=control_tie_g if test else None,
             max_value=float(max_g.max(initial=0.0)),
         )
+
+    def sum_pairwise(self, plan: Plan, *, threads: int = 1) -> np.ndarray:
+        """Return (k, g) sums as numpy's own come out, from buckets whose groups are a plan's partial sums.
+
+        The partial sums become the groups that they belong to: the buckets can then be ranked.
+        """
+        from vcelltools.kernels.pairwise import bucket_pairwise
+
+        n_k = len(plan.leaf_k) - 1
+        sum_kg = np.zeros((n_k, self.n_genes), self.dtype)
+        values = self._keys.view(self.dtype)
+
+        def make_worker() -> Callable[[tuple[int, int]], None]:
+            slot_sum = np.empty(plan.n_slots, self.dtype)
+
+            def work(genes: tuple[int, int]) -> None:
+                bucket_pairwise(
+                    self._start_bg, self._stop_bg, values, self._groups, *genes, plan.first_l, plan.lanes_l,
+                    plan.tail_l, plan.merges_l, plan.leaf_k, slot_sum, sum_kg,
+                )  # fmt: skip
+
+            return work
+
+        edges = [*range(0, self.n_genes, 64), self.n_genes]
+        share_work(pairwise(edges), [make_worker() for _ in range(max(1, threads))])
+        for at in range(0, self._used, 1 << 20):
+            part = self._groups[at : min(at + (1 << 20), self._used)]
+            part[:] = np.take(plan.group_s, part, mode="clip")  # places that were kept for nothing hold anything
+        self._size_k = np.bincount(plan.group_s, weights=self._size_k, minlength=n_k).astype(np.int64)
+        self.n_groups = n_k
+        return sum_kg
 
     def rank_constant(
         self, value_g: np.ndarray, size_k: np.ndarray, control: int, sums: RankSums, *, continuity: bool = True

@@ -19,7 +19,8 @@ from vcelltools.io.matrix import Matrix, Span
 from vcelltools.io.table import Column
 from vcelltools.kernels.scan import NOT_FINITE, csc_row_sums, csr_row_sums, scan_values
 from vcelltools.progress import SILENT, Progress
-from vcelltools.scoring.genebuckets import GeneBuckets, RankSums
+from vcelltools.scoring.genebuckets import MAX_GROUPS, GeneBuckets, RankSums
+from vcelltools.scoring.pairwise import make_plan
 from vcelltools.stream import get_threads, plan_blocks, run_spans
 
 FRACTION = 1e-3
@@ -424,6 +425,8 @@ class ReadOptions:
     ----------
     raw, cp10k
         See :func:`make_transform`.
+    pairwise
+        Sum for means of fold changes as numpy sums a group's values in one array.
     wide
         Work in float64 whatever the file holds.
     """
@@ -433,6 +436,7 @@ class ReadOptions:
     exact: bool = False
     moment: str | None = None
     single: bool = False
+    pairwise: bool = False
     raw: bool = False
     cp10k: bool = False
     wide: bool = False
@@ -475,9 +479,16 @@ def reduce_side(
         sources.append(borrowed)
     wide = options.wide or any(_value_dtype(d.matrix, s, raw, options) == np.float64 for d, _, s in sources)
     needs = [get_capacity(d.matrix) for d, _, _ in sources]
+    plan = None
+    if options.pairwise and len(sources) == 1:
+        plan = make_plan(sources[0][1], len(cells.labels))
+        if plan.n_slots > MAX_GROUPS:  # hundreds of thousands of cells: the sums of float64 have to do
+            plan = None
+        else:
+            sources = [(dataset, plan.slot_n, scale)]
     buckets = GeneBuckets(
         n_genes=matrix.shape[1],
-        n_groups=len(cells.labels),
+        n_groups=len(cells.labels) if plan is None else plan.n_slots,
         capacity=sum(n for n, _ in needs),
         dtype="float64" if wide else "float32",
         n_blocks=sum(b for _, b in needs),
@@ -500,9 +511,10 @@ def reduce_side(
     dtype = np.dtype(np.float64) if options.wide else _value_dtype(matrix, scale, raw, options)
     single = None
     sparse = not isinstance(matrix, DenseMatrix)
-    if options.single and dtype == np.float32:
-        size_k = buckets.size_k.astype(np.float32)
+    if options.single and plan is None:
+        size_k = buckets.size_k.astype(dtype)
         single = np.divide(1, size_k, out=np.ones_like(size_k), where=size_k > 0) if sparse else np.ones_like(size_k)
+    pair_kg = None if plan is None else buckets.sum_pairwise(plan, threads=threads)
     progress.start(f"ranking {phase}", float(buckets.n_values), "non-zeros")
     sums = buckets.rank_sum(
         position,
@@ -515,6 +527,8 @@ def reduce_side(
         advance=progress.advance,
     )
     progress.finish()
+    if pair_kg is not None:
+        sums = replace(sums, single_kg=pair_kg)
     if scale.kind == "log1p" and not options.raw and not options.cp10k and sums.max_value >= LOG1P_LIMIT:
         raise DataError(
             f"{dataset.label}: fractional values up to {sums.max_value:.6g} are neither counts nor log1p of them",
