@@ -35,7 +35,7 @@ MinCells = Annotated[
 Preset = Annotated[
     str | None,
     typer.Option(
-        "--preset", help="Column names of a public atlas: docs/atlases.md lists them; an unknown one does too."
+        "--preset", help="Column names of a public atlas, as docs/atlases.md lists them: kolf, replogle-rpe1, …"
     ),
 ]
 Stats = Annotated[Path | None, typer.Option("--stats", metavar="DIR", help="What hvg --stats kept: library sizes.")]

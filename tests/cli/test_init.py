@@ -118,3 +118,14 @@ def test_a_modality_of_guides_is_pointed_at(papalexi, tmp_path):
     r = init(tmp_path)
     assert r.datasets == ()
     assert "modality 'guide' may hold the guides" in r.skipped[0][1] and "obs column" in r.skipped[0][1]
+
+
+def test_a_filter_of_cells_is_pointed_at(thp1, tmp_path):
+    (tmp_path / "screen.h5ad").symlink_to(thp1)
+    init(tmp_path)
+    config = tmp_path / "vcelltools.toml"
+    text = config.read_text()
+    line = next(x for x in text.splitlines() if "confident_guide" in x)
+    assert line == '# keep = ["confident_guide"]  # only cells that are True: True (16,192), False (4,537)'
+    config.write_text(text.replace("# keep", "keep"))
+    assert load_config(config)[0].datasets[0].keep == ["confident_guide"]

@@ -193,6 +193,8 @@ def _describe(name: str, shown: str, file: Path, r: InspectReport) -> str:
         lines.append('# control = ["…"]             # no label looks like the controls\': name them here')
         if column.n_missing:
             lines.append(f"# control_is_missing = true   # {column.n_missing:,} cells have no label")
+    filters = [c for c in r.obs if c.kind == "bool"][:4]
+    lines += [f"# keep = {_quote([c.name])}  # only cells that are True: {_census(c.examples)}" for c in filters]
     lines += _describe_columns(r, file)
     return "\n".join(lines)
 
