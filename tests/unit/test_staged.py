@@ -103,6 +103,16 @@ def test_a_gene_list_and_its_scores_come_together(tmp_path):
     assert read_all(d) == before and sorted(before) == ["h.txt", "hvg_scores.json"]
 
 
+def test_statistics_are_whole_or_not_there(tmp_path):
+    path, d = write_h5ad(tmp_path / "x.h5ad"), tmp_path / "stats"
+    with file_size_limit(600), pytest.raises(EnvironmentFault, match=r"stats/\w+\.(npy|json): the disk is full"):
+        compute_hvg(path, top=5, stats_dpath=d)
+    assert not d.exists()
+    first = compute_hvg(path, top=5, stats_dpath=d)
+    again = compute_hvg(path, top=5, stats_dpath=d)
+    assert again.selected == first.selected and "saved statistics were used" in " ".join(again.notes)
+
+
 def test_a_score_is_whole_or_not_there(tmp_path):
     pred, real, labels, genes, _ = make_pair(40)
     result = vc.score(*(make_adata(sp.csr_matrix(x), labels, genes) for x in (pred, real)))

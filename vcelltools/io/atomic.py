@@ -20,6 +20,7 @@ from typing import Any
 from vcelltools.errors import EnvironmentFault, UsageError, VcellError
 
 _SPACE_MARGIN = 16 << 20
+_FULL = ("No space left", "File too large", r"\d+ requested and \d+ written")  # of HDF5, and of NumPy, without errno
 _ELSEWHERE = "write to another folder"
 
 
@@ -162,7 +163,8 @@ def translate_os_errors(path: str | os.PathLike) -> Iterator[None]:
         yield
     except OSError as e:
         text = str(e)
-        if e.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) or "No space left" in text or "File too large" in text:
+        full = e.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        if full or any(re.search(p, text) for p in _FULL):
             raise EnvironmentFault(f"{path}: the disk is full", hint="free some space, or write to another disk") from e
         if e.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
             raise EnvironmentFault(f"{path}: {(e.strerror or text).lower()}", hint=_ELSEWHERE) from e

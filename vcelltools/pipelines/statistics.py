@@ -231,38 +231,40 @@ _HIST = ("offsets", "counts", "over_batch", "over_gene", "over_value", "over_cou
 
 
 def save_statistics(stats: Statistics, dpath: str | os.PathLike, *, force: bool = False) -> Path:
-    """Write the statistics to a folder, manifest last; a folder without a manifest does not count."""
+    """Write the statistics to a folder, all or nothing; a folder without a manifest does not count."""
     import hashlib
 
     from vcelltools import __version__
-    from vcelltools.io.atomic import atomic_file, check_output, write_json
+    from vcelltools.io.atomic import atomic_file, staged, write_json
 
-    d = Path(dpath)
-    check_output(d / "manifest.json", force=force)
     arrays = {k: getattr(stats, k) for k in _ARRAYS} | {k: getattr(stats.histograms, k) for k in _HIST}
     arrays["genes"] = np.asarray(stats.genes.astype(str), dtype=np.str_)
-    hashes = {}
-    (d / "manifest.json").unlink(missing_ok=True)
-    for name, values in arrays.items():
-        with atomic_file(d / f"{name}.npy", force=True) as tmp, open(tmp, "wb") as f:
-            np.save(f, values, allow_pickle=False)
-        hashes[name] = hashlib.sha256((d / f"{name}.npy").read_bytes()).hexdigest()
-    body = {
-        "schema": SCHEMA,
-        "kind": "gene statistics",
-        "version": __version__,
-        "source": stats.source,
-        "batches": stats.batches,
-        "single": stats.histograms.single,
-        "n_duplicates": stats.n_duplicates,
-        "n_unsorted": stats.n_unsorted,
-        "bytes_read": stats.bytes_read,
-        "passes": stats.passes,
-        "warnings": list(stats.warnings),
-        "notes": list(stats.notes),
-        "sha256": hashes,
-    }
-    return write_json(d / "manifest.json", {**body, "manifest_sha256": _hash_json(body)}, force=True)
+    manifest, files = Path(dpath) / "manifest.json", [Path(dpath) / f"{name}.npy" for name in arrays]
+    with staged([*files, manifest], force=force, over=files) as there:
+        hashes = {}
+        for name, values in arrays.items():
+            with atomic_file(there / f"{name}.npy") as tmp, open(tmp, "wb") as f:
+                np.save(f, values, allow_pickle=False)
+            hashes[name] = hashlib.sha256((there / f"{name}.npy").read_bytes()).hexdigest()
+        body = {
+            "schema": SCHEMA,
+            "kind": "gene statistics",
+            "version": __version__,
+            "source": stats.source,
+            "batches": stats.batches,
+            "single": stats.histograms.single,
+            "n_duplicates": stats.n_duplicates,
+            "n_unsorted": stats.n_unsorted,
+            "bytes_read": stats.bytes_read,
+            "passes": stats.passes,
+            "warnings": list(stats.warnings),
+            "notes": list(stats.notes),
+            "sha256": hashes,
+        }
+        write_json(there / "manifest.json", {**body, "manifest_sha256": _hash_json(body)})
+        if force:
+            manifest.unlink(missing_ok=True)  # it does not fit the arrays that move in before the new one
+    return manifest
 
 
 def _hash_json(body: dict[str, Any]) -> str:
