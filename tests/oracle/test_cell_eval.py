@@ -18,6 +18,7 @@ from tests.oracle.pairs import PAIRS, write_pairs
 from tests.peers import peer_python
 
 HERE = Path(__file__).parent
+FINAL = ("csr", "dense", "float64", "one_sided", "one_cell", "control_mean", "equal_to_truth", "no_de")
 STRINGS = ("target", "feature", "reference", "perturbation")
 CEILINGS = ("csr", "category_order", "counts_csr", "one_cell")
 # name -> (pair, options of the peer, options of ours)
@@ -170,6 +171,34 @@ def test_equals_the_rules_of_2025(name, pairs, peer_066, tmp_path):
 def test_discrete_values_equal_the_rules_of_2025(name, pairs, peer_066, tmp_path):
     vc.score(*pairs[name], profile="full", compat="vcc2025", allow_discrete=True).write(tmp_path)
     check_all(peer_066 / f"discrete_{name}", tmp_path, {"p_value": 3e-5, "fdr": 1e-5, "statistic": 1e-12})
+
+
+@pytest.fixture(scope="session")
+def final_082(pairs, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("final_082")
+    run_peer(
+        "cell-eval-0.8.2",
+        [{"pred": str(pairs[n][0]), "real": str(pairs[n][1]), "out": str(folder / n), "args": ["--profile", "minimal"],
+          "score": True} for n in FINAL],
+        folder,
+    )  # fmt: skip
+    return folder
+
+
+@pytest.mark.peer
+@pytest.mark.parametrize("name", FINAL)
+def test_final_scores_and_baseline_equal_cell_eval(name, pairs, final_082):
+    """The mean baseline is never written by us; the peer writes its cells and evaluates them."""
+    theirs = final_082 / name
+    assert not (theirs / "error.txt").exists(), (theirs / "error.txt").read_text()
+    result = vc.score(*pairs[name], profile="minimal", compat="cell-eval")
+    head, rows = read(theirs / "base" / "agg_results.csv")
+    base = dict(zip(head, next(r for r in rows if r[0] == "mean"), strict=True))
+    final = dict(read(theirs / "final.csv")[1])
+    for metric, c in result.components.items():
+        assert same(base[metric], str(c.baseline), 2e-6), metric
+        assert same(final[metric], str(c.score), 1e-5), metric
+    assert float(final["avg_score"]) == pytest.approx(result.avg_score, abs=1e-5)
 
 
 @pytest.mark.peer
