@@ -137,3 +137,11 @@ def test_a_device_or_pipe_is_never_replaced(tmp_path, force):
         with pytest.raises(UsageError), atomic_file(path, force=force):
             pass
     assert pipe.is_fifo()
+
+
+def test_a_working_directory_that_is_gone_is_said(tmp_path, monkeypatch):
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    with pytest.raises(EnvironmentFault, match=r"x\.txt: its folder goes away|no such file"):
+        write_text("x.txt", "1")

@@ -14,6 +14,7 @@ import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from vcelltools.errors import EnvironmentFault, UsageError, VcellError
 
 _SPACE_MARGIN = 16 << 20
 _FULL = ("No space left", "File too large", r"\d+ requested and \d+ written")  # of HDF5, and of NumPy, without errno
+_ATTEMPTS = 100
 _ELSEWHERE = "write to another folder"
 
 
@@ -110,12 +112,14 @@ def locked(path: str | os.PathLike) -> Iterator[None]:
     p = Path(path)
     lock = p.with_name(f".{p.name}.lock")
     missing = [d for d in p.parents if not d.exists()]
-    while True:
+    for attempt in count():
         p.parent.mkdir(parents=True, exist_ok=True)
         try:
             fd = os.open(lock, os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0), 0o644)
-        except FileNotFoundError:  # another writer took away the folder that it had made
-            continue
+        except FileNotFoundError as e:  # another writer took away the folder that it had made
+            if attempt < _ATTEMPTS:
+                continue
+            raise EnvironmentFault(f"{p}: its folder goes away", hint=_ELSEWHERE) from e  # a working directory too
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as e:
