@@ -76,6 +76,9 @@ def make_pair(seed: int, *, n_perts=8, n_cells=40, n_controls=150, n_genes=300, 
         for p in range(n_perts):
             at = pred_obs == labels[p]
             pred[at] = np.round(pred[at].mean(axis=0))
+    if oddity == "dust":  # what a rounding leaves, within 1e-6 of whole numbers
+        real, pred = (np.where(X > 0, X - rng.choice([0, 4e-7], X.shape), 0).astype(np.float32) for X in (real, pred))
+        assert np.any(real % 1)
     return _adata(real, real_obs, genes, layout, oddity), _adata(pred, pred_obs, genes, layout)
 
 
@@ -104,5 +107,6 @@ PAIRS = {
     "few-de": {"seed": 14, "oddity": "few-de"},
     "anchored": {"seed": 16, "n_cells": 120, "n_controls": 400, "noise": 0.5},
     "category-order": {"seed": 17, "n_cells": 60, "n_controls": 200, "oddity": "category-order"},
+    "dust": {"seed": 18, "oddity": "dust"},
     "no-de": {"seed": 15, "oddity": "no-de"},
 }

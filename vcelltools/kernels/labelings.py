@@ -26,13 +26,15 @@ OK, BAD_INDEX, NOT_FINITE, NEGATIVE, FRACTIONAL = 0, 1, 2, 3, 4
 
 
 @kernel()
-def csr_count(indptr, indices, data, n_genes, col_start, slot_b, lib_b, nnz_sg, seen_g, fault):
+def csr_count(indptr, indices, data, n_genes, col_start, slack, slot_b, lib_b, nnz_sg, seen_g, fault):
     """Check the rows of a chunk and count what :func:`csr_scatter` will store.
 
     Parameters
     ----------
     indptr, indices, data
         The chunk's rows; ``indices`` are relative to ``col_start``.
+    slack
+        How far from a whole number a value may be.
     slot_b
         (b,) the part of the data that each row belongs to, −1 to leave the row out (it is checked all the same).
     lib_b
@@ -59,7 +61,7 @@ def csr_count(indptr, indices, data, n_genes, col_start, slot_b, lib_b, nnz_sg, 
             if v < 0.0:
                 fault[0], fault[1], fault[2] = 3, i, g
                 return
-            if v != np.floor(v):
+            if v != np.floor(v) and not abs(v - np.rint(v)) <= slack:
                 fault[0], fault[1], fault[2] = 4, i, g
                 return
             if v == 0.0:

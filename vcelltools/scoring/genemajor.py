@@ -173,6 +173,7 @@ def take_census(
     *,
     what: str,
     max_total: float | None,
+    slack: float = 0.0,
     threads: int | None = None,
     progress: Progress = SILENT,
 ) -> Census:
@@ -186,6 +187,8 @@ def take_census(
         ``"prediction"`` or ``"truth"``, for messages.
     max_total
         Largest library size allowed in a cell.
+    slack
+        How far from a whole number a count may be; it is not rounded.
 
     Raises
     ------
@@ -208,7 +211,7 @@ def take_census(
         here = slice(rows.row_start, rows.row_start + len(rows.indptr) - 1)
         fault = np.zeros(4, np.int64)
         csr_count(
-            rows.indptr, rows.indices, rows.data, n_genes, rows.col_start, part_n[here], library[here],
+            rows.indptr, rows.indices, rows.data, n_genes, rows.col_start, slack, part_n[here], library[here],
             nnz_bsg[number[span.start]], seen_g, fault,
         )  # fmt: skip
         if fault[0]:

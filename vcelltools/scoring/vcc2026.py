@@ -41,6 +41,9 @@ if TYPE_CHECKING:
 
     from anndata import AnnData
 
+COUNT_SLACK = 1e-6
+"""How far from a whole number cell-eval2 lets a count be; it scores it as it is."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Truth:
@@ -121,6 +124,7 @@ def score_vcc2026(
             len(truths),
             what="prediction",
             max_total=RULES_2026.max_counts_per_cell,
+            slack=COUNT_SLACK,
             threads=o.threads,
             progress=progress,
         )
@@ -170,6 +174,7 @@ def make_truth(
             len(contexts),
             what="truth",
             max_total=RULES_2026.max_counts_per_cell,
+            slack=COUNT_SLACK,
             threads=o.threads,
             progress=progress,
         )
