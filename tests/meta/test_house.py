@@ -96,3 +96,10 @@ def test_files_stay_readable():
     for path in get_sources():
         n = len(path.read_text().splitlines())
         assert n <= 600, f"{path.relative_to(ROOT)} has {n} lines"
+
+
+def test_nothing_lies_among_the_sources_that_does_not_belong_there():
+    for folder in ("vcelltools", "cli", "tests"):
+        for path in (ROOT / folder).rglob("*"):
+            if path.is_file() and "__pycache__" not in path.parts:
+                assert path.suffix in {".py", ".typed", ".j2"}, path.relative_to(ROOT)
