@@ -175,7 +175,6 @@ def bucket_rank_sum(
     lost_k = np.zeros(k_groups)
     moment_k = np.zeros(k_groups)
     single_k = np.zeros(k_groups, inverse_k.dtype)
-    part = np.zeros(1, inverse_k.dtype)
     with_single = len(inverse_k) > 0
     wide = values.itemsize == 8
     nnz_k = np.zeros(k_groups, np.int64)
@@ -229,8 +228,7 @@ def bucket_rank_sum(
                 for j in range(start, stop):
                     at = np.uint64(j)
                     k = np.uint64(groups[at])
-                    part[0] = values[at] * inverse_k[k]
-                    single_k[k] += part[0]
+                    single_k[k] += values[at] * inverse_k[k]
         max_g[g] = top
         for k in range(k_groups):
             sum_kg[k, g] = total_k[k]
