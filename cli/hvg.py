@@ -87,6 +87,7 @@ def hvg(
         return show_hvg_plan(
             o, plan_hvg(many, flavor=flavor, batch_key=batch_key, modality=modality, layer=layer, threads=threads)
         )
+    from vcelltools.errors import UsageError
     from vcelltools.io.atomic import check_kind, check_output
     from vcelltools.pipelines.hvg import compute_hvg
 
@@ -99,11 +100,11 @@ def hvg(
     if stats is not None:
         check_kind(stats, folder=True)
     refuse_same(("--out", out), ("--plot", plot))
-    if plot is not None and plot.suffix != ".png":
-        raise typer.BadParameter(f"{plot} does not end in .png", param_hint="--plot")
     for target in (out, plot):
         if target is not None:
             check_output(target, force=force, sources=many)
+    if plot is not None and plot.suffix != ".png":
+        raise UsageError(f"{plot}: the name does not end in .png", hint="name it so")
     result = compute_hvg(
         many, top=top, flavor=flavor, batch_key=batch_key, modality=modality, layer=layer, span=span,
         min_share=min_share, theta=theta, stats_dpath=stats, threads=threads, dask=dask,

@@ -176,13 +176,13 @@ def _get_notes(dataset: Dataset, last: Pass, parts: list[Histograms]) -> tuple[s
     out = []
     empty = int(np.count_nonzero(last.library_size == 0))
     if empty:
-        out.append(f"{empty:,} cells have no counts")
+        out.append(f"{empty:,} {'cell has' if empty == 1 else 'cells have'} no counts")
     silent = np.ones(dataset.n_genes, bool)
     for part in parts:
         for k in range(part.n_batches):
             silent &= part.expressing(k) == 0
-    if silent.any():
-        out.append(f"{int(silent.sum()):,} genes have no counts")
+    if n_silent := int(silent.sum()):
+        out.append(f"{n_silent:,} {'gene has' if n_silent == 1 else 'genes have'} no counts")
     return tuple(out)
 
 
