@@ -9,6 +9,8 @@ import typer
 
 from vcelltools.cli.options import Force, Json, Layer, Modality, Quiet, Threads, Verbose, refuse, refuse_same
 
+SPAN, MIN_SHARE, THETA = 0.3, 0.01, 100.0
+
 Files = Annotated[
     list[Path],
     typer.Argument(
@@ -56,9 +58,9 @@ def hvg(
     stats: Stats = None,
     plot: Plot = None,
     plan: Plan = False,
-    span: Span = 0.3,
-    min_share: MinShare = 0.01,
-    theta: Theta = 100.0,
+    span: Span = SPAN,
+    min_share: MinShare = MIN_SHARE,
+    theta: Theta = THETA,
     dask: Dask = None,
     threads: Threads = None,
     force: Force = False,
@@ -92,9 +94,9 @@ def hvg(
     from vcelltools.pipelines.hvg import compute_hvg
 
     refuse(
-        {"--span": span != 0.3 and not flavor.startswith("seurat_v3"),
-         "--min-share": min_share != 0.01 and flavor != "dispersion",
-         "--theta": theta != 100.0 and flavor != "pearson_residuals"},
+        {"--span": span != SPAN and not flavor.startswith("seurat_v3"),
+         "--min-share": min_share != MIN_SHARE and flavor != "dispersion",
+         "--theta": theta != THETA and flavor != "pearson_residuals"},
         f"--flavor {flavor}",
     )  # fmt: skip
     if stats is not None:

@@ -132,12 +132,10 @@ def main() -> None:
     except BrokenPipeError:
         sys.stderr.close()  # the reader of our stdout has gone; nothing to say
         code = 0
-    except OSError as e:
-        code = _handle_refusal(e)
     except Exception as e:
         if _came_of_interrupt(e):
             _report_interrupt()
-        code = _handle_usage(e)
+        code = _handle_refusal(e) if isinstance(e, OSError) else _handle_usage(e)
     sys.exit(code if isinstance(code, int) else 0)
 
 
@@ -200,12 +198,13 @@ def _leave_at_once(code: int) -> NoReturn:
 def _handle_refusal(e: OSError) -> int:
     """Say that the system refuses a file or its space; raise anything else again, as the bug it is."""
     from vcelltools.errors import EnvironmentFault, UsageError
+    from vcelltools.io.atomic import FULL, REFUSED
 
     if e.errno in (errno.ENAMETOOLONG, errno.ELOOP):
         return _report(UsageError(f"{e.filename}: {str(e.strerror).lower()}", hint="choose another name"))
-    if e.errno not in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT):
+    full = e.errno in FULL
+    if not full and e.errno not in REFUSED:
         raise e
-    full = e.errno in (errno.ENOSPC, errno.EDQUOT)
     hint = "free some space" if full else "check the mode and owner of the file and its folders"
     what = f"{e.filename}: " if e.filename is not None else ""
     return _report(EnvironmentFault(f"{what}{(e.strerror or str(e)).lower()}", hint=hint))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import difflib
 import os
 from itertools import islice
 from pathlib import Path
@@ -15,6 +13,8 @@ _MOST_NAMES = 10_000  # of a folder that are looked at for a nearly right one
 
 def say_missing(path: str | os.PathLike) -> DataError:
     """Return the error for a file that is not there, with what may be meant instead."""
+    import difflib
+
     p = Path(path)
     if p.is_symlink():
         return DataError(f"{p}: a link to {os.readlink(p)}, where nothing is", hint="copy or link the file again")
@@ -69,6 +69,8 @@ def read_text(path: str | os.PathLike, *, what: str, hint: str | None = None, mi
 
 def read_rows(path: str | os.PathLike, *, what: str, hint: str | None = None) -> list[list[str]]:
     """Return the rows of a CSV as text, those that are empty left out; parameters and errors as :func:`read_text`."""
+    import csv
+
     text = read_text(path, what=what, hint=hint)
     try:
         return [row for row in csv.reader(text.splitlines(keepends=True), strict=True) if any(c.strip() for c in row)]

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import textwrap
 import time
 
 import pytest
@@ -47,40 +48,45 @@ def test_ctrl_c_takes_nothing_apart_under_threads_that_are_still_at_work(tmp_pat
     assert os.listdir(tmp_path) == []
 
 
-def test_ctrl_c_while_a_library_is_loaded_that_makes_an_import_error_of_it(tmp_path):
+def run_with_load(folder, body: str) -> subprocess.CompletedProcess[str]:
+    """Run ``doctor`` in a process that executes ``body`` where the command's module is to be loaded."""
     start = (
-        "import sys\n"
+        "import signal, sys, time\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "class Loading:\n"
         "    def find_spec(self, name, path=None, target=None):\n"
         "        if name == 'vcelltools.cli.doctor':\n"
-        "            try:\n"
-        "                raise KeyboardInterrupt\n"
-        "            except KeyboardInterrupt as e:\n"
-        "                raise ImportError('initialization failed') from e\n"
+        f"{textwrap.indent(textwrap.dedent(body).strip(), ' ' * 12)}\n"
         "sys.meta_path.insert(0, Loading())\n"
         "from vcelltools.cli.main import run; run()"
     )
     command = [sys.executable, "-c", start, "doctor"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120, check=False)
+
+
+def test_ctrl_c_while_a_library_is_loaded_that_makes_an_import_error_of_it(tmp_path):
+    done = run_with_load(
+        tmp_path,
+        """
+        try:
+            raise KeyboardInterrupt
+        except KeyboardInterrupt as e:
+            raise ImportError('initialization failed') from e
+        """,
+    )
     assert (done.returncode, done.stderr) == (5, "error: interrupted (run the same command again)\n")
 
 
 def test_ctrl_c_is_not_lost_in_a_finalizer(tmp_path):
-    start = (
-        "import sys, time\n"
-        "class Loading:\n"
-        "    def find_spec(self, name, path=None, target=None):\n"
-        "        if name == 'vcelltools.cli.doctor':\n"
-        "            class Finalized:\n"
-        "                def __del__(self):\n"
-        "                    raise KeyboardInterrupt\n"
-        "            Finalized()\n"
-        "            time.sleep(60)\n"
-        "            raise SystemExit(9)\n"
-        "sys.meta_path.insert(0, Loading())\n"
-        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
-        "from vcelltools.cli.main import run; run()"
+    done = run_with_load(
+        tmp_path,
+        """
+        class Finalized:
+            def __del__(self):
+                raise KeyboardInterrupt
+        Finalized()
+        time.sleep(60)
+        raise SystemExit(9)
+        """,
     )
-    command = [sys.executable, "-c", start, "doctor"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
     assert (done.returncode, done.stderr) == (5, "error: interrupted (run the same command again)\n")

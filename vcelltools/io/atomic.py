@@ -20,8 +20,10 @@ from typing import Any
 
 from vcelltools.errors import EnvironmentFault, UsageError, VcellError
 
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS)
 _SPACE_MARGIN = 16 << 20
-_FULL = ("No space left", "File too large", r"\d+ requested and \d+ written")  # of HDF5, and of NumPy, without errno
+_SAY_FULL = ("No space left", "File too large", r"\d+ requested and \d+ written")  # HDF5 and NumPy, without errno
 _ATTEMPTS = 100
 _ELSEWHERE = "write to another folder"
 
@@ -167,10 +169,9 @@ def translate_os_errors(path: str | os.PathLike) -> Iterator[None]:
         yield
     except OSError as e:
         text = str(e)
-        full = e.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-        if full or any(re.search(p, text) for p in _FULL):
+        if e.errno in FULL or any(re.search(p, text) for p in _SAY_FULL):
             raise EnvironmentFault(f"{path}: the disk is full", hint="free some space, or write to another disk") from e
-        if e.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        if e.errno in REFUSED:
             raise EnvironmentFault(f"{path}: {(e.strerror or text).lower()}", hint=_ELSEWHERE) from e
         raise
 
@@ -229,7 +230,9 @@ def atomic_file(
 
 
 @contextmanager
-def staged(paths: Sequence[Path], *, force: bool = False, over: Sequence[Path] = ()) -> Iterator[Path]:
+def staged(
+    paths: Sequence[Path], *, force: bool = False, over: Sequence[Path] = (), stale: Sequence[Path] = ()
+) -> Iterator[Path]:
     """Yield a temporary folder; files written there under the names of ``paths`` move to them together, at the end.
 
     On any exception none of them appears, and what stood there stays.
@@ -240,6 +243,9 @@ def staged(paths: Sequence[Path], *, force: bool = False, over: Sequence[Path] =
         Files of one folder, moved in this order; the lock is that of the first.
     force, over
         Overwrite all that is there; overwrite these in any case.
+    stale
+        With ``force``, those of these that are not among ``paths`` go at the end: left from an earlier run, they would
+        pass for files of this one.
     """
     forced = {p: force or p in over for p in paths}
     if len(forced) < len(paths):
@@ -257,6 +263,9 @@ def staged(paths: Sequence[Path], *, force: bool = False, over: Sequence[Path] =
                 check_output(p, force=forced[p])
             for p in paths:
                 _move(tmp / p.name, p, force=forced[p])
+            for p in stale:
+                if force and p not in forced:
+                    p.unlink(missing_ok=True)
             fsync_path(first.parent)
         except VcellError as e:  # a writer knows the temporary file alone
             inside, there = str(tmp / "x")[:-1], str(first.with_name("x"))[:-1]

@@ -238,7 +238,12 @@ class Result:
         from concurrent.futures import ThreadPoolExecutor
 
         files = self.get_files(folder)
-        with staged(list(files.values()), force=force) as there, ThreadPoolExecutor(max(1, threads)) as pool:
+        optional = ("real_de.csv", "pred_de.csv", "ceiling_results.csv", "agg_ceiling_results.csv")
+        stale = [Path(folder) / name for name in optional]
+        with (
+            staged(list(files.values()), force=force, stale=stale) as there,
+            ThreadPoolExecutor(max(1, threads)) as pool,
+        ):
             jobs = []
             for name, side, table in (
                 ("pred_de.csv", self.pred, self.pair.pred_de),
@@ -266,7 +271,4 @@ class Result:
             write_json(there / "score.json", self.to_json())
             for job in jobs:
                 job.result()
-        for name in ("real_de.csv", "pred_de.csv", "ceiling_results.csv", "agg_ceiling_results.csv"):
-            if force and name not in files:  # of an earlier scoring: it would pass for one of this
-                (Path(folder) / name).unlink(missing_ok=True)
         return files

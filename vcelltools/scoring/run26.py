@@ -89,7 +89,7 @@ def write_result(
     head, rows = result.to_rows()
     first = 2 if "context" in head else 1
     values = np.array([r[first:] for r in rows], float)
-    with staged(list(files.values()), force=force) as there:
+    with staged(list(files.values()), force=force, stale=[Path(folder) / "real_de.csv"]) as there:
         write_text(there / "results.csv", _to_csv(head, rows))
         write_text(there / "agg_results.csv", _to_csv(*_aggregate(head[first:], values, result)))
         with ThreadPoolExecutor(2) as pool:
@@ -100,8 +100,6 @@ def write_result(
                 )
             )
         write_json(there / "score.json", result.to_json())
-    if force and not with_real:  # of an earlier scoring: it would pass for one of this
-        (Path(folder) / "real_de.csv").unlink(missing_ok=True)
     return files
 
 
