@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -96,4 +97,6 @@ def baseline(
     _, n, scale = write_baseline(truth, out, kind=kind, options=options, force=force, progress=o.progress)
     o.result({"out": str(out), "kind": kind, "n_cells": n})
     same = " --to-cp10k" if scale == "counts" else ""  # the baseline is log1p
+    named = {"--pert-col": pert_col, "--control": control}
+    same += "".join(f" {k} {shlex.quote(v)}" for k, v in named.items() if v is not None)
     o.done(f"wrote {out}: the {kind} baseline in {n:,} cells; next: vcelltools score {out} --truth {truth}{same}")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import shlex
 
+import anndata as ad
 import numpy as np
 import pytest
 import scipy.sparse as sp
@@ -98,6 +100,16 @@ def test_the_next_step_after_a_baseline_of_counts_runs(cli, tmp_path):
     assert said[-1] == "--to-cp10k"
     scored = cli(*said, "--out", tmp_path / "s")
     assert scored.code == 0, scored.stderr
+
+
+def test_the_next_step_of_a_baseline_names_the_columns_that_were_given(cli, folder, tmp_path):
+    real = ad.read_h5ad(folder / "real.h5ad")
+    real.obs["my pert"] = real.obs.pop("target_gene")
+    real.write_h5ad(tmp_path / "real.h5ad")
+    ran = cli("baseline", "--truth", "real.h5ad", "--pert-col", "my pert", "--out", "base.h5ad", cwd=tmp_path)
+    step = shlex.split(ran.stderr.split("next: vcelltools ")[1])
+    assert step[-2:] == ["--pert-col", "my pert"]
+    assert cli(*step, "--out", "s", cwd=tmp_path).code == 0
 
 
 @pytest.mark.parametrize("test", ["wilcoxon", "nb"])
