@@ -4,13 +4,15 @@ ROUNDS ?= 3
 VENV   := .venv
 BIN    := $(VENV)/bin
 
-.PHONY: help setup demo test lint tpu peers bench bench-compare torture clean
+.PHONY: help setup demo test test-all lint docs tpu peers bench bench-compare torture clean
 
 help:
-	@echo "make demo           set up, then the whole road on simulated data, ending in demo/report.html"
+	@echo "make demo           set up, then the whole workflow on simulated data, ending in demo/report.html"
 	@echo "make test           set up, then lint, types and every test"
-	@echo "make bench          peers' environments, every benchmark (ROUNDS=3), results and README tables"
+	@echo "make bench          peers' environments, every benchmark (ROUNDS=3), results and tables of the docs"
 	@echo "make bench-compare  a quick new run against the committed ratios; a loss of 20 % fails"
+	@echo "make docs           the documentation as a site in build/site; a warning is an error"
+	@echo "make test-all       the unit tests on every Python from 3.11 to 3.13 that is there, with the newest packages"
 	@echo "make torture        the fuzzers and kill tests, for minutes"
 
 setup: $(VENV)/.ready
@@ -36,6 +38,19 @@ lint: setup
 
 test: lint tpu
 	$(BIN)/python -m pytest -n 2 --dist loadfile -p no:benchmark
+
+docs: setup
+	$(BIN)/mkdocs build --strict --quiet
+
+# environments of their own, build/py3.x, with the newest version of everything that pyproject.toml allows
+test-all:
+	@for v in 3.11 3.12 3.13; do \
+		command -v python$$v >/dev/null || { echo "python$$v is not here: skipped"; continue; }; \
+		test -d build/py$$v || python$$v -m venv build/py$$v || exit 1; \
+		build/py$$v/bin/python -m pip install --quiet --upgrade pip && \
+		build/py$$v/bin/python -m pip install --quiet --upgrade -e '.[test]' && \
+		build/py$$v/bin/python -m pytest -q -n 2 --dist loadfile -p no:benchmark tests/unit || exit 1; \
+	done
 
 peers: setup
 	bash benchmarks/make_peers.sh

@@ -30,15 +30,17 @@ side, path, threads = sys.argv[1], sys.argv[2], int(sys.argv[3])
 adata = anndata.read_h5ad(path)
 if side == "ours":
     from vcelltools.io import open_dataset
-    from vcelltools.scoring.compat import get_rules
-    from vcelltools.scoring.effects import make_effects
-    from vcelltools.scoring.sides import ReadOptions, find_scale, read_cells, reduce_side
+    from vcelltools.scoring.cell_eval.rules import get_rules
+    from vcelltools.scoring.cell_eval.de_table import make_de_table
+    from vcelltools.differential.cell_labels import read_cells
+    from vcelltools.differential.expression import find_scale
+    from vcelltools.differential.reduce import ReadOptions, reduce_cells
     rules = get_rules("ours")
     def run(a):
         with open_dataset(a) as data:
             cells = read_cells(data, "target_gene", "non-targeting")
-            side = reduce_side(data, cells, "non-targeting", find_scale(data), ReadOptions(threads=threads))
-        return make_effects(side, rules).p_pg
+            side = reduce_cells(data, cells, "non-targeting", find_scale(data), ReadOptions(threads=threads))
+        return make_de_table(side, rules).p_pg
 else:
     from illico import asymptotic_wilcoxon
     def run(a):

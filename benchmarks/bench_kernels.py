@@ -18,7 +18,7 @@ import pytest
 
 import vcelltools as vc
 from vcelltools.io import open_dataset
-from vcelltools.pipelines.statistics import scan
+from vcelltools.selection.statistics import scan
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 with warnings.catch_warnings():

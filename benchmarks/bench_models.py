@@ -20,10 +20,10 @@ from typing import Any
 import numpy as np
 
 from benchmarks.harness import save
-from vcelltools.pipelines.store import open_store
-from vcelltools.pipelines.store_make import build_store
-from vcelltools.pipelines.train import train
-from vcelltools.pipelines.train_settings import make_settings
+from vcelltools.stores.building.make import build_store
+from vcelltools.stores.store import open_store
+from vcelltools.training.settings import make_settings
+from vcelltools.training.train import train
 
 METRICS = ("pds", "pearson_delta", "mae")
 CEILING = "one half against the other"
@@ -89,7 +89,7 @@ def run_thp1(args: argparse.Namespace, work: Path) -> list[dict[str, Any]]:
 
 def run_simulated(args: argparse.Namespace, work: Path) -> list[dict[str, Any]]:
     """A cell line with few perturbations seen; and perturbations seen nowhere, with features."""
-    from vcelltools.pipelines.simulate import simulate
+    from vcelltools.simulation.simulate import simulate
 
     made = simulate(
         out=work / "sim.h5ad",

@@ -32,7 +32,7 @@ def make_file(path: Path, size: tuple[int, int, int, int, float], seed: int, str
     """Write a log1p CSR h5ad (float32) with effects; controls depend on nothing but the size."""
     import pandas as pd
 
-    from vcelltools.io.write import H5adWriter
+    from vcelltools.io.write.h5ad import H5adWriter
 
     n_p, per, n_c, n_g, density = size
     world = np.random.default_rng(0)

@@ -30,7 +30,7 @@ def make(path: Path, n_cells: int, n_genes: int, n_perts: int, share_controls: f
     import pandas as pd
     from scipy import sparse
 
-    from vcelltools.io.write import H5adWriter
+    from vcelltools.io.write.h5ad import H5adWriter
 
     fixed = np.random.default_rng(0)
     base = fixed.gamma(0.5, 1.0, n_genes) + 0.005

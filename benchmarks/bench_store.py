@@ -27,8 +27,8 @@ from scipy import sparse
 import vcelltools as vc
 from benchmarks.harness import DATA, ROOT, as_installed, save
 from tests.peers import find_peer
-from vcelltools.io.direct import make_aligned
-from vcelltools.pipelines.sampler import Batch, Loaded, Sampler
+from vcelltools.io.hdf5.direct import make_aligned
+from vcelltools.sampling.sampler import Batch, Loaded, Sampler
 
 SETS, SET_SIZE, GENES = 32, 64, 2000
 
@@ -334,7 +334,7 @@ def run_build(source: Path, out: Path, *, n_basis: int = GENES) -> dict[str, Any
 def time_reading(source: Path) -> float:
     """Return cells/s of reading all chunks and adding up one value of every cache line of them."""
     from vcelltools.io import open_dataset
-    from vcelltools.stream import run_spans
+    from vcelltools.io.stream import run_spans
 
     def touch(state: dict[str, Any], chunk: Any, span: Any) -> None:
         state["sum"] = float(chunk.data[::16].sum()) + int(chunk.indices[::16].sum())

@@ -1,12 +1,13 @@
 """Training beside arc-state: the bare step, and the whole way from files to trained steps; float32, CPU, in turns.
 
-    python -m benchmarks.bench_train [step | whole | predict]
+    python -m benchmarks.bench_train [step | whole | predict | wait]
 
 Sizes are equal on both sides: 2,000 genes, h128, 4 layers, 8 heads, the energy loss, two threads. The bare step
 (forward, backward, clipping, optimiser) is timed on batches that were made beforehand; each side computes as it does
 by default (ours in microbatches that stay in the caches). The whole way reads the same cells, ours from a store,
 STATE's from an h5ad by cell-load. Each side is a process of its own. ``predict`` has no peer: it states how much memory
-the commands take, imports and compilation included, to train on and predict 20,000 cells of 18,080 genes.
+the commands take, imports and compilation included, to train on and predict 20,000 cells of 18,080 genes. ``wait``
+has none either: it states the share of a training step that waits for cells of a store in the page cache.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from pathlib import Path
 
 from benchmarks.harness import DATA, ROOT, need_peer, run_once, save
 from benchmarks.harness import OURS as COMMAND
-from vcelltools.pipelines.store import open_store
+from vcelltools.stores.store import open_store
 
 GENES, PERTS, CELLS = 2000, 200, 40_000
 SHAPES = ((16, 32), (16, 64), (32, 64))
@@ -68,20 +69,19 @@ began = time.perf_counter()
 import jax
 jax.config.update("jax_platforms", "cpu")
 from benchmarks.stepclock import StepClock
-from vcelltools.pipelines.memory import peak_memory
-from vcelltools.pipelines.prefetch import Prefetch
-from vcelltools.pipelines.store import open_store
-from vcelltools.pipelines.train import Trainer
-from vcelltools.pipelines.train_settings import make_settings
-from vcelltools.pipelines.train_setup import make_setup
+from vcelltools.runtime.memory import peak_memory
+from vcelltools.stores.store import open_store
+from vcelltools.training.train import Trainer
+from vcelltools.training.settings import make_settings
+from vcelltools.training.inputs import make_setup
 work, sets, size, seconds = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), float(sys.argv[4])
 settings = make_settings({}, {"out": tempfile.mkdtemp(), "size": "rn", "sets": sets, "set_size": size, "steps": 100000,
     "energy": 1.0, "delta": 0.0, "pearson": 0.0, "rank": 0.0})
 trainer = Trainer(make_setup(settings, [open_store(work + "/x")]), None)
 state, clock = trainer.init_state(), StepClock(began, 2 * sets * size, seconds)
-with Prefetch(trainer.host_batch, 0, 100000) as feed:
+with trainer.feed_batches(0, 100000) as feed:
     while True:
-        state, m = trainer.step(state, trainer.data, trainer.put(feed.get()))
+        state, m = trainer.step(state, trainer.data, trainer.put(next(feed)))
         jax.block_until_ready(m)
         if clock.tick():
             break
@@ -238,10 +238,31 @@ def time_whole(peer: str, rounds: int, seconds: float) -> list[dict]:
     ]
 
 
-def measure_memory(steps: int) -> list[dict]:
-    """Return the peak memory and wall time of ``train`` and ``predict`` on a simulated screen."""
+def measure_waiting(steps: int) -> list[dict]:
+    """Return the share of a step that waits for data, and cells a second, with the cells fed from the host."""
     import shutil
 
+    store, here = make_screen(), DATA / "predict" / "wait"
+    shutil.rmtree(here, ignore_errors=True)
+    here.mkdir()
+    settings = f'[train]\nfeed = "host"\nlog_every = 5\neval_every = {steps}\n'
+    (here / "vcelltools.toml").write_text(settings, encoding="utf-8")
+    options = ["--size", "tiny", "--steps", str(steps), "--sets", "16", "--out", str(here / "run"), "-q"]
+    subprocess.run([*COMMAND, "train", "--store", str(store), *options], check=True, cwd=here)
+    records = [json.loads(x) for x in (here / "run" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    records = [r for r in records if "data_wait_share" in r][1:]  # the first compiles
+    share, speed = (statistics.median(r[k] for r in records) for k in ("data_wait_share", "cells_per_s"))
+    row = {
+        "case": "tiny, 16 sets × 64 cells, fed by the host",
+        "wait_share": round(share, 3),
+        "cells_per_s": round(speed),
+    }
+    sys.stdout.write(f"{row}\n")
+    return [row]
+
+
+def make_screen() -> Path:
+    """Return the store of a simulated screen, made once."""
     work = DATA / "predict"
     work.mkdir(parents=True, exist_ok=True)
     sim, store = str(work / "sim.h5ad"), work / "stores" / "sim"
@@ -255,6 +276,14 @@ def measure_memory(steps: int) -> list[dict]:
              "non-targeting", "--cell-line-col", "cell_line", "--group-by", "batch", "--name", "sim",
              "--out", str(store.parent), "-q"]
         )  # fmt: skip
+    return store
+
+
+def measure_memory(steps: int) -> list[dict]:
+    """Return the peak memory and wall time of ``train`` and ``predict`` on a simulated screen."""
+    import shutil
+
+    store, work = make_screen(), DATA / "predict"
     run, wanted = work / "run", work / "wanted.csv"
     shutil.rmtree(run, ignore_errors=True)
     trained, train_mb = run_once(
@@ -281,13 +310,13 @@ def measure_memory(steps: int) -> list[dict]:
 def main() -> None:
     """Measure, print, save."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("which", nargs="?", choices=["step", "whole", "predict", "all"], default="all")
+    parser.add_argument("which", nargs="?", choices=["step", "whole", "predict", "wait", "all"], default="all")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=15)
     args = parser.parse_args()
     if args.which == "all":  # each in a process of its own: a child's peak begins with the memory of who started it
-        for part in ("step", "whole", "predict"):
+        for part in ("step", "whole", "predict", "wait"):
             subprocess.run([sys.executable, "-m", "benchmarks.bench_train", *sys.argv[1:], part], check=True)
         return
     rows = []
@@ -295,8 +324,10 @@ def main() -> None:
         rows += time_steps(need_peer("arc-state-0.11.1"), args.rounds, args.steps)
     elif args.which == "whole":
         rows += time_whole(need_peer("arc-state-0.11.1"), max(1, args.rounds // 2), args.seconds)
-    else:
+    elif args.which == "predict":
         rows += measure_memory(4 * args.steps)
+    else:
+        rows += measure_waiting(10 * args.steps)
     sys.stdout.write(f"{save('train', rows, genes=GENES)}\n")
 
 

@@ -41,4 +41,12 @@ want cell-eval-0.6.6 && make_peer cell-eval-0.6.6 3.11 torch==2.13.0 cell-eval==
 want cell-eval2-0.20.0 && make_peer cell-eval2-0.20.0 3.11 torch==2.13.0 cell-eval2==0.20.0 vcc-cli==0.3.0
 want annbatch-0.3.1 && make_peer annbatch-0.3.1 3.12 annbatch==0.3.1 zarrs
 want arc-state-0.11.1 && make_peer arc-state-0.11.1 3.11 torch==2.13.0 arc-state==0.11.1 cell-load==0.10.4
+want scperteval-0.2.0 && make_peer scperteval-0.2.0 3.11 scperteval==0.2.0
+want crispyx-0.2.2 && make_peer crispyx-0.2.2 3.11 crispyx==0.2.2
+want pydeseq2-0.5.4 && make_peer pydeseq2-0.5.4 3.11 pydeseq2==0.5.4
+if want spacetravlr-0.1.21; then # without its dependencies: torch and others are never called by what is timed
+    make_peer spacetravlr-0.1.21 3.11 "numpy<2.3" "pandas==2.3.*" anndata numba tqdm pyarrow scanpy scikit-learn matplotlib seaborn joblib networkx easydict
+    "$base/spacetravlr-0.1.21/bin/python" -m pip install --quiet --no-deps SpaceTravLR==0.1.21
+fi
+want cvxpy-1.6.7 && make_peer cvxpy-1.6.7 3.11 cvxpy==1.6.7 clarabel
 exit 0

@@ -1,7 +1,7 @@
-"""Folds benchmark runs into committed results, writes the README's tables from them, and compares two runs.
+"""Folds benchmark runs into committed results, writes the tables of the documentation from them, and compares two runs.
 
 python -m benchmarks.report fold PYTEST_BENCHMARK.json   # -> results/kernels.json
-python -m benchmarks.report tables                       # README.md, between the markers
+python -m benchmarks.report tables                       # README.md and docs/benchmarks.md
 python -m benchmarks.report compare DIR                  # ratios in DIR against results/: a loss of 20 % fails
 """
 
@@ -72,7 +72,7 @@ def compare(folder: str) -> int:
 
 
 def make_hvg_table() -> str:
-    """The README's table of whole commands."""
+    """Return the table of whole commands."""
     body = json.loads((RESULTS / "hvg.json").read_text())
     lines = [
         "| file (cells × genes) | `vcelltools hvg` | peak | whole scanpy 1.11.5 script | peak | ratio |",
@@ -125,7 +125,7 @@ def make_kolf_projection() -> str:
 
 
 def make_kernel_table() -> str:
-    """The README's table of kernels."""
+    """Return the table of kernels."""
     body = json.loads((RESULTS / "kernels.json").read_text())
     lines = ["| warm, in memory | ours | peer | ratio |", "|---|---|---|---|"]
     for r in body["rows"]:
@@ -135,7 +135,7 @@ def make_kernel_table() -> str:
 
 
 def make_score_table() -> str:
-    """The README's table of scoring."""
+    """Return the table of scoring."""
     body = json.loads((RESULTS / "score.json").read_text())
     lines = ["| scoring, whole commands | ours | peak | official | peak | ratio |", "|---|---|---|---|---|---|"]
     de = []
@@ -184,7 +184,7 @@ def _list_2026(r: dict) -> list[str]:
 
 
 def make_store_table() -> str:
-    """The README's tables of sampling and building."""
+    """Return the table of sampling and building."""
     body = json.loads((RESULTS / "store.json").read_text())
     rows = body["rows"]
     sampling = [r for r in rows if not r["case"].startswith(("building", "memory"))]
@@ -216,7 +216,7 @@ def make_store_table() -> str:
 
 
 def make_train_table() -> str:
-    """The README's table of training speed."""
+    """Return the table of training speed."""
     body = json.loads((RESULTS / "train.json").read_text())
     lines = [
         "| training on this CPU, float32, 2 threads | ours | STATE | ratio (lowest to highest) |",
@@ -244,7 +244,7 @@ def make_train_table() -> str:
 
 
 def make_models_table() -> str:
-    """The README's tables of models on held-out groups."""
+    """Return the table of models on held-out groups."""
     body = json.loads((RESULTS / "models.json").read_text())
     lines: list[str] = []
 
@@ -267,7 +267,48 @@ def make_models_table() -> str:
     return "\n".join(lines[1:])
 
 
+def make_summary() -> str:
+    """Return the README's table: one row for each thing that people ask about, from the committed results."""
+
+    def read(name: str) -> list[dict]:
+        return json.loads((RESULTS / f"{name}.json").read_text())["rows"]
+
+    lines = ["| | vcelltools | peer | ratio |", "|---|---|---|---|"]
+    for r in read("hvg"):
+        if r["case"] in ("csr", "gzip", "dense"):
+            size = f"{r['case']}, {r['cells']:,} × {r['genes']:,}"
+            ours = f"{r['ours_s']:.1f} s, {r['ours_peak_mb']:,} MB"
+            peer = f"scanpy 1.11.5: {r['scanpy_s']:.0f} s, {r['scanpy_peak_mb']:,} MB"
+            lines.append(f"| `hvg`, {size} | {ours} | {peer} | **{r['ratio']:.1f}×** |")
+    for r in read("score"):
+        if "ratio" not in r or r["case"].endswith("both ends"):
+            continue
+        if r["case"].startswith("score26"):
+            what, peer = f"`score`, 2026 rules, {r['size'][1]:,} × {r['size'][2]:,}", "cell-eval2 0.20.0"
+        elif r["case"].startswith("de "):
+            what, peer = f"`de`, {r['size'][0]} perturbations × {r['size'][3]:,} genes, in memory", "illico 0.6.0"
+        else:
+            what = f"`score`, profile {r['case'].split()[-1]}, {r['size'][0]} perturbations × {r['size'][3]:,} genes"
+            peer = "cell-eval 0.8.2"
+        ours, theirs = f"{r['ours_seconds']:.1f} s", f"{peer}: {r['peer_seconds']:.0f} s"
+        lines.append(f"| {what} | {ours} | {theirs} | **{r['ratio']:.1f}×** |")
+    for r in read("store"):
+        if r["case"] in ("vcelltools: runs, warm, fresh arrays", "vcelltools: blocks, cold"):
+            ratios = r["ratios"]
+            name, ratio = next((k, v) for k, v in ratios.items() if k == "annbatch")
+            what = r["case"].removeprefix("vcelltools: ")
+            lines.append(
+                f"| reading a store, {what} | {r['cells_per_s']:,} cells/s | {name} 0.3.1 | **{ratio:.1f}×** |"
+            )
+    for r in read("train"):
+        if r["case"].startswith("from files"):
+            ours, peer = f"{r['ours_cells_per_s']:,} cells/s", f"{r['peer']}: {r['peer_cells_per_s']:,} cells/s"
+            lines.append(f"| training {r['case']} | {ours} | {peer} | **{r['ratio']:.1f}×** |")
+    return "\n".join(lines)
+
+
 TABLES = {
+    "summary": make_summary,
     "models": make_models_table,
     "train": make_train_table,
     "hvg": make_hvg_table,
@@ -276,19 +317,20 @@ TABLES = {
     "score": make_score_table,
     "store": make_store_table,
 }
+PAGES = (ROOT / "README.md", ROOT / "docs" / "benchmarks.md")
 
 
 def write_tables() -> None:
-    """Replace what stands between ``<!-- table: NAME -->`` and ``<!-- end -->`` in the README."""
-    readme = ROOT / "README.md"
-    text = readme.read_text()
-    for name, make in TABLES.items():
-        if (RESULTS / f"{name.replace('kolf', 'hvg')}.json").exists() and f"<!-- table: {name} -->" in text:
+    """Replace what stands between ``<!-- table: NAME -->`` and ``<!-- end -->`` in the README and the docs."""
+    for page in PAGES:
+        text = page.read_text()
+        for name, make in TABLES.items():
             start, end = f"<!-- table: {name} -->\n", "<!-- end -->"
-            before, _, rest = text.partition(start)
-            _, _, after = rest.partition(end)
-            text = f"{before}{start}{make()}\n{end}{after}"
-    readme.write_text(text)
+            if start in text:
+                before, _, rest = text.partition(start)
+                _, _, after = rest.partition(end)
+                text = f"{before}{start}{make()}\n{end}{after}"
+        page.write_text(text)
 
 
 def main() -> None:

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Every benchmark in one go; results go to benchmarks/results, the README's tables are written from them.
+# Every benchmark in one go; results go to benchmarks/results, the tables of README and docs are written from them.
 # ROUNDS (3): runs of each side of a comparison of whole commands. The files take about 60 GB (VCELLTOOLS_BENCH_DATA).
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -17,9 +17,11 @@ done
 for size in 1 2; do
     "$python" -m benchmarks.bench_score --size "$size" --profile full --rounds 1
 done
+"$python" -m benchmarks.bench_calibrated --size 2 --rounds "$rounds"
 for size in 2 3; do
     "$python" -m benchmarks.bench_de --size "$size"
 done
+"$python" -m benchmarks.bench_de_crispyx --rounds "$rounds"
 "$python" -m benchmarks.bench_score26 --rounds "$rounds"
 "$python" -m benchmarks.bench_store
 "$python" -m benchmarks.bench_models simulated --seeds 4

@@ -12,27 +12,38 @@ from vcelltools.cli.options import Force, InFile, Json, Layer, Modality, Quiet, 
 from vcelltools.cli.output import Output
 
 if TYPE_CHECKING:
-    from vcelltools.pipelines.convert import ConvertResult
+    from vcelltools.files.convert import ConvertResult
 
-Out = Annotated[Path, typer.Option("--out", "-o", help="The new h5ad.", show_default=False)]
+Out = Annotated[Path, typer.Option("--out", "-o", help="h5ad file to write.", show_default=False)]
 Layers = Annotated[
-    list[str] | None, typer.Option("--layers", metavar="L", help="Copy this layer too (repeat), or all of them: all.")
+    list[str] | None,
+    typer.Option("--layers", metavar="L", help="Layer to copy as well, or all; may be repeated."),
 ]
-Compression = Annotated[str, typer.Option(help="none, gzip, lzf or zstd.")]
+Compression = Annotated[str, typer.Option(help="Compression: none, gzip, lzf or zstd.")]
 
 
 def convert(
     file: InFile,
     out: Out,
-    layout: Annotated[str | None, typer.Option(help="csr, csc or dense [default: as it is].")] = None,
-    dtype: Annotated[str | None, typer.Option(help="uint8 … int64, float32, float64 [default: as it is].")] = None,
-    index_dtype: Annotated[str | None, typer.Option(help="int32 or int64 [default: as it is].")] = None,
-    compression: Compression = "none",
-    level: Annotated[int | None, typer.Option(help="Of gzip (1 to 12; 4) or zstd (1 to 22; 3).")] = None,
-    chunk_len: Annotated[
-        int | None, typer.Option(min=1, help="Values a chunk, of a dense matrix in whole rows [default: 262144].")
+    layout: Annotated[str | None, typer.Option(help="Layout: csr, csc or dense [default: unchanged].")] = None,
+    dtype: Annotated[
+        str | None,
+        typer.Option(help="Data type of the values: uint8 … int64, float32 or float64 [default: unchanged]."),
     ] = None,
-    contiguous: Annotated[bool, typer.Option("--contiguous", help="No chunks, not compressed.")] = False,
+    index_dtype: Annotated[
+        str | None, typer.Option(help="Data type of the indices: int32 or int64 [default: unchanged].")
+    ] = None,
+    compression: Compression = "none",
+    level: Annotated[
+        int | None, typer.Option(help="Compression level: gzip 1 to 12 [default: 4], zstd 1 to 22 [default: 3].")
+    ] = None,
+    chunk_len: Annotated[
+        int | None,
+        typer.Option(min=1, help="Values per chunk, rounded to whole rows in a dense matrix [default: 262144]."),
+    ] = None,
+    contiguous: Annotated[
+        bool, typer.Option("--contiguous", help="Store the matrix contiguously, without compression.")
+    ] = False,
     modality: Modality = None,
     layer: Layer = None,
     layers: Layers = None,
@@ -42,15 +53,19 @@ def convert(
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
-    """Write an h5mu modality, 10x file, zarr store or h5ad as an h5ad, in the layout you choose.
+    """Convert an h5mu modality, 10x file, zarr store or h5ad to an h5ad, in the layout you choose.
 
-    Streams: memory does not grow with the file. obs, var, obsm, varm and uns are kept; values that a dtype cannot
-    hold are an error, never rounded.
+    The file is streamed, so memory does not grow with it. obs, var, obsm, varm and uns are kept. Values that a dtype
+    cannot hold are an error; they are never rounded.
 
     Example: vcelltools convert atlas.h5mu --modality rna --layout csc --dtype uint16 --out atlas.h5ad
     """
-    options = dict(locals())
-    from vcelltools.pipelines.convert import convert as run
+    options = {
+        "file": file, "out": out, "layout": layout, "dtype": dtype, "index_dtype": index_dtype, "compression":
+        compression, "level": level, "chunk_len": chunk_len, "contiguous": contiguous, "modality": modality, "layer":
+        layer, "layers": layers, "threads": threads, "force": force, "json": json, "quiet": quiet, "verbose": verbose,
+    }  # fmt: skip
+    from vcelltools.files.convert import convert as run
 
     _write(run, options)
 
@@ -58,25 +73,47 @@ def convert(
 def sample(
     file: InFile,
     out: Out,
-    n: Annotated[int | None, typer.Option("--n", "-n", help="So many cells.", show_default=False)] = None,
-    frac: Annotated[float | None, typer.Option("--frac", help="Or: this share.", show_default=False)] = None,
+    n: Annotated[int | None, typer.Option("--n", "-n", help="Number of cells to sample.", show_default=False)] = None,
+    frac: Annotated[
+        float | None, typer.Option("--frac", help="Fraction of cells to sample, instead of -n.", show_default=False)
+    ] = None,
     per_group: Annotated[
-        int | None, typer.Option("--per-group", help="Or: up to so many of every group of --by.", show_default=False)
+        int | None,
+        typer.Option("--per-group", help="Maximum number of cells per --by group, instead of -n.", show_default=False),
     ] = None,
     by: Annotated[
         str | None,
         typer.Option(
-            "--by", metavar="COLUMN", help="obs column: its proportions are kept (-n, --frac), or its groups are meant."
+            "--by",
+            metavar="COLUMN",
+            help="obs column whose proportions are kept (with -n, --frac) or whose groups are sampled (with "
+            "--per-group).",
         ),
     ] = None,
     where: Annotated[
         list[str] | None,
-        typer.Option("--where", metavar="COLUMN=A,B", help="Only cells with these labels (repeat: all must hold)."),
+        typer.Option(
+            "--where",
+            metavar="COLUMN=A,B",
+            help="Keep only cells with these labels; may be repeated, and all conditions must hold.",
+        ),
     ] = None,
     matching: Annotated[
-        Path | None, typer.Option("--matching", metavar="FILE", help="Only cells whose --by label this file has too.")
+        Path | None,
+        typer.Option(
+            "--matching", metavar="FILE", help="Keep only cells whose --by label (and line) also occurs in this file."
+        ),
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of the choice.")] = 0,
+    thin: Annotated[
+        float | None,
+        typer.Option(
+            "--thin",
+            metavar="SHARE",
+            help="Keep each molecule with this chance, for the same cells at a lower depth (counts alone).",
+            show_default=False,
+        ),
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Random seed.")] = 0,
     compression: Compression = "none",
     modality: Modality = None,
     layer: Layer = None,
@@ -87,16 +124,20 @@ def sample(
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
-    """Write some of the cells as an h5ad: by their labels, at random (the same seed chooses the same), or both.
+    """Write a subset of the cells as an h5ad, chosen by label, at random (with a fixed seed), or both.
 
     Example: vcelltools sample atlas.h5mu --per-group 200 --by feature_call --out small.h5ad
 
-    The truth of a prediction, still counts (then: normalize): vcelltools sample screen.h5ad --where batch=3
+    The truth for a prediction, as counts to normalize next: vcelltools sample screen.h5ad --where batch=3
     --by target_gene --matching pred.h5ad --out measured.h5ad
     """
-    options = dict(locals())
-    from vcelltools.pipelines.choose import parse_where
-    from vcelltools.pipelines.convert import sample as run
+    options = {
+        "file": file, "out": out, "n": n, "frac": frac, "per_group": per_group, "by": by, "matching": matching,
+        "thin": thin, "seed": seed, "compression": compression, "modality": modality, "layer": layer,
+        "layers": layers, "threads": threads, "force": force, "json": json, "quiet": quiet, "verbose": verbose,
+    }  # fmt: skip
+    from vcelltools.files.chosen_cells import parse_where
+    from vcelltools.files.convert import sample as run
 
     options["where"] = parse_where(where or [])
 
@@ -104,7 +145,7 @@ def sample(
 
 
 def _write(run: Callable[..., ConvertResult], options: dict[str, Any]) -> None:
-    """Call the pipeline with a command's options and print what it wrote."""
+    """Call the library with a command's options and print what it wrote."""
     output = Output(**{k: options.pop(k) for k in ("json", "quiet", "verbose")})
     r = run(options.pop("file"), **{**options, "layers": options["layers"] or []}, progress=output.progress)
     for n in r.notes:
@@ -112,4 +153,4 @@ def _write(run: Callable[..., ConvertResult], options: dict[str, Any]) -> None:
     output.warn(r.warnings)
     stored = "" if r.nnz is None else f", {r.nnz:,} non-zeros"
     output.result(r.to_json(), f"{r.n_cells:,} cells × {r.n_genes:,} genes{stored}")
-    output.done(f"wrote {r.out} ({r.layout}, {r.dtype}); next: vcelltools inspect {r.out}")
+    output.done(f"wrote {r.out} ({r.layout}, {r.dtype})", ("inspect", r.out))

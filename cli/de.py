@@ -13,25 +13,70 @@ from vcelltools.cli.output import Output
 
 def de(
     file: InFile,
-    out: Annotated[Path, typer.Option("--out", "-o", help="de.parquet, or a .csv.")] = Path("de.parquet"),
-    test: Annotated[str, typer.Option("--test", help="wilcoxon or nb.")] = "wilcoxon",
-    pert_col: Annotated[str, typer.Option("--pert-col", metavar="C", help="obs column.")] = "target_gene",
-    control: Annotated[str, typer.Option("--control", metavar="LABEL", help="The control's label.")] = "non-targeting",
+    out: Annotated[Path, typer.Option("--out", "-o", help="Table to write: .parquet or .csv.")] = Path("de.parquet"),
+    test: Annotated[
+        str | None,
+        typer.Option(
+            "--test",
+            help="Test: wilcoxon, nb or welch [default: nb with --replicate-col, else welch with --covariates, else "
+            "wilcoxon].",
+        ),
+    ] = None,
+    pert_col: Annotated[
+        str, typer.Option("--pert-col", metavar="C", help="obs column of the perturbation.")
+    ] = "target_gene",
+    control: Annotated[
+        str, typer.Option("--control", metavar="LABEL", help="Label of the controls.")
+    ] = "non-targeting",
+    reference: Annotated[
+        str,
+        typer.Option("--reference", help="Compare with the controls (control) or all other perturbed cells (rest)."),
+    ] = "control",
+    context_col: Annotated[
+        str | None,
+        typer.Option(
+            "--context-col",
+            "--group-by",
+            metavar="C",
+            help="obs column of cell lines or other contexts, each of which is compared with its own controls.",
+        ),
+    ] = None,
+    stratify: Annotated[
+        str | None,
+        typer.Option(
+            "--stratify", metavar="C", help="wilcoxon: compare within the groups of an obs column, such as batches."
+        ),
+    ] = None,
+    covariates: Annotated[
+        str,
+        typer.Option(
+            "--covariates", metavar="A,B", help="obs columns of labels, such as donor and lane, to correct for."
+        ),
+    ] = "",
+    replicate_col: Annotated[
+        str | None,
+        typer.Option(
+            "--replicate-col", metavar="C", help="nb: obs column of the replicates, which are the unit of the test."
+        ),
+    ] = None,
     keep: Annotated[
-        str | None, typer.Option("--keep", metavar="C", help="obs column of booleans: the cells to use.")
+        str | None, typer.Option("--keep", metavar="C", help="Boolean obs column that selects the cells to use.")
     ] = None,
     epsilon: Annotated[
-        float, typer.Option(min=0, help="Added to both means of a fold change, in counts per ten thousand.")
+        float, typer.Option(min=0, help="Pseudocount added to both means of a fold change, in counts per 10,000.")
     ] = 1e-9,
     min_cpm: Annotated[
         float | None,
-        typer.Option(min=0, metavar="T", help="Genes at most this CPM in both groups leave before the adjustment."),
+        typer.Option(
+            min=0, metavar="T", help="Exclude genes with at most this CPM in both groups before the p-value adjustment."
+        ),
     ] = None,
     continuity: Annotated[
-        bool, typer.Option("--continuity/--no-continuity", help="wilcoxon: continuity correction.")
+        bool, typer.Option("--continuity/--no-continuity", help="wilcoxon: apply the continuity correction.")
     ] = True,
     exact: Annotated[
-        bool, typer.Option("--exact", help="wilcoxon: exact p where a side has at most 8 cells and nothing is tied.")
+        bool,
+        typer.Option("--exact", help="wilcoxon: compute exact p-values for samples of at most 8 cells without ties."),
     ] = False,
     modality: Modality = None,
     layer: Layer = None,
@@ -41,35 +86,43 @@ def de(
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
-    """Test every perturbation against the controls, all genes at once, in one pass.
+    """Test every perturbation against the controls, for all genes, in one pass.
 
-    wilcoxon is the Mann-Whitney U test on log1p CP10K; nb a negative binomial on counts, by the method of moments.
+    wilcoxon is the Mann-Whitney U test on log1p CP10K values. nb is a negative-binomial test on counts, fitted by the
+    method of moments. welch tests means of log1p CP10K values, with covariates fitted on the controls alone. Cells are
+    not replicates: --replicate-col makes replicates the unit of the test.
 
     Example: vcelltools de atlas.h5ad --pert-col perturbation --control non-targeting --out de.parquet
     """
     from vcelltools.cli.start import start
 
     start(file)
-    from vcelltools.io.atomic import check_output
-    from vcelltools.pipelines.de import check_name
-    from vcelltools.pipelines.de import de as compute
+    from vcelltools.differential.de import check_name
+    from vcelltools.differential.de import de as compute
+    from vcelltools.io.write.guard import Target, get_kind, guard_outputs
 
     o = Output(json=json, quiet=quiet, verbose=verbose)
-    check_output(out, force=force, sources=[file])
+    guard_outputs([Target(out, get_kind(out))], reads=[file], force=force)
     check_name(out)
-    if test == "nb":
-        refuse({"--exact": exact, "--no-continuity": not continuity}, "--test nb")
+    columns = [c.strip() for c in covariates.split(",") if c.strip()]
+    if test is None:
+        test = "nb" if replicate_col is not None else "welch" if columns else "wilcoxon"
+    if test in ("nb", "welch"):
+        refuse({"--exact": exact, "--no-continuity": not continuity}, f"--test {test}")
     result = compute(
-        file, test=test, pert_col=pert_col, control=control, keep=keep, epsilon=epsilon, min_cpm=min_cpm,
-        continuity=continuity, exact=exact, modality=modality, layer=layer, threads=threads, progress=o.progress,
+        file, test=test, pert_col=pert_col, control=control, reference=reference, context_col=context_col,
+        stratify=stratify, covariates=columns, replicate_col=replicate_col, keep=keep, epsilon=epsilon,
+        min_cpm=min_cpm, continuity=continuity, exact=exact, modality=modality, layer=layer, threads=threads,
+        progress=o.progress,
     )  # fmt: skip
     result.write(out, force=force)
     for n in result.notes:
         o.note(n)
-    found = sorted(result.significant().items(), key=lambda kv: -kv[1])
-    o.table(["perturbation", "genes with FDR < 0.05"], [list(kv) for kv in found])
+    found = result.count_significant()
+    head = ["perturbation", "genes with FDR < 0.05"]
+    o.table(head if context_col is None else ["context", *head], found)
     o.result({**result.to_json(), "out": str(out)})
     o.done(
         f"wrote {out}: {len(found):,} perturbations × {len(result.genes):,} genes "
-        f"against {result.n_controls:,} controls"
+        f"against {'the other perturbed cells' if reference == 'rest' else f'{result.n_controls:,} controls'}"
     )

@@ -9,9 +9,13 @@ import typer
 
 from vcelltools.cli.options import Json, Quiet, Verbose
 
-Dir = Annotated[Path, typer.Option("--dir", metavar="D", help="The demo's folder.")]
-Quick = Annotated[bool, typer.Option("--quick", help="Tiny data: shows the commands, not what a model can learn.")]
-Again = Annotated[bool, typer.Option("--force", help="Run every step again, over what is there.")]
+Dir = Annotated[Path, typer.Option("--dir", metavar="D", help="Folder to write the demo to.")]
+Quick = Annotated[
+    bool, typer.Option("--quick", help="Use tiny data, which shows the commands but not what a model can learn.")
+]
+Again = Annotated[
+    bool, typer.Option("--force", help="Run every step again, and replace the results of an earlier demo.")
+]
 
 
 def demo(
@@ -22,11 +26,11 @@ def demo(
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
-    """Walk the whole road on simulated data, minutes on two cores, ending in report.html.
+    """Run the whole workflow on simulated data, in minutes on two cores, and write report.html.
 
-    Three simulated laboratories; a model is trained on two of them and predicts the third, whose perturbed cells it
-    has never seen; the prediction is scored. Every step is a public command, shown as it runs. Run again, the demo
-    skips the steps whose outputs are whole.
+    The demo simulates three laboratories. A model is trained on two of them and predicts the third, whose perturbed
+    cells it has never seen; then the prediction is scored. Every step is a public command, printed as it runs. A second
+    run skips the steps whose outputs are complete.
 
     Example: vcelltools demo --dir demo
     """
@@ -34,9 +38,9 @@ def demo(
 
     from vcelltools.cli.output import Output
     from vcelltools.cli.render_demo import show_demo
-    from vcelltools.pipelines.demo import run_demo
+    from vcelltools.project.demo import run_demo
 
     o = Output(json=json, quiet=quiet, verbose=verbose)
-    to = sys.stderr if json else None  # with --json stdout holds one object: the demo's own
+    to = sys.stderr if json else None  # with --json, stdout holds a single object, which belongs to the demo
     result = run_demo(dir, quick=quick, force=force, say=o.note, output=to, quiet=quiet, verbose=verbose)
     show_demo(o, result)

@@ -1,13 +1,16 @@
-"""How every command's help looks: which arguments may repeat, what a value is, which values are allowed."""
+"""Format the help of every command: repeatable arguments, kinds of value, allowed values."""
 
 from __future__ import annotations
 
 import re
+import time
 from typing import Any
 
 from typer.core import TyperArgument, TyperCommand
 
-# a value's kind, as the versions of typer write it -> one letter or word
+from vcelltools.errors import check_number, speak_flags
+
+# the kind of a value, as different versions of typer write it -> one letter or word
 _KINDS = {"int": "N", "integer": "N", "float": "X", "path": "PATH", "str": "NAME", "text": "NAME"}
 _KIND = re.compile(
     r"(?<= )(?:<(?:list\[)?(int|float|path|str)(?: range|\])?>|(INTEGER|FLOAT|PATH|TEXT)(?: RANGE)?)$", re.IGNORECASE
@@ -15,13 +18,30 @@ _KIND = re.compile(
 
 
 class Command(TyperCommand):
-    """A command whose usage line and options read alike, whatever the version of typer."""
+    """A command whose help looks the same with every version of typer."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         for p in self.params:
             if hasattr(p.type, "readable"):
-                p.type.readable = False  # who opens a file says that it may not, with the exit code for that
+                p.type.readable = False  # the reader reports an unreadable file, with the right exit code
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command; messages of the library name the option in place of the argument."""
+        speak_flags({p.name: max(p.opts, key=len) for p in self.params if p.name and p.opts[0].startswith("-")})
+        for p in self.params:
+            values = ctx.params.get(p.name)
+            for value in values if isinstance(values, list | tuple) else [values]:
+                if isinstance(value, int | float) and not isinstance(value, bool):
+                    check_number(str(p.name), value)
+        began = time.monotonic()
+        try:
+            result = super().invoke(ctx)
+        except EOFError as e:  # typer would take it for the end of the user's input and report "interrupted"
+            raise RuntimeError("a file or a pipe ended too early") from e
+        if ctx.params.get("verbose") and not ctx.params.get("quiet"):
+            say_cost(time.monotonic() - began)
+        return result
 
     def collect_usage_pieces(self, ctx: Any) -> list[str]:
         """Return ``[OPTIONS] FILE... [STORE]...``."""
@@ -33,7 +53,7 @@ class Command(TyperCommand):
         return out
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
-        """Write the arguments and the options; ranges in words."""
+        """Write the arguments and the options, with ranges in words."""
         arguments, options = [], []
         for p in self.get_params(ctx):
             record = p.get_help_record(ctx)
@@ -50,12 +70,22 @@ class Command(TyperCommand):
                     formatter.write_dl(rows)
 
 
+def say_cost(seconds: float) -> None:
+    """Print the time and memory of a command on stderr, for ``--verbose``."""
+    import sys
+
+    from vcelltools.runtime.memory import peak_memory
+    from vcelltools.version import __version__
+
+    sys.stderr.write(f"vcelltools {__version__}: {seconds:.2f} s, peak memory {peak_memory() / 1e9:.2f} GB\n")
+
+
 def _say_kind(found: re.Match[str]) -> str:
     return _KINDS[(found.group(1) or found.group(2)).lower()]
 
 
 def say_range(text: str) -> str:
-    """Say a range of the parser's in words."""
+    """Rewrite the parser's notation for a range in words."""
     text = re.sub(r"([\d.e-]+)<=x<=([\d.e-]+)", r"\1 to \2", text)
     text = text.replace("is not in the range x>=", "is not x>=")
     text = text.replace("Input should be greater than or equal to", "it is not at least")

@@ -9,20 +9,25 @@ import typer
 
 from vcelltools.cli.options import Json, Quiet, Threads, Verbose
 
-Vcc = Annotated[Path, typer.Argument(metavar="SUBMISSION.vcc", show_default=False, help="What prep wrote.")]
-Genes = Annotated[Path | None, typer.Option("--genes", "-g", help="The challenge's genes in order (CSV).")]
+Vcc = Annotated[Path, typer.Argument(metavar="SUBMISSION.vcc", show_default=False, help=".vcc file to check.")]
+Genes = Annotated[Path | None, typer.Option("--genes", "-g", help="CSV of the challenge's genes, in order.")]
 Perturbations = Annotated[
-    Path | None, typer.Option("--perturbations", "--perts", metavar="CSV", help="2026: pert_counts.csv.")
+    Path | None, typer.Option("--perturbations", "--perts", metavar="CSV", help="2026: the file pert_counts.csv.")
 ]
 Contexts = Annotated[
-    str | None, typer.Option("--contexts", metavar="A,B,C", help="2026: the contexts it must hold [default: its own].")
+    str | None,
+    typer.Option(
+        "--contexts", metavar="A,B,C", help="2026: contexts that the file must hold [default: those that it has]."
+    ),
 ]
 CellsPer = Annotated[
-    int | None, typer.Option("--cells-per-perturbation", min=1, help="2026: cells of each perturbation [default: 400].")
+    int | None, typer.Option("--cells-per-perturbation", min=1, help="2026: cells per perturbation [default: 400].")
 ]
-Control = Annotated[str, typer.Option("--control", metavar="LABEL", help="The control's label.")]
-Day = Annotated[str | None, typer.Option("--date", metavar="YYYY-MM-DD", help="2025: rules of this day.")]
-MaxBytes = Annotated[int | None, typer.Option("--max-bytes", min=1, help="Most bytes it may unpack to.")]
+Control = Annotated[str, typer.Option("--control", metavar="LABEL", help="Label of the controls.")]
+Day = Annotated[str | None, typer.Option("--date", metavar="YYYY-MM-DD", help="2025: date on which the rules applied.")]
+MaxBytes = Annotated[
+    int | None, typer.Option("--max-bytes", min=1, help="Maximum size of the unpacked file, in bytes.")
+]
 
 
 def lint(
@@ -39,12 +44,12 @@ def lint(
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
-    """Check a .vcc: the archive, its members, and the prediction inside. Exit code 3 where something is wrong.
+    """Check a .vcc: the archive, its members and the prediction inside. The exit code is 3 if anything is wrong.
 
     Example: vcelltools lint submission.vcc --genes gene_names.csv
     """
+    from vcelltools.challenge import vcc
     from vcelltools.cli.output import Output
-    from vcelltools.pipelines import vcc
 
     output = Output(json=json, quiet=quiet, verbose=verbose)
     result = vcc.lint(
@@ -53,7 +58,7 @@ def lint(
         threads=threads, progress=output.progress,
     )  # fmt: skip
     output.warn(result.warnings)
-    output.result(result.to_json(), "\n".join([f"problem: {p}" for p in result.problems] or ["no problem found"]))
+    output.result(result.to_json(), *([f"problem: {p}" for p in result.problems] or ["no problem found"]))
     output.done(f"{path}: {'good' if result.ok else _count(len(result.problems))} ({result.rules} rules)")
     if not result.ok:
         raise typer.Exit(3)

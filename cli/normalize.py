@@ -13,15 +13,18 @@ from vcelltools.cli.output import Output
 
 def normalize(
     file: InFile,
-    out: Annotated[Path, typer.Option("--out", "-o", help="The new h5ad.", show_default=False)],
-    target_sum: Annotated[str, typer.Option(metavar="X", help="Counts a cell, or median.")] = "10000",
-    log: Annotated[bool, typer.Option("--log/--no-log", help="Take log1p.")] = True,
-    base: Annotated[float | None, typer.Option(help="Of the logarithm [default: e].", show_default=False)] = None,
+    out: Annotated[Path, typer.Option("--out", "-o", help="h5ad file to write.", show_default=False)],
+    target_sum: Annotated[str, typer.Option(metavar="X", help="Target sum of counts per cell, or median.")] = "10000",
+    log: Annotated[bool, typer.Option("--log/--no-log", help="Apply log1p.")] = True,
+    base: Annotated[float | None, typer.Option(help="Base of the logarithm [default: e].", show_default=False)] = None,
     library_size: Annotated[
-        str | None, typer.Option(metavar="COLUMN", help="obs column with library sizes [default: counted].")
+        str | None,
+        typer.Option(metavar="COLUMN", help="obs column with the library sizes [default: the row sums of the matrix]."),
     ] = None,
-    keep_counts: Annotated[bool, typer.Option("--keep-counts", help="Keep the counts as the layer counts.")] = False,
-    compression: Annotated[str, typer.Option(help="none, gzip, lzf or zstd.")] = "none",
+    keep_counts: Annotated[
+        bool, typer.Option("--keep-counts", help="Keep the counts in a layer named counts.")
+    ] = False,
+    compression: Annotated[str, typer.Option(help="Compression: none, gzip, lzf or zstd.")] = "none",
     modality: Modality = None,
     layer: Layer = None,
     threads: Threads = None,
@@ -30,26 +33,29 @@ def normalize(
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
-    """Scale every cell to 10,000 counts, take log1p, write an h5ad.
+    """Scale every cell to 10,000 counts, apply log1p and write an h5ad.
 
-    Equal to scanpy's normalize_total and log1p, in memory that does not grow with the file. The layout stays
-    (CSR, CSC, dense); values become float32.
+    The result equals scanpy's normalize_total and log1p, in memory that does not grow with the file. The layout
+    (CSR, CSC or dense) is kept, and values become float32.
 
     Example: vcelltools normalize atlas.h5mu --modality rna --out atlas.log1p.h5ad
     """
-    arguments = {k: v for k, v in locals().items() if k not in ("json", "quiet", "verbose", "file", "target_sum")}
+    from vcelltools.cli.hints import find_comparing
     from vcelltools.cli.start import start
 
     start(file)
-    from vcelltools.pipelines.normalize import normalize as run
-    from vcelltools.pipelines.normalize import parse_target_sum
+    from vcelltools.files.normalize import normalize as run
+    from vcelltools.files.normalize import parse_target_sum
 
     output = Output(json=json, quiet=quiet, verbose=verbose)
-    r = run(file, target_sum=parse_target_sum(target_sum), progress=output.progress, **arguments)
+    r = run(
+        file, target_sum=parse_target_sum(target_sum), progress=output.progress,
+        out=out, log=log, base=base, library_size=library_size, keep_counts=keep_counts, compression=compression,
+        modality=modality, layer=layer, threads=threads, force=force,
+    )  # fmt: skip
     for n in r.notes:
         output.note(n)
     output.warn(r.warnings)
     output.result(r.to_json(), f"{r.n_cells:,} cells × {r.n_genes:,} genes, {r.n_empty:,} cells without counts")
-    output.done(
-        f"wrote {r.out} ({r.layout}, float32, {r.target_sum:g} a cell); next: vcelltools score PRED --truth {r.out}"
-    )
+    text = f"wrote {r.out} ({r.layout}, float32, {r.target_sum:g} counts per cell); score takes it as --truth"
+    output.done(text, find_comparing(r.out) if log else ("inspect", r.out))

@@ -1,4 +1,4 @@
-"""The options that every command shares, spelt and explained once."""
+"""Define the options that commands share."""
 
 from __future__ import annotations
 
@@ -8,42 +8,59 @@ from typing import Annotated
 import typer
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object to stdout instead of text.")]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no notes on stderr.")]
-Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="More detail on stderr.")]
-Force = Annotated[bool, typer.Option("--force", help="Overwrite an existing output.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Hide progress and notes on stderr.")]
+Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Print details, time and memory on stderr.")]
+Force = Annotated[bool, typer.Option("--force", help="Overwrite an existing output of the same kind.")]
 Threads = Annotated[
     int | None,
     typer.Option(
         "--threads",
         min=1,
-        help="Worker threads, 64 at most [default: VCELLTOOLS_THREADS, or the usable cores].",
+        help="Number of worker threads, at most 64 [default: VCELLTOOLS_THREADS, or the usable cores].",
         show_default=False,
     ),
 ]
 Modality = Annotated[
     str | None,
-    typer.Option("--modality", metavar="M", help="Modality of an h5mu [default: the one that holds the counts]."),
+    typer.Option("--modality", metavar="M", help="Modality of an h5mu file [default: the one that holds the counts]."),
 ]
-Layer = Annotated[str | None, typer.Option("--layer", metavar="L", help="X, raw, or a layer's name [default: X].")]
+Layer = Annotated[
+    str | None,
+    typer.Option("--layer", metavar="L", help="Matrix to read: X, raw, or the name of a layer [default: X]."),
+]
 InFile = Annotated[
     Path,
-    typer.Argument(metavar="FILE", show_default=False, help="h5ad, h5mu, 10x h5, 10x mtx folder or zarr store."),
+    typer.Argument(
+        metavar="FILE",
+        show_default=False,
+        help="Input file: h5ad, h5mu, 10x h5, loom, CSV or TSV; or a 10x mtx folder or zarr store.",
+    ),
 ]
 
+GeneTable = Annotated[
+    Path | None,
+    typer.Option(
+        "--gene-table", "--aliases", metavar="F", show_default=False,
+        help="Names of genes: GTF, GFF3, HGNC's complete set, NCBI's gene_info or gene2ensembl, features.tsv, a "
+        "BioMart export, or two columns (alias, and symbol or id); basis and build-store default to the setting "
+        "aliases in vcelltools.toml.",
+    ),
+]  # fmt: skip
 
-def refuse(given: dict[str, object], what: str, *, hint: str = "leave one of the two out") -> None:
-    """Raise a :class:`UsageError` where an option was given that does nothing with ``what``."""
+
+def refuse(given: dict[str, object], what: str, *, without: bool = False, hint: str = "remove one of the two") -> None:
+    """Raise a :class:`UsageError` if an option was given that has no effect with (or ``without``) ``what``."""
     from vcelltools.errors import UsageError
 
     names = [k for k, v in given.items() if v]
     if names:
-        raise UsageError(f"{', '.join(names)}: not with {what}", hint=hint)
+        raise UsageError(f"{', '.join(names)} cannot be used {'without' if without else 'with'} {what}", hint=hint)
 
 
 def refuse_same(first: tuple[str, Path | None], second: tuple[str, Path | None]) -> None:
-    """Raise a :class:`UsageError` where two outputs have one name."""
+    """Raise a :class:`UsageError` if two outputs have the same name."""
     from vcelltools.errors import UsageError
 
     (a, one), (b, other) = first, second
     if one is not None and other is not None and one.absolute() == other.absolute():
-        raise UsageError(f"{a} and {b} are both {one}", hint="choose two names")
+        raise UsageError(f"{a} and {b} are both {one}", hint="choose different names")

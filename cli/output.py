@@ -1,21 +1,24 @@
-"""What a command prints: results to stdout; progress, notes, errors and the closing line to stderr."""
+"""Print results to stdout, and progress, notes, errors and the closing line to stderr."""
 
 from __future__ import annotations
 
+import shlex
 import sys
 import threading
 import time
+from collections.abc import Collection, Sequence
 from itertools import zip_longest
 from typing import Any
 
-from vcelltools.progress import SILENT, Progress
+from vcelltools.names import show
+from vcelltools.runtime.progress import SILENT, Progress
 
 _PLAIN_SECONDS = 5.0
 _SCALES = {"bytes": (1e9, "GB"), "cells": (1e3, "k cells"), "non-zeros": (1e6, "M non-zeros")}
 
 
 class Output:
-    """One command's output settings, from ``--json``, ``-q`` and ``-v``."""
+    """The output of one command, as ``--json``, ``-q`` and ``-v`` set it."""
 
     def __init__(self, *, json: bool = False, quiet: bool = False, verbose: bool = False) -> None:
         self.json, self.quiet, self.verbose = json, quiet, verbose
@@ -23,7 +26,7 @@ class Output:
 
     @property
     def progress(self) -> Progress:
-        """Bars on a terminal, a plain line every few seconds elsewhere, nothing with ``-q``."""
+        """A bar on a terminal, a plain line every few seconds elsewhere, and nothing with ``-q``."""
         if self._progress is None:
             if self.quiet:
                 self._progress = SILENT
@@ -33,23 +36,33 @@ class Output:
                 self._progress = _PlainProgress()
         return self._progress
 
-    def result(self, obj: dict[str, Any], text: str = "") -> None:
-        """Print the result: one JSON object with ``--json``, else ``text``."""
+    def result(self, obj: dict[str, Any], *lines: str) -> None:
+        """Print the result: one JSON object with ``--json``, otherwise ``lines``."""
         if self.json:
-            from vcelltools.io.atomic import dump_json
+            from vcelltools.io.write.atomic import dump_json
 
             sys.stdout.write(dump_json(obj) + "\n")
-        elif text:
-            sys.stdout.write(text + "\n")
+        else:
+            sys.stdout.write("".join(f"{show(line)}\n" for line in lines))
         sys.stdout.flush()
 
-    def table(self, columns: list[str], rows: list[list[Any]], *, title: str = "", left: bool = False) -> None:
-        """Print a table to stdout (``left``: of text, not numbers), unless ``--json`` was asked for.
+    def table(
+        self,
+        columns: list[str],
+        rows: list[list[Any]],
+        *,
+        title: str = "",
+        left: bool = False,
+        grey: Collection[int] = (),
+    ) -> None:
+        """Print a table to stdout, unless ``--json`` was given (``left``: the cells are text, not numbers).
 
-        A terminal gets folded cells; anything else gets one line a row, and is spared loading what folds them.
+        On a terminal, cells are folded and the rows whose numbers are in ``grey`` are dimmed. Otherwise each row is
+        one line, and rich is not loaded.
         """
         if self.json:
             return
+        columns = [_cell(c) if c[:1] != "\n" else f"\n{_cell(c[1:])}" for c in columns]
         cells = [[_cell(v) for v in row] for row in rows]
         if not sys.stdout.isatty():
             sys.stdout.write((f"{title}\n" if title else "") + _align(columns, cells, left=left))
@@ -60,39 +73,43 @@ class Output:
         table = Table(title=title or None, title_justify="left", box=None, pad_edge=False, header_style="bold")
         for i, c in enumerate(columns):
             table.add_column(c, justify="left" if left or i == 0 else "right", overflow="fold")
-        for row in cells:
-            table.add_row(*row)
+        for i, row in enumerate(cells):
+            table.add_row(*row, style="dim" if i in grey else None)
         Console(file=sys.stdout, highlight=False, markup=False).print(table)
 
-    def note(self, text: str) -> None:
-        """Say one line on stderr (not with ``-q``)."""
-        if not self.quiet:
-            self.progress.note(text)
+    def note(self, *lines: str) -> None:
+        """Print each line on stderr, unless ``-q`` was given."""
+        for line in lines if not self.quiet else ():
+            self.progress.note(line)
 
     def error(self, text: str) -> None:
-        """Say an error that does not end the command, on stderr, with ``-q`` too."""
+        """Print an error that does not end the command on stderr, even with ``-q``."""
         if self.quiet:
-            sys.stderr.write(f"error: {text}\n")
+            sys.stderr.write(f"error: {show(text)}\n")
         else:
             self.progress.note(f"error: {text}")
 
     def detail(self, text: str) -> None:
-        """Say one line on stderr with ``-v`` alone."""
+        """Print one line on stderr if ``-v`` was given."""
         if self.verbose:
             self.note(text)
 
     def warn(self, warnings: list[str] | tuple[str, ...]) -> None:
-        """Say each warning on stderr."""
+        """Print each warning on stderr."""
         for w in warnings:
             self.note(f"warning: {w}")
 
-    def done(self, text: str) -> None:
-        """Close with one line: what was written, where, and what to do next."""
-        self.note(text)
+    def done(self, text: str, then: Sequence[object] = ()) -> None:
+        """Print the closing line: what was written, where, and the next command.
+
+        The next command runs as printed, on the files that this one leaves.
+        """
+        command = shlex.join(["vcelltools", *map(str, then)])
+        self.note(f"{text}; next: {command}" if then else text)
 
 
 def _align(columns: list[str], rows: list[list[str]], *, left: bool) -> str:
-    """Return the table's lines, two spaces between columns, numbers to the right; a cell may hold several lines."""
+    """Return the table as text, with numbers aligned right; a cell may hold several lines."""
     table = [[cell.split("\n") for cell in row] for row in (columns, *rows)]
     widths = [max(len(part) for row in table for part in row[i]) for i in range(len(columns))]
     out = []
@@ -115,7 +132,7 @@ def _cell(v: Any) -> str:
         return "–" if v != v else f"{v:.4g}"
     if isinstance(v, int):
         return f"{v:,}"
-    return str(v)
+    return show(v)
 
 
 def _scale(unit: str) -> tuple[float, str]:
@@ -123,7 +140,7 @@ def _scale(unit: str) -> tuple[float, str]:
 
 
 class _PlainProgress:
-    """A line every few seconds; the first one only once the work has taken that long."""
+    """Print a line every few seconds; short work prints none."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -135,7 +152,7 @@ class _PlainProgress:
 
     def start(self, phase: str, total: float, unit: str) -> None:
         with self._lock:
-            self._reset(phase, total, unit)
+            self._reset(show(phase), total, unit)
 
     def advance(self, n: float) -> None:
         with self._lock:
@@ -147,7 +164,7 @@ class _PlainProgress:
             by, name = _scale(self._unit)
             rate = self._done / (now - self._began)
             left = (self._total - self._done) / rate if rate else 0.0
-            digits = 0 if by == 1.0 else 1  # steps and files are whole
+            digits = 0 if by == 1.0 else 1  # steps and files are integers
             line = (
                 f"{self._phase}: {self._done / by:,.{digits}f} of {self._total / by:,.{digits}f} {name}, "
                 f"{rate / by:,.2f} {name}/s, {max(left, 0):,.0f} s left\n"
@@ -156,7 +173,7 @@ class _PlainProgress:
         sys.stderr.flush()
 
     def note(self, text: str) -> None:
-        sys.stderr.write(text + "\n")
+        sys.stderr.write(f"{show(text)}\n")
         sys.stderr.flush()
 
     def finish(self) -> None:
@@ -164,7 +181,7 @@ class _PlainProgress:
 
 
 class _BarProgress:
-    """A rich bar with speed and time left."""
+    """A rich progress bar with speed and time left."""
 
     def __init__(self) -> None:
         from rich.console import Console
@@ -180,7 +197,7 @@ class _BarProgress:
         self.finish()
         self._by, name = _scale(unit)
         self._bar = Progress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             TextColumn("{task.percentage:>3.0f}%"),
             TextColumn("{task.fields[rate]}"),
@@ -190,7 +207,7 @@ class _BarProgress:
         )
         self._name, self._began, self._done = name, time.monotonic(), 0.0
         self._bar.start()
-        self._task = self._bar.add_task(phase, total=max(total, 1e-9) / self._by, rate="")
+        self._task = self._bar.add_task(show(phase), total=max(total, 1e-9) / self._by, rate="")
 
     def advance(self, n: float) -> None:
         if self._bar is not None:
@@ -199,7 +216,7 @@ class _BarProgress:
             self._bar.update(self._task, advance=n / self._by, rate=f"{rate:,.2f} {self._name}/s")
 
     def note(self, text: str) -> None:
-        self._console.print(text, soft_wrap=True)
+        self._console.print(show(text), soft_wrap=True)
 
     def finish(self) -> None:
         if self._bar is not None:

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from vcelltools.cli.hints import find_scoring
 from vcelltools.cli.options import Force, Json, Quiet, Verbose
 from vcelltools.cli.output import Output
 
@@ -14,64 +15,98 @@ Opt = typer.Option
 
 
 def predict(
-    run: Annotated[Path, Opt("--run", help="The folder that train wrote.", show_default=False)],
-    out: Annotated[Path, Opt("--out", "-o", help="The prediction, an h5ad.", show_default=False)],
+    run: Annotated[Path, Opt("--run", help="Folder of the run, written by train.", show_default=False)],
+    out: Annotated[Path, Opt("--out", "-o", help="h5ad file to write.", show_default=False)],
     perturbations: Annotated[
-        Path | None, Opt(help="CSV: target_gene, n_cells, context [default: what was held out].", show_default=False)
+        Path | None,
+        Opt(
+            help="CSV of the perturbations to predict: target_gene, n_cells, context [default: the held-out groups].",
+            show_default=False,
+        ),
     ] = None,
-    line: Annotated[
+    lines: Annotated[
         list[str] | None,
         Opt(
             "--line",
-            help="A cell line to predict in; may be repeated, of one store [default: those with held-out groups].",
+            help="Cell line to predict in, STORE.LINE or LINE; may be repeated within one store "
+            "[default: lines with held-out groups].",
         ),
     ] = None,
     cells: Annotated[
-        int | None, Opt(min=1, help="Cells a perturbation, where no CSV says so [default: as held out; of a CSV 400].")
+        int | None,
+        Opt(
+            min=1,
+            help="Cells per perturbation if the CSV gives none [default: as many as are held out, or 400 with a CSV].",
+        ),
     ] = None,
     rules: Annotated[
         int | None,
-        Opt(help="2025: log1p with controls. 2026: counts, no controls. Checked [default: as 2025, unchecked]."),
+        Opt(
+            help="Challenge rules to follow and check: 2025 (log1p with controls) or 2026 (counts without) "
+            "[default: as 2025, unchecked]."
+        ),
     ] = None,
-    genes: Annotated[Path | None, Opt(help="The genes wanted, in order (CSV) [default: the source's].")] = None,
-    source: Annotated[Path | None, Opt(help="The file behind the store, where it moved.", show_default=False)] = None,
-    basis_only: Annotated[bool, Opt("--basis-only", help="The basis genes alone.")] = False,
+    genes: Annotated[
+        Path | None, Opt(help="CSV of the genes to write, in order [default: genes of the source file].")
+    ] = None,
+    source: Annotated[Path | None, Opt(help="Source file of the store, if it was moved.", show_default=False)] = None,
+    basis_only: Annotated[bool, Opt("--basis-only", help="Predict only the basis genes.")] = False,
     pert_col: Annotated[
-        str | None, Opt(metavar="C", help="obs column of the labels [default: as score's, target_gene].")
+        str | None, Opt(metavar="C", help="obs column for the labels [default: as in [score], or target_gene].")
     ] = None,
     control: Annotated[
-        str | None, Opt(help="Label of the controls [default: the store's; by rules non-targeting].")
+        str | None, Opt(help="Label of the controls [default: as in the store; non-targeting with --rules].")
     ] = None,
-    seed: Annotated[int, Opt(min=0, help="Of the control cells that are moved.")] = 0,
+    emission: Annotated[
+        str,
+        Opt(
+            help="How an effect becomes cells: resampled controls that are moved, counts (negative binomial), or "
+            "pseudobulk (one profile repeated)."
+        ),
+    ] = "resampled",
+    fit_emission: Annotated[
+        bool,
+        Opt("--fit-emission/--no-fit-emission", help="Reduce effects that do not stand out below what a test detects."),
+    ] = True,
+    seed: Annotated[int, Opt(min=0, help="Random seed for choosing control cells.")] = 0,
     force: Force = False,
     json: Json = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
-    """Predict cells with a trained run, streamed to an h5ad in bounded memory.
+    """Predict cells with a trained run, and stream them to an h5ad in bounded memory.
 
-    Cells are control cells of the line, moved by the predicted effect. Genes outside the basis move by what the
-    perturbation did to them in training, else they stay the control cells' own. But for the 2026 rules, up to 2,000 of
-    the line's controls go with them.
+    Predicted cells are control cells of the line, shifted by the predicted effect. Genes outside the basis shift by
+    their effect in the training data where it is known, and otherwise keep the values of the control cells. Except
+    under the 2026 rules, up to 2,000 control cells of the line are written too.
 
     Example: vcelltools predict --run runs/rn --out pred.h5ad --rules 2025 --perturbations pert_counts.csv
     """
-    options = {k: v for k, v in locals().items() if k not in ("line", "json", "quiet", "verbose")}
     from vcelltools.model.mesh import choose_platform
-    from vcelltools.pipelines.predict import predict as predict_run
+    from vcelltools.prediction.predict import predict as predict_run
 
-    if pert_col is None:  # the truth that score will compare with has it under the configured name
+    if pert_col is None:  # score compares with a truth that uses the configured column name
         from vcelltools.config import load_config
 
-        options["pert_col"] = (None if rules else load_config()[0].score.pert_col) or "target_gene"
+        pert_col = (None if rules else load_config()[0].score.pert_col) or "target_gene"
     output = Output(json=json, quiet=quiet, verbose=verbose)
     choose_platform(tpu=False)
-    r = predict_run(**options, lines=tuple(line or ()), progress=output.progress)
+    r = predict_run(
+        run=run, out=out, perturbations=perturbations, cells=cells, rules=rules, genes=genes, source=source,
+        basis_only=basis_only, control=control, emission=emission, fit_emission=fit_emission, seed=seed, force=force,
+        pert_col=pert_col, lines=tuple(lines or ()), progress=output.progress,
+    )  # fmt: skip
     output.warn(r.warnings)
     output.result(
         r.to_json(),
         f"{r.n_cells:,} cells × {r.n_genes:,} genes, {r.n_perturbations:,} perturbations by {r.model}; "
         f"{r.n_basis:,} genes predicted, {r.n_filled:,} filled from training, {r.n_control_genes:,} as in the controls",
     )
-    then = f"prep {r.out} --genes GENES.csv --out SUBMISSION.vcc" if rules else f"score {r.out}"
-    output.done(f"wrote {r.out} (peak memory {r.peak_memory_bytes / 1e9:.2f} GB); next: vcelltools {then}")
+    text = f"wrote {r.out} (peak memory {r.peak_memory_bytes / 1e9:.2f} GB)"
+    if rules and genes is None:
+        return output.done(f"{text}; prep packs it into a .vcc with the challenge's list of genes")
+    if not rules:
+        then = find_scoring(r.out)
+        return output.done(text if then else f"{text}; score compares it with the true cells, given as --truth", then)
+    words: list[object] = ["prep", r.out, "--rules", rules, "--genes", genes, "--out", r.out.with_suffix(".vcc")]
+    return output.done(text, words + (["--perturbations", perturbations] if rules == 2026 and perturbations else []))

@@ -9,29 +9,39 @@ import typer
 
 from vcelltools.cli.options import Force, Json, Layer, Quiet, Threads, Verbose
 
-Pred = Annotated[Path, typer.Argument(metavar="PRED", show_default=False, help="The prediction: h5ad, h5mu, zarr.")]
-Genes = Annotated[Path, typer.Option("--genes", "-g", help="The challenge's genes in order, one a line (CSV).")]
-Out = Annotated[Path, typer.Option("--out", "-o", help="The .vcc to write.")]
+Pred = Annotated[
+    Path, typer.Argument(metavar="PRED", show_default=False, help="Prediction to pack: h5ad, h5mu or zarr.")
+]
+Genes = Annotated[Path, typer.Option("--genes", "-g", help="CSV of the challenge's genes, in order, one per line.")]
+Out = Annotated[Path, typer.Option("--out", "-o", help=".vcc file to write.")]
 Year = Annotated[
-    int | None, typer.Option("--rules", metavar="YEAR", help="2025 or 2026 [default: 2026 where obs has contexts].")
+    int | None,
+    typer.Option("--rules", metavar="YEAR", help="Challenge rules: 2025 or 2026 [default: 2026 if obs has contexts]."),
 ]
 Perturbations = Annotated[
-    Path | None, typer.Option("--perturbations", "--perts", metavar="CSV", help="2026: pert_counts.csv.")
+    Path | None, typer.Option("--perturbations", "--perts", metavar="CSV", help="2026: the file pert_counts.csv.")
 ]
 Contexts = Annotated[
-    str | None, typer.Option("--contexts", metavar="A,B,C", help="2026 [default: manifest.json's, or A,B,C].")
+    str | None,
+    typer.Option(
+        "--contexts", metavar="A,B,C", help="2026: contexts to pack [default: those of manifest.json, or A,B,C]."
+    ),
 ]
 CellsPer = Annotated[
-    int | None, typer.Option("--cells-per-perturbation", min=1, help="2026: cells of each perturbation [default: 400].")
+    int | None, typer.Option("--cells-per-perturbation", min=1, help="2026: cells per perturbation [default: 400].")
 ]
 PertCol = Annotated[str, typer.Option("--pert-col", metavar="C", help="obs column of the perturbation.")]
-Control = Annotated[str, typer.Option("--control", metavar="LABEL", help="The control's label.")]
+Control = Annotated[str, typer.Option("--control", metavar="LABEL", help="Label of the controls.")]
 ContextCol = Annotated[str, typer.Option("--context-col", metavar="C", help="2026: obs column of the context.")]
-CelltypeCol = Annotated[str | None, typer.Option("--celltype-col", metavar="C", help="Keep this column as celltype.")]
-Encoding = Annotated[int, typer.Option("--encoding", metavar="BITS", help="Bits of a value: 32 or 64.")]
-Discrete = Annotated[bool, typer.Option("--allow-discrete", help="2025: pack counts as counts.")]
-Day = Annotated[str | None, typer.Option("--date", metavar="YYYY-MM-DD", help="2025: rules of this day.")]
-MaxCells = Annotated[int | None, typer.Option("--max-cells", min=1, help="Another cap on cells than the rules'.")]
+CelltypeCol = Annotated[
+    str | None, typer.Option("--celltype-col", metavar="C", help="obs column to write as celltype.")
+]
+Encoding = Annotated[int, typer.Option("--encoding", metavar="BITS", help="Bits per value: 32 or 64.")]
+Discrete = Annotated[bool, typer.Option("--allow-discrete", help="2025: keep counts as they are.")]
+Day = Annotated[str | None, typer.Option("--date", metavar="YYYY-MM-DD", help="2025: date on which the rules applied.")]
+MaxCells = Annotated[
+    int | None, typer.Option("--max-cells", min=1, help="Maximum number of cells, instead of the limit in the rules.")
+]
 
 
 def prep(
@@ -57,16 +67,16 @@ def prep(
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
-    """Check a prediction by the challenge's rules and pack it into a .vcc.
+    """Check a prediction against the rules of the challenge and pack it into a .vcc.
 
-    Every rule it breaks is named at once: which perturbations, how many cells, which genes.
+    All violations are listed at once, with the perturbations, cells and genes concerned.
 
     Example: vcelltools prep pred.h5ad --genes gene_names.csv --out submission.vcc
 
     vcelltools prep pred.h5ad --genes gene_names.csv --perts pert_counts.csv --contexts D,E,F --out final.vcc
     """
+    from vcelltools.challenge import vcc
     from vcelltools.cli.output import Output
-    from vcelltools.pipelines import vcc
 
     output = Output(json=json, quiet=quiet, verbose=verbose)
     result = vcc.prep(
@@ -79,5 +89,6 @@ def prep(
     output.result(result.to_json())
     output.done(
         f"wrote {out}: {result.n_cells:,} cells × {result.n_genes:,} genes, {result.n_bytes / 1e6:,.1f} MB, "
-        f"{result.rules} rules; next: vcelltools lint {out}"
+        f"{result.rules} rules",
+        ("lint", out),
     )

@@ -1,19 +1,21 @@
-"""How results look on a terminal, and as ``--json``."""
+"""Print the results of ``hvg``."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vcelltools.cli.hints import find_building
+
 if TYPE_CHECKING:
     from vcelltools.cli.output import Output
-    from vcelltools.pipelines.hvg import HvgResult
+    from vcelltools.selection.hvg import HvgResult
 
 
 def show_hvg(o: Output, result: HvgResult, out: Path, plot: Path | None = None) -> None:
-    """Print what ``hvg`` did."""
-    from vcelltools.io.atomic import say_bytes
-    from vcelltools.pipelines.memory import peak_memory
+    """Print the result of ``hvg``."""
+    from vcelltools.io.write.atomic import say_bytes
+    from vcelltools.runtime.memory import peak_memory
 
     body: dict[str, Any] = {
         "n_cells": result.n_cells,
@@ -37,12 +39,13 @@ def show_hvg(o: Output, result: HvgResult, out: Path, plot: Path | None = None) 
     o.done(
         f"wrote {out} and hvg_scores.json beside it{also}: {len(result.order):,} of {len(result.genes):,} genes over "
         f"{result.n_cells:,} cells by {result.settings['flavor']}, {say_bytes(result.bytes_read)} in "
-        f"{result.seconds:.1f} s; next: vcelltools build-store FILE --basis {out}"
+        f"{result.seconds:.1f} s",
+        find_building(out, [s["path"] for s in result.source]),
     )
 
 
 def show_hvg_plan(o: Output, plan: dict[str, Any]) -> None:
-    """Print what ``hvg --plan`` found."""
+    """Print the plan of ``hvg --plan``."""
     o.table(
         ["file", "cells", "genes", "layout", "non-zeros", "GB to read", "passes"],
         [

@@ -1,4 +1,4 @@
-"""How ``doctor`` shows what it found."""
+"""Print the report of ``doctor``."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from typing import TYPE_CHECKING
 from vcelltools.cli.output import Output
 
 if TYPE_CHECKING:
-    from vcelltools.pipelines.doctor import DoctorReport
+    from vcelltools.project.doctor import DoctorReport
 
 
 def show_doctor(o: Output, r: DoctorReport) -> None:
-    """Print the report: JSON, or one table of facts and one of problems."""
+    """Print the report as JSON, or as a table of facts and a table of problems."""
     o.result(r.to_json())
     o.table(["", "this machine"], _facts(r), left=True)
     if r.problems:
         o.table(["\nproblem", "\nremedy"], [list(p) for p in r.problems], left=True)
     n = len(r.problems)
-    o.done("all is well; next: vcelltools demo" if n == 0 else f"{n} problem{'s' if n > 1 else ''} found")
+    o.done("no problem found" if n == 0 else f"{n} problem{'s' if n > 1 else ''} found", ("demo",) if n == 0 else ())
 
 
 def _rate(value: float | None) -> str:
@@ -35,10 +35,10 @@ def _facts(r: DoctorReport) -> list[list[object]]:
     tpu = f"{len(a['tpu_chips'])} chips, libtpu {a['libtpu'] or 'absent'}"
     return [
         ["system", f"Python {s['python']} on {s['platform']}"],
-        ["processor", f"{s['usable_cores']} of {s['cores']} cores{quota}; {s['threads']} threads are used{memory}"],
+        ["processor", f"{s['usable_cores']} of {s['cores']} cores{quota}; {s['threads']} threads used{memory}"],
         ["packages", have],
         ["absent (optional)", lack or "none"],
-        ["kernel cache", f"{r.cache['folder']} ({'writable' if r.cache['writable'] else 'read-only'})"],
+        ["kernel cache", f"{r.cache['folder']} (writable)" if r.cache["writable"] else "none"],
         ["HDF5 filters", ", ".join(k for k, v in r.filters.items() if v)],
         ["  absent", ", ".join(k for k, v in r.filters.items() if not v) or "none"],
         ["disk", f"{d['folder']}: {d['free_bytes'] / 1e9:,.0f} GB free"],

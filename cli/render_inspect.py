@@ -1,14 +1,16 @@
-"""How ``inspect`` shows what it found."""
+"""Print the report of ``inspect``."""
 
 from __future__ import annotations
 
 import shlex
 from typing import TYPE_CHECKING
 
+from vcelltools.cli.hints import find_free
 from vcelltools.cli.output import Output
 
 if TYPE_CHECKING:
-    from vcelltools.pipelines.inspect import ColumnReport, InspectReport, MatrixReport
+    from vcelltools.files.card import Card
+    from vcelltools.files.inspect import ColumnReport, InspectReport, MatrixReport
 
 _MATRIX_COLUMNS = ["matrix", "layout", "cells × genes", "stored as", "non-zeros", "packed", "MB", "values"]
 _ROLES = {
@@ -22,10 +24,10 @@ _ROLES = {
 
 
 def show_inspect(o: Output, r: InspectReport) -> None:
-    """Print the report: JSON, or matrices, columns with a role, and problems."""
+    """Print the report as JSON, or as tables of matrices, recognised columns and problems."""
     size = "" if r.size_bytes is None else f", {r.size_bytes / 1e6:,.1f} MB"
     shape = "" if r.n_cells is None else f", {r.n_cells:,} cells × {r.n_genes:,} genes ({r.index_kind})"
-    o.result(r.to_json(), f"{r.path}: {r.kind or 'unreadable'}{size}{shape}\n")
+    o.result(r.to_json(), f"{r.path}: {r.kind or 'unreadable'}{size}{shape}", "")
     o.table(
         ["matrix", "layout", "cells × genes", "stored as", "non-zeros", "packed", "MB", "values"],
         _matrices(r),
@@ -43,7 +45,9 @@ def show_inspect(o: Output, r: InspectReport) -> None:
         o.note(f"note: {note}")
     counts = next((m for m in r.matrices if (m.modality, m.layer) == r.opened and m.is_counts), None)
     if counts is not None:
-        o.done(f"next: vcelltools hvg {' '.join(p for p in (shlex.quote(r.path), counts.options) if p)}")
+        out = find_free("hvgs.txt")
+        words = [*shlex.split(counts.options), *(["--out", out] if out.name != "hvgs.txt" else [])]
+        o.done("it holds counts", ("hvg", r.path, *words))
     else:
         o.done("nothing in it can be used as counts")
 
@@ -78,3 +82,34 @@ def _roles(r: InspectReport) -> list[list[object]]:
 
 def _examples(c: ColumnReport) -> str:
     return ", ".join(v if k == 1 else f"{v} ({k:,})" for v, k in c.examples)
+
+
+def show_card(o: Output, c: Card) -> None:
+    """Print an experiment card as JSON, or as a table of factors and sentences."""
+    o.result(c.to_json(), f"{c.path}: {c.n_cells:,} cells", "")
+    rows = [
+        [f.name, f.role.replace("_", " "), f.levels, f.missing, f"{f.smallest:,} / {f.median:,.0f} / {f.largest:,}",
+         ", ".join(f.nested_in)]
+        for f in sorted(c.factors, key=lambda f: (not f.role, f.name))
+    ]  # fmt: skip
+    o.table(["factor", "role", "labels", "missing", "cells (least / median / most)", "nested in"], rows, left=True)
+    facts = [
+        ["perturbations", f"{c.n_perturbations:,}"],
+        ["control", f"{c.control or 'none'} ({c.n_controls:,} cells)"],
+    ]
+    for name, spread in (
+        ("cells per perturbation", c.cells_per_perturbation),
+        ("replicates per perturbation", c.replicates_per_perturbation),
+    ):
+        if spread is not None:
+            facts.append([name, f"{spread[0]:,} / {spread[1]:,.0f} / {spread[2]:,}"])
+    if c.confounding is not None:
+        facts.append([f"Cramér's V with {c.batch or c.cell_line}", f"{c.confounding:.2f}"])
+    facts.append(["a score is possible", "yes" if c.can_score else "no"])
+    o.table(["\nexperiment", "\n"], facts, left=True)
+    if not o.json and c.findings:
+        o.table(["\nfindings"], [[f] for f in c.findings], left=True)
+    if c.can_score and c.control is not None and c.perturbation is not None:
+        o.done("effects can be measured", ("de", c.path, "--pert-col", c.perturbation, "--control", c.control))
+    else:
+        o.done("no score is possible")

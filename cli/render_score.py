@@ -1,4 +1,4 @@
-"""What ``score`` does with its options, and how its result looks."""
+"""Resolve the options of ``score`` and print its result."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from vcelltools.cli.output import Output
-    from vcelltools.scoring.result import Result
+    from vcelltools.scoring.result import Component, Result
 
 
 DEFAULTS = {"profile": "vcc", "compat": "ours", "pert_col": "target_gene", "control": "non-targeting"}
 
 
 def get_defaults(given: dict[str, Any], pred: Path, truth_pack: Path | None) -> dict[str, Any]:
-    """Fill options that were not given from ``vcelltools.toml``, then from the defaults.
+    """Fill in missing options from ``vcelltools.toml``, then from the defaults.
 
     Raises
     ------
     UsageError
-        Where nothing says which cells are the truth.
+        If no truth is given or configured.
     """
     from vcelltools.errors import UsageError
 
@@ -38,13 +38,13 @@ def get_defaults(given: dict[str, Any], pred: Path, truth_pack: Path | None) -> 
         out["truth"] = None
     elif out["truth"] is None:
         raise UsageError(
-            "which cells are the truth?",
+            "no truth to score against",
             hint="--truth real.h5ad, --truth-pack FILE, or [score] truth in vcelltools.toml",
         )
     return out
 
 
-def run_2025(
+def run(
     o: Output,
     pred: Path,
     *,
@@ -53,111 +53,60 @@ def run_2025(
     out: Path,
     report: Path | None,
     force: bool,
+    need_score: bool,
+    reads: list[Path | None],
     **options: Any,
 ) -> None:
-    """Score by ours, cell-eval's or the 2025 rules; write; print."""
-    from vcelltools.io.atomic import check_output
-    from vcelltools.scoring import score
-    from vcelltools.scoring.evaluate import Options
+    """Score, write and print. Values without a scale are also written, before the error explains why."""
+    from vcelltools.scoring import guard_score, score
 
-    Options(**options).check()
-    names = ("score.json", "results.csv", "agg_results.csv", "pred_de.csv", "real_de.csv")
-    for path in (report, *(out / n for n in names)):
-        if path is not None:
-            check_output(path, force=force)
-    result = score(pred, truth, truth_pack=truth_pack, progress=o.progress, **options)
-    result.write(out, force=force)
-    if report is not None:
-        from vcelltools.scoring.report import write_report
-
-        write_report(result, report, force=force)
-    show_score(o, result, out, report)
-
-
-def run_2026(
-    o: Output,
-    pred: Path,
-    *,
-    truth: Path | None,
-    truth_pack: Path | None,
-    out: Path,
-    report: Path | None,
-    force: bool,
-    profile: str,
-    compat: str,
-    target_gene_map: Path | None,
-    **options: Any,
-) -> None:
-    """Score by the 2026 rules; write; print. Values without a scale are written too, before the error says why."""
-    from vcelltools.io.atomic import check_output
-    from vcelltools.scoring.run26 import read_gene_map, run_vcc2026
-
-    if profile != "vcc":
-        from vcelltools.errors import UsageError
-
-        raise UsageError(f"the 2026 rules have no profile {profile!r}", hint="leave --profile out")
-    for path in (report, out / "score.json"):
-        if path is not None:
-            check_output(path, force=force)
-    result = run_vcc2026(
-        pred, truth, truth_pack=truth_pack, out=out, force=force, target_gene_map=read_gene_map(target_gene_map),
-        progress=o.progress, **options,
-    )  # fmt: skip
+    guard_score(out=out, report=report, truth_pack=truth_pack, reads=[pred, truth, *reads], force=force)
+    result = score(pred, truth, truth_pack=truth_pack, out=out, force=force, progress=o.progress, **options)
     o.warn(result.warnings)
     if report is not None:
-        from vcelltools.scoring.report import write_report
+        from vcelltools.scoring.report.data import write_report
 
-        name = (truth or truth_pack or Path()).name
-        write_report(result, report, force=force, prediction=pred.name, truth=name)
-    body = result.to_json()
-    o.table(
-        ["metric", "value", "95 % interval", "baseline", "ceiling", "score", "unclipped", "n"],
-        [
-            [m, c.value, _interval(list(c.ci95)), c.baseline, c.ceiling, c.score, c.score_unclipped, c.n]
-            for m, c in result.components.items()
-        ],
-    )
-    for check in result.contexts[0].checks:
-        if check.flagged:
-            o.note(f"flag: {check.text}")
-    if options["anchors"]:
+        write_report(result, report, force=force, prediction=pred.name, truth=(truth or truth_pack or Path()).name)
+    o.table(*_make_table(result), grey=[i for i, c in enumerate(result.components.values()) if _is_weak(c)])
+    for context in result.contexts:
+        for check in context.checks:
+            if check.flagged:
+                o.note(f"flag{f' in context {context.context}' if context.context else ''}: {check.text}")
+    if need_score:
         result.require(f"the values are in {out}")
-    o.result({**body, "out": str(out)})
-    average = f"score {result.avg_score:.4f}" if result.avg_score == result.avg_score else "no score was asked for"
-    also = f", {report}" if report is not None else ""
-    o.done(f"wrote {out}{also}: {average} by the 2026 rules (0 is the mean response, 1 a replicate of the experiment)")
-
-
-def show_score(o: Output, result: Result, folder: Path, report: Path | None) -> None:
-    """Print the components, the verdict, and what was written."""
     body = result.to_json()
-    o.warn(result.warnings)
-    o.table(
-        ["metric", "value", "95 % interval", "baseline", "ceiling", "score", "unclipped", "n"],
-        [
-            [
-                name,
-                c["value"],
-                _interval(c["ci95"]),
-                c["baseline"],
-                c["ceiling"],
-                c["score"],
-                c["score_unclipped"],
-                c["n"],
-            ]
-            for name, c in body["components"].items()
-        ],
-    )
-    o.result({**body, "out": str(folder)})
+    o.result({**body, "out": str(out)})
+    average = "no score" if body["avg_score"] is None else f"average score {body['avg_score']:.4f}"
     also = f", {report}" if report is not None else ""
-    rules = "our own rules" if result.compat == "ours" else f"the rules of {result.compat}"
-    average = "undefined" if result.avg_score is None else f"{result.avg_score:.4f}"
+    rules = "our rules" if result.compat == "ours" else f"the rules of {result.compat}"
+    ends = "the mean response, 1 is a replicate of the experiment" if need_score else "the mean baseline, 1 is the best"
+    if result.profile == "calibrated":
+        ends = "the negative control of a metric, 1 is the best"
     o.done(
-        f"wrote {folder}{also}: average score {average} over {len(result.components)} metrics and "
-        f"{len(result.table.names):,} perturbations by {rules} "
-        "(0 is the mean baseline, 1 the best); next: results.csv tells which perturbations are missed"
+        f"wrote {out}{also}: {average} over {len(result.components)} metrics and {len(result.table.names):,} "
+        f"perturbations by {rules} (0 is {ends}); results.csv lists every perturbation"
     )
 
 
-def _interval(ci: list[float] | None) -> str | None:
+def _interval(ci: tuple[float, float] | None) -> str | None:
     return None if ci is None or ci[0] != ci[0] else f"{ci[0]:.4g} to {ci[1]:.4g}"
+
+
+def _is_weak(c: Component) -> bool:
+    return c.calibration is not None and not c.calibration.discriminates
+
+
+def _make_table(result: Result) -> tuple[list[str], list[list[Any]]]:
+    """Return the columns and rows of the metrics; what a metric tells on the data stands where it was looked at."""
+    columns = ["metric", "value", "95 % interval", "baseline"]
+    parts = result.components.items()
+    if not any(c.calibration for _, c in parts):
+        return [*columns, "ceiling", "score", "unclipped", "n"], [
+            [m, c.value, _interval(c.ci95), c.baseline, c.ceiling, c.score, c.score_unclipped, c.n] for m, c in parts
+        ]
+    rows = []
+    for m, c in parts:
+        k = c.calibration
+        told = [None] * 3 if k is None else [k.drf, k.bds, "" if k.discriminates else "little"]
+        rows.append([m, c.value, _interval(c.ci95), c.baseline, c.score, c.n, *told])
+    return [*columns, "score", "n", "DRF", "BDS", "range"], rows

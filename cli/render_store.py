@@ -1,19 +1,20 @@
-"""How the stores' commands show their results."""
+"""Print the results of the commands on stores."""
 
 from __future__ import annotations
 
 from typing import Any
 
+from vcelltools.cli.hints import find_building
 from vcelltools.cli.output import Output
 
 
 def show_built(o: Output, outcomes: list[Any]) -> int:
-    """Show what was built and what failed; return the exit code: that of the first failure, or 0.
+    """Print what was built and what failed; return the exit code of the first failure, or 0.
 
     Raises
     ------
     VcellError
-        That of the data set, where it was the only one and failed.
+        The error of the data set, if it was the only one.
     """
     failed = [x for x in outcomes if x.error is not None]
     if failed and len(outcomes) == 1:
@@ -50,41 +51,45 @@ def show_built(o: Output, outcomes: list[Any]) -> int:
     paths = ", ".join(str(r.path) for r in results)
     cells = sum(r.n_cells for r in results)
     if failed:
-        o.done(f"{_count(len(results), 'store')} whole, {len(failed)} failed; run it again: what is whole is kept")
+        o.done(
+            f"{_count(len(results), 'store')} built, {len(failed)} failed; run the same command again, which keeps "
+            "complete stores"
+        )
         return failed[0].error.exit_code
-    o.done(f"wrote {paths}: {cells:,} cells; next: vcelltools verify, vcelltools train")
+    o.done(f"wrote {paths}: {cells:,} cells", ("verify", *(r.path for r in results)))
     return 0
 
 
 def show_store_plans(o: Output, plans: list[dict[str, Any]]) -> None:
-    """Show what would be built."""
+    """Print what would be built."""
     o.result({"plans": plans})
     for p in plans:
         o.table(["plan", p["name"]], [[k.replace("_", " "), _say(v)] for k, v in p.items() if k != "name"])
-    o.done("nothing was written; run it again without --plan")
+    o.done("nothing was written; run the command without --plan to build")
 
 
 def _say(v: Any) -> Any:
-    """Return a list or the entries of a table in words; anything else as it is."""
+    """Return a list or the entries of a table in words, and anything else unchanged."""
     if isinstance(v, dict):
         v = [f"{k}: {n:,}" if isinstance(n, int) else f"{k}: {n}" for k, n in v.items()]
     return (", ".join(str(x) for x in v) or "none") if isinstance(v, list) else v
 
 
 def show_verified(o: Output, found: list[Any]) -> int:
-    """Show the problems of each store; return the exit code."""
+    """Print the problems of each store; return the exit code."""
     from vcelltools.errors import DataError
 
     ok = all(v.ok for v in found)
     lines = [f"{v.path}: {'ok' if v.ok else _count(len(v.problems), 'problem')}" for v in found]
     for v in found:
         lines += [p if p.startswith(str(v.path)) else f"{v.path}: {p}" for p in v.problems]
-    o.result({"ok": ok, "stores": [v.to_json() for v in found]}, "\n".join(lines))
+    o.result({"ok": ok, "stores": [v.to_json() for v in found]}, *lines)
     if ok:
-        o.done(f"{_count(len(found), 'store')} checked, every byte as it was written; next: vcelltools train")
+        words = [w for v in found for w in ("--store", v.path)]
+        o.done(f"{_count(len(found), 'store')} checked, every byte unchanged", ("train", *words))
     else:
         bad = _count(sum(not v.ok for v in found), "store")
-        o.note(f"error: {bad} not whole (vcelltools build-store --force builds it again)")
+        o.note(f"error: {bad} damaged (the build-store command that made it, with --force, builds it again)")
     return 0 if ok else DataError.exit_code
 
 
@@ -93,7 +98,7 @@ def _count(n: int, what: str) -> str:
 
 
 def show_basis(o: Output, result: Any, paths: tuple[Any, Any]) -> None:
-    """Show the reconciliation and the head of the basis."""
+    """Print the reconciliation of genes and the head of the basis."""
     body = {
         "out": str(paths[0]),
         "json": str(paths[1]),
@@ -112,4 +117,5 @@ def show_basis(o: Output, result: Any, paths: tuple[Any, Any]) -> None:
     for line in result.report:
         o.note(line)
     o.warn(list(result.warnings))
-    o.done(f"wrote {paths[0]} ({len(result.genes):,} genes) and {paths[1]}; next: vcelltools build-store")
+    sources = [s["path"] for s in result.sources if "path" in s]
+    o.done(f"wrote {paths[0]} ({len(result.genes):,} genes) and {paths[1]}", find_building(paths[0], sources))

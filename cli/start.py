@@ -1,4 +1,4 @@
-"""What a command that computes does first, before it imports its pipeline."""
+"""Prepare a command that computes, before it imports the library."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from pathlib import Path
 
 
 def start(*files: Path | None) -> None:
-    """Let children look at the input files while numba is loaded here."""
-    from vcelltools.io.probe import start_probe
+    """Probe the input files in child processes while numba loads in this one."""
+    from vcelltools.io.hdf5.probe import start_probe
 
     for file in files:
         if file is not None:
             start_probe(file)
-    from vcelltools.kernels._lean import load_numba
+    from vcelltools.kernels import load_numba
 
-    load_numba()
+    load_numba(alone=True)

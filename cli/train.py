@@ -14,53 +14,84 @@ Opt = typer.Option
 
 
 def train(
-    out: Annotated[Path | None, Opt("--out", "-o", help="The run's folder [default: runs/run].")] = None,
-    store: Annotated[
-        list[Path] | None, Opt("--store", help="A store; may be repeated [default: all of the configured folder].")
+    out: Annotated[Path | None, Opt("--out", "-o", help="Folder to write the run to [default: runs/run].")] = None,
+    stores: Annotated[
+        list[Path] | None,
+        Opt("--store", help="Store to train on; may be repeated [default: all stores in the configured folder]."),
     ] = None,
     split: Annotated[
         Path | None,
-        Opt(help="What is held out, in TOML: [training] [zeroshot] [fewshot] [default: some pairs, by a hash]."),
+        Opt(
+            help="TOML file of held-out groups, with [training], [zeroshot] and [fewshot] [default: pairs "
+            "of cell line and perturbation, chosen by a hash]."
+        ),
     ] = None,
     features: Annotated[
-        Path | None, Opt(help="Features of the perturbations: .csv, .tsv, .parquet or .npz, names first.")
+        Path | None,
+        Opt(help="Perturbation features (.csv, .tsv, .parquet or .npz), with the names in the first column."),
+    ] = None,
+    network: Annotated[
+        list[Path] | None,
+        Opt(help="Edge list of genes for neighbours: two symbols, optionally a weight; may be repeated."),
     ] = None,
     model: Annotated[
-        str | None, Opt(help="control-mean, perturbation-mean, ridge or transformer [default: transformer].")
+        str | None,
+        Opt(
+            help="transformer, diffusion, ridge, neighbours, kernel-ridge, transfer or a baseline "
+            "[default: transformer]."
+        ),
     ] = None,
-    size: Annotated[str | None, Opt(help="Of the transformer: tiny, rn, base or large [default: rn].")] = None,
-    steps: Annotated[int | None, Opt(min=1, help="Steps of the optimiser [default: 5000].")] = None,
-    sets: Annotated[int | None, Opt(min=1, help="Sets in a global batch [default: 32].")] = None,
-    set_size: Annotated[int | None, Opt(min=2, help="Cells in a set [default: 64].")] = None,
-    seed: Annotated[int | None, Opt(min=0, help="Of everything random [default: 0].")] = None,
-    learning_rate: Annotated[float | None, Opt(min=0, help="The highest of its schedule [default: 0.0003].")] = None,
-    minutes: Annotated[float | None, Opt(min=0, help="Stop after so long, resumable [default: never].")] = None,
-    tpu: Annotated[bool, Opt("--tpu", help="Require TPUs and use them.")] = False,
-    topology: Annotated[str | None, Opt(help="A TPU slice: v5e-16, v5litepod-16, v5e:4x4, …")] = None,
-    dry_run: Annotated[bool, Opt("--dry-run", help="Compile for --topology without a TPU; print the plan.")] = False,
-    distributed: Annotated[str | None, Opt(help="Several processes: auto, or ADDRESS:PORT,COUNT,ID.")] = None,
-    sanity: Annotated[str | None, Opt(help="A training whose outcome is known: one of the modes above.")] = None,
-    resume: Annotated[bool, Opt("--resume/--no-resume", help="Continue the run in --out.")] = True,
+    objective: Annotated[
+        str | None,
+        Opt(help="What a model's last, fitted step aims at: discrimination, error or balanced."),
+    ] = None,
+    size: Annotated[
+        str | None, Opt(help="Model size: tiny, rn, base or large; for diffusion: tiny, mini or moe-17b [default: rn].")
+    ] = None,
+    steps: Annotated[int | None, Opt(min=1, help="Number of optimiser steps [default: 5000].")] = None,
+    sets: Annotated[int | None, Opt(min=1, help="Number of sets per global batch [default: 32].")] = None,
+    set_size: Annotated[int | None, Opt(min=2, help="Number of cells per set [default: 64].")] = None,
+    seed: Annotated[int | None, Opt(min=0, help="Random seed [default: 0].")] = None,
+    learning_rate: Annotated[float | None, Opt(min=0, help="Peak learning rate [default: 0.0003].")] = None,
+    minutes: Annotated[
+        float | None, Opt(min=0, help="Stop after this many minutes; the run can be resumed [default: never].")
+    ] = None,
+    tpu: Annotated[bool, Opt("--tpu", help="Train on TPUs, and stop if there are none.")] = False,
+    topology: Annotated[str | None, Opt(help="TPU slice, such as v5e-16, v5litepod-16, v5e:4x4, …")] = None,
+    dry_run: Annotated[bool, Opt("--dry-run", help="Compile for --topology without a TPU, and show the plan.")] = False,
+    distributed: Annotated[
+        str | None, Opt(help="Train across several processes: auto, or ADDRESS:PORT,COUNT,ID.")
+    ] = None,
+    sanity: Annotated[
+        str | None, Opt(help="Run a training with a known outcome: one of the sanity modes above.")
+    ] = None,
+    resume: Annotated[bool, Opt("--resume/--no-resume", help="Resume the run in --out.")] = True,
     force: Force = False,
     json: Json = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
-    """Train a model on stores, or fit a baseline, and score it beside the baselines on held-out groups.
+    """Train a model on stores, or fit a baseline, and compare it with the baselines on held-out groups.
 
-    Everything else (optimiser, losses, evaluation) is set in [train] of vcelltools.toml; options win over it. A run
-    that was stopped (Ctrl-C, SIGTERM, --minutes; exit code 5) continues when the same command is given again, to the
-    same bits as if it had never stopped.
+    All other settings (optimiser, losses, evaluation) come from [train] in vcelltools.toml; options override it. To
+    resume an interrupted run (Ctrl-C, SIGTERM or --minutes; exit code 5), run the same command again: the result is the
+    same, to the bit, as that of an uninterrupted run.
+
+    Baselines: perturbation-mean and control-mean.
 
     Sanity modes: overfit-batch, controls-same, controls-resampled, random-perturbations, random-genes, permutation.
 
     Example: vcelltools train --out runs/rn --split split.toml --steps 5000
 
-    Plan for a TPU slice, without one: vcelltools train --dry-run --topology v5e-16
+    To plan for a TPU slice that you do not have: vcelltools train --dry-run --topology v5e-16
     """
-    options = {k: v for k, v in locals().items() if k not in _NOT_SETTINGS}
+    options = {
+        "out": out, "stores": stores, "split": split, "features": features, "network": network,
+        "model": model, "objective": objective, "size": size, "steps":
+        steps, "sets": sets, "set_size": set_size, "seed": seed, "learning_rate": learning_rate, "minutes": minutes,
+    }  # fmt: skip
     from vcelltools.cli.render_train import show_plan, show_result, show_sanity
-    from vcelltools.pipelines.train_command import prepare
+    from vcelltools.training.request import prepare
 
     output = Output(json=json, quiet=quiet, verbose=verbose)
     job = prepare(options, tpu=tpu, topology=topology, dry_run=dry_run, distributed=distributed)
@@ -70,8 +101,3 @@ def train(
         show_sanity(output, job.check(sanity, output.progress))
     else:
         show_result(output, job.train(resume=resume, force=force, progress=output.progress))
-
-
-_NOT_SETTINGS = (
-    "tpu", "topology", "dry_run", "distributed", "sanity", "resume", "force", "json", "quiet", "verbose",
-)  # fmt: skip

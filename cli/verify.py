@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -11,14 +12,18 @@ from vcelltools.cli.options import Json, Quiet, Verbose
 
 Stores = Annotated[
     list[Path] | None,
-    typer.Argument(metavar="STORE", show_default=False, help="Stores [default: all under the configured folder]."),
-]
+    typer.Argument(
+        metavar="STORE", show_default=False,
+        help="Stores to check, or one folder that atlas fetch wrote [default: all stores in the configured folder].",
+    ),
+]  # fmt: skip
 
 
 def verify(stores: Stores = None, json: Json = False, quiet: Quiet = False, verbose: Verbose = False) -> int:
-    """Check every byte of a store: checksums, schema, counts, and that the values follow from the counts.
+    """Check every byte of a store: checksums, schema, counts, and the values against the counts.
 
-    Exit code 3 where anything is wrong; each problem is one line.
+    A fetched atlas is hashed again and compared with its manifest. Each problem is printed on one line, and the exit
+    code is 3 if there is any.
 
     Example: vcelltools verify stores/kolf
     """
@@ -27,8 +32,14 @@ def verify(stores: Stores = None, json: Json = False, quiet: Quiet = False, verb
 
     start()
     from vcelltools.cli.render_store import show_verified
-    from vcelltools.pipelines.store import find_stores, verify_store
+    from vcelltools.stores.store import find_stores
+    from vcelltools.stores.verify import verify_store
 
     o = Output(json=json, quiet=quiet, verbose=verbose)
+    if stores and len(stores) == 1 and os.path.isdir(stores[0] / "raw"):
+        from vcelltools.atlas import verify_folder
+        from vcelltools.cli.render_atlas import show_folder_verified
+
+        return show_folder_verified(o, verify_folder(stores[0], progress=o.progress))
     found = [verify_store(p, progress=o.progress) for p in (stores or find_stores())]
     return show_verified(o, found)

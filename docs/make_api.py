@@ -1,6 +1,6 @@
 """Write ``docs/api.md`` from the public docstrings and ``docs/atlases.md`` from the presets.
 
-``python docs/make_api.py`` writes; with ``--check`` it compares alone.
+``python docs/make_api.py`` writes the pages; with ``--check`` it only compares them.
 """
 
 from __future__ import annotations
@@ -12,25 +12,23 @@ import sys
 from functools import cached_property
 from pathlib import Path
 
-# beside the functions of `vcelltools` itself: what they take and return
+# the types that the functions of `vcelltools` take and return
 MORE = (
     "vcelltools.io.open_dataset",
-    "vcelltools.pipelines.hvg.compute_hvg",
-    "vcelltools.pipelines.hvg.HvgResult",
-    "vcelltools.pipelines.store.Store",
-    "vcelltools.pipelines.sampler.Sampler",
-    "vcelltools.pipelines.splits.Split",
-    "vcelltools.pipelines.train.train",
-    "vcelltools.pipelines.predict.predict",
+    "vcelltools.selection.hvg.compute_hvg",
+    "vcelltools.selection.hvg.HvgResult",
+    "vcelltools.stores.store.Store",
+    "vcelltools.sampling.splits.Split",
+    "vcelltools.training.train.train",
     "vcelltools.scoring.result.Result",
     "vcelltools.config.DatasetConfig",
     "vcelltools.config.BasisConfig",
-    "vcelltools.pipelines.train_settings.TrainSettings",
+    "vcelltools.training.settings.TrainSettings",
     "vcelltools.errors",
 )
 HEAD = """# API
 
-Generated from the docstrings by `docs/make_api.py`; a test holds the two equal.
+Generated from the docstrings by `docs/make_api.py`; a test checks that it is current.
 
 ```python
 import vcelltools as vc
@@ -68,7 +66,7 @@ def get_signature(obj: object) -> str:
 
 
 def describe(name: str, obj: object) -> str:
-    """Return the section of one object, its methods and properties behind it."""
+    """Return the section of one object, followed by its methods and properties."""
     doc = inspect.getdoc(obj) or ""
     if inspect.ismodule(obj):
         return f"## {name}\n\n```text\n{doc}\n```\n"
@@ -102,8 +100,8 @@ def make_api() -> str:
 
 ATLASES = """# Public atlases
 
-Generated from `vcelltools/presets.py` by `docs/make_api.py`. A preset supplies the column names of an atlas; a data
-set in `vcelltools.toml` then needs a name, a path and the preset, and every key can be overridden:
+Generated from `vcelltools/presets.py` by `docs/make_api.py`. A preset supplies the column names of an atlas; a
+data set in `vcelltools.toml` then needs a name, a path and the preset, and every key can be overridden:
 
 ```toml
 [[datasets]]
@@ -113,10 +111,10 @@ preset = "replogle-k562-essential"
 min_cells = 30
 ```
 
-The names are those of the published files, as far as public pages and code show them; each entry says what it was
-checked against. The files themselves were not opened here, so look first: `--plan` shows what they find in your file
-(cells, groups, controls, genes matched) before anything is built; a label or column that is not there is an error with
-a census of what is.
+The names are those of the published files, according to public pages and code; each entry says what it was
+checked against. The files themselves were not opened, so run `--plan` first: it shows what the names match in your file
+(cells, groups, controls, genes) before anything is built. A missing label or column is an error that lists
+those that exist.
 """
 
 
@@ -138,7 +136,7 @@ def make_atlases() -> str:
 
 
 def get_file(name: str, source: str) -> str:
-    """Return the file's published name, or one after the preset."""
+    """Return the published name of the file, or the name of the preset."""
     found = re.search(r"[\w.-]+\.h5(ad|mu)", source)
     return found.group(0) if found else f"{name}.h5ad"
 
@@ -156,7 +154,7 @@ PAGES = {"api.md": make_api, "atlases.md": make_atlases}
 
 
 def main() -> int:
-    """Write the pages, or compare them."""
+    """Write the pages, or check them."""
     old = []
     for name, make in PAGES.items():
         path, text = Path(__file__).with_name(name), make()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -13,6 +14,10 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 DATA = ROOT.parent / "shared" / "data"
+
+# many tests, here and in processes of their own, compile the same small programs
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".pytest_cache" / "jax"))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
 
 
 @dataclass(frozen=True)
@@ -30,8 +35,6 @@ class Ran:
 
 def run_cli(*args: object, cwd: Path | None = None, env: dict[str, str] | None = None, timeout: float = 300) -> Ran:
     """Run ``vcelltools ARGS`` in a new process."""
-    import os
-
     command = [sys.executable, "-m", "vcelltools.cli.main", *map(str, args)]
     full_env = {**os.environ, **(env or {})}
     done = subprocess.run(command, cwd=cwd, env=full_env, capture_output=True, text=True, timeout=timeout, check=False)
@@ -49,6 +52,14 @@ def start_cli(*args: object, cwd: Path) -> subprocess.Popen[str]:
     start += "; from vcelltools.cli.main import run; run()"
     command = [sys.executable, "-c", start, *map(str, args)]
     return subprocess.Popen(command, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+@pytest.fixture(autouse=True)
+def python_names():
+    """Messages name Python's arguments, whatever command ran in this process before."""
+    from vcelltools.errors import speak_flags
+
+    speak_flags(None)
 
 
 @pytest.fixture

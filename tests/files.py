@@ -133,8 +133,8 @@ def write_h5mu(path: Path, modalities: dict[str, np.ndarray], **options: Any) ->
 
 def read_all(matrix: Any, **plan: Any) -> np.ndarray:
     """Return a matrix of the readers as a dense float64 array, put together from all its spans."""
-    from vcelltools.chunks import CscChunk, CsrChunk
     from vcelltools.io import Buffers
+    from vcelltools.io.chunks import CscChunk, CsrChunk
 
     out = np.zeros(matrix.shape)
     buffers = Buffers()

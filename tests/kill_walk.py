@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import signal
 import sys
 from pathlib import Path
 
 import vcelltools as vc
+from tests.killing import Killer, run_killed
 from tests.screens import BUILD, make_screen, write
-from vcelltools.io import atomic
+from vcelltools.io.write import atomic
 
 BASIS = [f"GENE{i}" for i in range(59, 0, -3)]
 OPTIONS = {"threads": 1, "bucket_bytes": 1, "chunk_values": 300, "checkpoint_seconds": 0.0, **BUILD}
@@ -26,33 +25,14 @@ def hash_folder(path: Path) -> dict[str, str]:
     return {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(path.iterdir())}
 
 
-class Killer:
-    """Counts the steps; kills the process at one of them."""
-
-    def __init__(self, at: int) -> None:
-        self.at, self.seen = at, 0
-
-    def __call__(self, name: str) -> None:
-        if self.seen == self.at:
-            os.kill(os.getpid(), signal.SIGKILL)
-        self.seen += 1
-
-
 def build(path: Path, out: Path, *, kill_at: int, basis: list[str] = BASIS, force: bool = False) -> int:
     """Build in a child; return the signal that ended it, or 0."""
-    pid = os.fork()
-    if pid == 0:
-        atomic.on_step = Killer(kill_at)
-        try:
-            vc.build_store(path, basis=basis, out=out, name="s", force=force, **OPTIONS)
-        except BaseException as e:
-            sys.stderr.write(f"{type(e).__name__}: {e}\n")
-            os._exit(1)
-        os._exit(0)
-    status = os.waitpid(pid, 0)[1]
-    if os.WIFEXITED(status) and os.WEXITSTATUS(status):
-        raise SystemExit(f"a build failed after a kill at step {kill_at}")
-    return os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0
+
+    def work(killer: Killer) -> None:
+        atomic.on_step = killer
+        vc.build_store(path, basis=basis, out=out, name="s", force=force, **OPTIONS)
+
+    return run_killed(work, kill_at)
 
 
 def main() -> None:

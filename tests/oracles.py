@@ -19,7 +19,7 @@ def count_histograms(X, batch_n: np.ndarray) -> dict[tuple[int, int, int], int]:
 
 
 def unpack_histograms(h) -> dict[tuple[int, int, int], int]:
-    """The same dictionary out of :class:`vcelltools.histograms.Histograms`."""
+    """The same dictionary out of :class:`vcelltools.selection.histograms.Histograms`."""
     out: dict[tuple[int, int, int], int] = {}
     for k in range(h.n_batches):
         for g in range(h.n_genes):

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from vcelltools.pipelines.simulate import simulate
-from vcelltools.pipelines.store_make import build_store
+from vcelltools.simulation.simulate import simulate
+from vcelltools.stores.building.make import build_store
 
 
 def build_small_store(dpath: Path, *, seed: int = 3, name: str = "sim", basis: list[str] | None = None) -> Path:

@@ -1,19 +1,18 @@
-"""``vcelltools.toml``: strict TOML into frozen structs, with errors that name the key and the nearest valid one."""
+"""Parse ``vcelltools.toml`` into frozen structs; errors name the key and the nearest valid one."""
 
 from __future__ import annotations
 
 import difflib
 import os
 import re
-import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args, get_type_hints
 
 import msgspec
 from msgspec import Meta, field
 
-from vcelltools.errors import DataError, UsageError
-from vcelltools.textfile import read_text
+from vcelltools.errors import DataError, UsageError, check_number
+from vcelltools.io.textfile import parse_toml, read_text
 
 CONFIG_NAME = "vcelltools.toml"
 T = TypeVar("T")
@@ -25,18 +24,18 @@ Label = str | int | float | bool
 
 
 class _Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A table of the file: every key known, every type exact."""
+    """Base class of the tables, which rejects unknown keys and wrong types."""
 
 
 class Guides(_Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How a label that names several guides or perturbations is read.
+    """How labels that name several guides or perturbations are read.
 
     Attributes
     ----------
     sep
-        What stands between them (``"A|B"``).
+        The separator between them (``"A|B"``).
     n_col
-        An obs column with the number of guides in the cell; without it the parts of the label are counted.
+        An obs column with the number of guides in the cell; without it, the parts of the label are counted.
     policy
         ``single`` keeps cells with exactly one; ``combination`` keeps the sorted combination as one
         perturbation; ``first`` keeps the first.
@@ -48,42 +47,46 @@ class Guides(_Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 
 class DatasetConfig(_Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One data set: where it is, and which of its columns say what.
+    """One data set: its file and the meaning of its columns.
 
     Attributes
     ----------
     name, path
-        The name of its store, and the file.
+        The name of its store, and its file.
     preset
-        Name of a public atlas (:data:`vcelltools.presets.PRESETS`); supplies the keys that are not given.
+        Name of a public atlas (:data:`vcelltools.presets.PRESETS`), which supplies the missing keys.
     modality, layer
-        Which matrix holds the counts; detected and ``X`` by default.
+        The matrix that holds the counts. By default, the modality is detected and the layer is ``X``.
     pert_col
         obs column with the perturbation.
     control
-        The label or labels of control cells.
+        The label or labels of the control cells.
     control_is_missing
         Whether cells without a perturbation label are controls.
+    unperturbed
+        Whether the data set has no perturbations, so that every cell is a control.
+    non_integer
+        Whether fractional counts are an error, or are rounded stochastically with the seed of the store.
     group_by
         obs columns within which controls are matched (batch, donor, lane).
     cell_line, cell_line_col
         One cell line for all cells, or the obs column that holds it.
     gene_id_col, gene_name_col
-        var columns with Ensembl ids and symbols; ``"index"`` for the var index; found by default.
+        var columns with Ensembl ids and symbols, or ``"index"`` for the var index; detected by default.
     guides
-        How labels that name several guides are read; None takes labels as they are.
+        How labels that name several guides are read; None leaves labels unchanged.
     min_cells
-        Groups (cell line, perturbation) with fewer cells are left out and listed.
+        Groups (cell line, perturbation) with fewer cells are dropped and listed.
     keep
         obs columns (bool) that must be true for a cell to be kept.
     library_size
         ``"matrix"`` (the sum over all genes) or the name of an obs column with the total counts.
     stats
-        Folder of saved statistics (``vcelltools hvg --stats``); saves a pass over CSC files.
+        Folder of saved statistics (``vcelltools hvg --stats``), which save a pass over CSC files.
     sums
-        Genes whose per-group sums are kept: ``all``, ``basis``, or ``auto`` (all, but basis for CSC files).
+        Genes whose group sums are stored: ``all``, ``basis``, or ``auto`` (``basis`` for CSC files, otherwise ``all``).
     duplicates
-        Columns that are the same gene: ``sum`` adds their counts, ``first`` takes the first and says so.
+        Columns of the same gene: ``sum`` adds their counts, ``first`` takes the first, with a note.
     weight
         Weight of the data set in the basis and in sampling.
     """
@@ -96,6 +99,8 @@ class DatasetConfig(_Section, frozen=True, kw_only=True, forbid_unknown_fields=T
     pert_col: str | None = None
     control: Label | list[Label] = field(default_factory=list)
     control_is_missing: bool = False
+    unperturbed: bool = False
+    non_integer: Literal["refuse", "round"] = "refuse"
     group_by: list[str] = field(default_factory=list)
     cell_line: str | None = None
     cell_line_col: str | None = None
@@ -123,11 +128,11 @@ class BasisConfig(_Section, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     Attributes
     ----------
     top, path
-        Number of genes, and the file that lists them.
+        Number of genes, and the file of the list.
     rule
         ``mean-rank``, or ``intersection`` (genes that are HVG in all data sets first, then in most).
     force, exclude
-        Genes that are always in; regular expressions of genes that never are.
+        Genes that are always included, and regular expressions of genes that are always excluded.
     aliases
         A tab-separated table ``alias, symbol`` (or ``alias, id``).
     """
@@ -142,7 +147,7 @@ class BasisConfig(_Section, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
 
 class StoreConfig(_Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Where the stores lie, and how their values are scaled."""
+    """The folder of the stores, and the scale of their values."""
 
     path: str = "stores"
     target_sum: Annotated[float, Meta(gt=0)] = 10_000.0
@@ -161,22 +166,35 @@ class ScoreConfig(_Section, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     report: str | None = None
 
 
+class AtlasConfig(_Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Defaults of ``vcelltools atlas``.
+
+    Attributes
+    ----------
+    billing_project
+        Google Cloud project to bill for reading a requester-pays bucket; without it, nothing is billed.
+    """
+
+    billing_project: str | None = None
+
+
 class Config(_Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The whole file. ``train`` is checked by the trainer, whose options it holds."""
+    """The whole file. The trainer validates ``train``, which holds its options."""
 
     basis: BasisConfig = field(default_factory=BasisConfig)
     datasets: list[DatasetConfig] = field(default_factory=list)
     store: StoreConfig = field(default_factory=StoreConfig)
     train: dict[str, Any] = field(default_factory=dict)
     score: ScoreConfig = field(default_factory=ScoreConfig)
+    atlas: AtlasConfig = field(default_factory=AtlasConfig)
 
     def get_dataset(self, name: str) -> DatasetConfig:
-        """Return the data set of that name.
+        """Return the data set with a name.
 
         Raises
         ------
         UsageError
-            With the names there are.
+            If there is none; the message lists the names.
         """
         for d in self.datasets:
             if d.name == name:
@@ -198,8 +216,12 @@ _KNOWN: dict[str, type] = {
     "datasets": DatasetConfig,
     "store": StoreConfig,
     "score": ScoreConfig,
+    "atlas": AtlasConfig,
     "guides": Guides,
 }
+
+
+_DEPTH = 20
 
 
 def convert(obj: Any, cls: type[T], *, where: str) -> T:
@@ -208,16 +230,34 @@ def convert(obj: Any, cls: type[T], *, where: str) -> T:
     Raises
     ------
     DataError
-        For an unknown key (with the nearest valid one), a missing key or a wrong type.
+        If a key is unknown (the message names the nearest valid one) or missing, or has the wrong type.
     """
+    _check_numbers(obj, where)
     try:
         return msgspec.convert(obj, cls, strict=True)
     except msgspec.ValidationError as e:
         raise _explain(str(e), cls, where) from e
 
 
+def _check_numbers(obj: Any, where: str, key: str = "", depth: int = 0) -> None:
+    """Raise a :class:`DataError` for a number that is infinite, NaN or too large, and for tables nested too deeply."""
+    if depth > _DEPTH:
+        raise DataError(f"{where}: {key} is nested too deeply", hint="tables are nested a few levels at most")
+    if isinstance(obj, dict):
+        for k, v in obj.items():
+            _check_numbers(v, where, f"{key}.{k}".lstrip("."), depth + 1)
+    elif isinstance(obj, list | tuple):
+        for v in obj:
+            _check_numbers(v, where, key, depth + 1)
+    elif isinstance(obj, int | float) and not isinstance(obj, bool):
+        try:
+            check_number(key, obj)
+        except UsageError as e:
+            raise DataError(f"{where}: {key} is {obj}", hint="use a finite number of a reasonable size") from e
+
+
 def _explain(text: str, cls: type, where: str) -> DataError:
-    """Turn the library's message into one that names the key and the remedy."""
+    """Rewrite the message of msgspec so that it names the key and the remedy."""
     message, _, path = text.partition(" - at `$")
     path = path.rstrip("`").lstrip(".")
     names = re.findall(r"[A-Za-z_]+", path)
@@ -233,7 +273,8 @@ def _explain(text: str, cls: type, where: str) -> DataError:
     missing = re.search(r"missing required field `(.*)`", message)
     if missing:
         return DataError(
-            f"{where}: {f'[{path}] ' if path else ''}{missing.group(1)!r} is missing", hint="docs/guide.md shows one"
+            f"{where}: {f'[{path}] ' if path else ''}{missing.group(1)!r} is missing",
+            hint="see the example in docs/guide.md",
         )
     choice = re.search(r"Invalid enum value (.*)", message)
     if choice and names:
@@ -242,33 +283,33 @@ def _explain(text: str, cls: type, where: str) -> DataError:
         return DataError(f"{where}: {path} {choice.group(1)} is not known", hint=allowed)
     return DataError(
         f"{where}: {path or 'the file'}: {message[:1].lower()}{message[1:]}",
-        hint="text stands in quotes, numbers and true or false do not, lists in [ ]",
+        hint="write text in quotes, lists in [ ], and numbers, true and false without quotes",
     )
 
 
 def parse_config(text: str, *, where: str) -> Config:
     """Parse the text of a ``vcelltools.toml``."""
-    try:
-        raw = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as e:
-        raise DataError(f"{where}: not valid TOML: {e}", hint="docs/guide.md shows one") from e
+    raw = parse_toml(text, where=where, hint="see the example in docs/guide.md")
     config = convert(raw, Config, where=where)
     names = [d.name for d in config.datasets]
     twice = next((n for n in names if names.count(n) > 1), None)
     if twice:
-        raise DataError(f"{where}: two data sets are named {twice!r}", hint="each names its store: give them two")
+        raise DataError(
+            f"{where}: two data sets are named {twice!r}",
+            hint="give each data set its own name, which is also the name of its store",
+        )
     return config
 
 
 def load_config(path: str | os.PathLike | None = None) -> tuple[Config, Path]:
-    """Read ``path``, or ``vcelltools.toml`` of the working directory where there is one.
+    """Read ``path``, or ``vcelltools.toml`` in the working directory if it exists.
 
     Returns
     -------
-    The configuration (defaults where there is no file), and the folder that its paths are relative to.
+    The configuration (the defaults without a file), and the folder to which its paths are relative.
     """
     fpath = Path(path) if path is not None else Path(CONFIG_NAME)
     if path is None and not fpath.exists():
         return Config(), Path()
-    text = read_text(fpath, what="a configuration in TOML", hint="vcelltools init writes one")
+    text = read_text(fpath, what="a configuration in TOML", hint="write one with vcelltools init")
     return parse_config(text, where=str(fpath)), fpath.parent

@@ -1,4 +1,4 @@
-"""Column names of the public atlases, so that a data set needs a path and a preset alone.
+"""Column names of public atlases, so that a data set needs only a path and a preset.
 
 The names are those of the published files, as far as public pages and code show them (``checked`` says which do); every
 key can be overridden, and ``build-store --plan`` shows what they find in a file before anything is built.
@@ -18,7 +18,7 @@ from vcelltools.errors import UsageError
 
 @dataclass(frozen=True, kw_only=True)
 class Preset:
-    """What is known of an atlas.
+    """The columns of a public atlas.
 
     Attributes
     ----------
@@ -50,7 +50,7 @@ _REPLOGLE: dict[str, Any] = {
 _FIGSHARE = "Replogle et al., Cell 2022, doi:10.1016/j.cell.2022.05.013; figshare+ 20029387"
 _NADIG = "Nadig et al., Nature Genetics 2025, doi:10.1038/s41588-025-02169-3; GEO GSE264667"
 _CHECKED_REPLOGLE = (
-    "gene, gem_group and non-targeting as public code reads them from these files (Arc Institute's State among it)"
+    "gene, gem_group and non-targeting as read from these files by public code, such as Arc Institute's State"
 )
 
 PRESETS: dict[str, Preset] = {
@@ -58,8 +58,9 @@ PRESETS: dict[str, Preset] = {
         title="KOLF2.1J pan-genome CRISPRi atlas",
         source="Nourreddine, Doctor et al., doi:10.1101/2024.11.03.621734; figshare+ 27261219, "
         "KOLF_Pan_Genome_Aggregate.h5mu",
-        checked="the modality and gene_ids as public code opens the file; the columns of obs were not seen in a public "
-        "text: look at --plan first",
+        checked="the modality and gene_ids in public code that opens the file; the obs columns do not appear in a "
+        "public "
+        "source, so check build-store --plan first",
         values={
             "modality": "rna",
             "pert_col": "feature_call",
@@ -117,9 +118,9 @@ PRESETS: dict[str, Preset] = {
     ),
     "tahoe-100m": Preset(
         title="Tahoe-100M, drugs on 50 cell lines",
-        source="Tahoe Therapeutics and Arc Institute, doi:10.1101/2025.02.20.639398, one h5ad a plate",
+        source="Tahoe Therapeutics and Arc Institute, doi:10.1101/2025.02.20.639398, one h5ad per plate",
         checked="drugname_drugconc and its DMSO_TF label in the published sample_metadata and in public code that "
-        "reads the plates; cell_line, plate and pass_filter in the same",
+        "reads the plates; cell_line, plate and pass_filter in the same sources",
         values={
             "pert_col": "drugname_drugconc",
             "control": ["[('DMSO_TF', 0.0, 'uM')]"],
@@ -127,7 +128,7 @@ PRESETS: dict[str, Preset] = {
             "cell_line_col": "cell_line",
             "gene_name_col": "index",
         },
-        notes="a perturbation is a drug at a dose; pass_filter ('full' or 'minimal') is text and filters nothing here",
+        notes="a perturbation is a drug at a dose; pass_filter ('full' or 'minimal') is text and does not filter cells",
     ),
     "x-atlas-orion": Preset(
         title="X-Atlas/Orion, HCT116 and HEK293T genome-wide CRISPRi",
@@ -140,19 +141,19 @@ PRESETS: dict[str, Preset] = {
             "group_by": ["sample"],
             "keep": ["pass_guide_filter"],
         },
-        notes="one file a cell line: set cell_line",
+        notes="each cell line has its own file, so set cell_line",
     ),
     "gasperini": Preset(
         title="Gasperini et al. 2019, enhancers in K562 (CRISPRi, high multiplicity)",
         source="scPerturb, Zenodo 10044268, GasperiniShendure2019_atscale.h5ad",
         checked="perturbation and control are the names that scPerturb gives all its files; public code that needs the "
-        "guides themselves reads obs/barcode of this one",
+        "guides themselves reads obs/barcode",
         values={"pert_col": "perturbation", "control": ["control"], "cell_line": "K562"},
-        notes="cells carry many guides: set guides to choose how a label of several is read",
+        notes="cells carry many guides; set guides to choose how such labels are read",
     ),
     "yao": Preset(
-        title="Yao et al. 2024, compressed Perturb-seq in THP-1 (knock-out)",
-        source="GEO GSE221321, GSM6858447_KO_conventional (an R object: convert it first)",
+        title="Yao et al. 2024, compressed Perturb-seq in THP-1 (knockout)",
+        source="GEO GSE221321, GSM6858447_KO_conventional (an R object, to be converted first)",
         checked="Guides_collapsed_by_gene, its separator --, Total_number_of_guides, non-targeting and safe-targeting "
         "in public code that reads the file",
         values={
@@ -161,7 +162,7 @@ PRESETS: dict[str, Preset] = {
             "cell_line": "THP-1",
             "guides": Guides(sep="--", n_col="Total_number_of_guides", policy="single"),
         },
-        notes="safe-targeting guides are a second control: add the label to control to pool them",
+        notes="safe-targeting guides are a second kind of control; add the label to control to pool them",
     ),
 }
 
@@ -182,7 +183,7 @@ def get_preset(name: str) -> Preset:
 
 
 def resolve_preset(spec: DatasetConfig) -> DatasetConfig:
-    """Return the data set with its preset's values where it gives none itself."""
+    """Return the data set, with missing values filled in from its preset."""
     if spec.preset is None:
         return spec
     values = dict(get_preset(spec.preset).values)

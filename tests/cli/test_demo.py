@@ -11,18 +11,18 @@ import pytest
 from tests.conftest import run_cli
 from vcelltools.cli.render_demo import _verdict
 from vcelltools.errors import UsageError
-from vcelltools.pipelines.demo import CONFIG, FULL, QUICK, SPLIT, DemoResult, _get_fields, make_road, run_demo
-from vcelltools.scoring.paired import Difference
+from vcelltools.project.demo import CONFIG, FULL, QUICK, SPLIT, DemoResult, _get_fields, make_steps, run_demo
+from vcelltools.scoring.comparison import Difference
 
 
 def test_every_step_is_a_public_command():
     from vcelltools.cli.main import COMMANDS
 
     names = set(COMMANDS)
-    road = [s.argv[0] for s in make_road(FULL)]
-    assert set(road) <= names
+    steps = [s.argv[0] for s in make_steps(FULL)]
+    assert set(steps) <= names
     firsts = [
-        road.index(n) for n in ("simulate", "inspect", "hvg", "basis", "build-store", "train", "predict", "score")
+        steps.index(n) for n in ("simulate", "inspect", "hvg", "basis", "build-store", "train", "predict", "score")
     ]
     assert firsts == sorted(firsts)
 
@@ -30,7 +30,7 @@ def test_every_step_is_a_public_command():
 @pytest.mark.parametrize("sizes", [FULL, QUICK])
 def test_the_held_out_atlas_is_kept_out(sizes):
     from vcelltools.config import parse_config
-    from vcelltools.pipelines.splits import parse_split
+    from vcelltools.sampling.splits import parse_split
 
     config = parse_config(CONFIG.format(**_get_fields(sizes)), where="demo")
     assert [d.name for d in config.datasets] == ["kolf", "lab_b"], "the held-out atlas has no say in the basis"
@@ -41,7 +41,7 @@ def test_the_held_out_atlas_is_kept_out(sizes):
 
 def test_a_folder_with_other_files_is_left_alone(tmp_path):
     (tmp_path / "mine.txt").write_text("mine")
-    with pytest.raises(UsageError, match="holds other files"):
+    with pytest.raises(UsageError, match="contains other files"):
         run_demo(tmp_path, quick=True)
     assert [p.name for p in tmp_path.iterdir()] == ["mine.txt"]
 
@@ -72,7 +72,7 @@ def make_result(difference, ci95, mae_unclipped):
 )
 def test_the_verdict_says_what_the_scores_bear(difference, ci95, mae_unclipped, says):
     result = make_result(difference, ci95, mae_unclipped)
-    text = _verdict(result)
+    text = "\n".join(_verdict(result))
     assert says in text and "beats the mean baseline" in text
     assert f"the difference is {difference:+.3f}, and from {ci95[0]:+.3f} to {ci95[1]:+.3f}" in text
     assert ("In mae it is worse than the mean baseline" in text) == (mae_unclipped < 0)
@@ -86,7 +86,7 @@ def test_a_second_walk_runs_what_is_damaged_alone(tmp_path):
     dpath = tmp_path / "d"
     first = run_cli("demo", "--dir", dpath, "--quick", "--json", "-q", timeout=600)
     assert first.code == 0, first.stderr
-    n = len(make_road(QUICK))
+    n = len(make_steps(QUICK))
     assert first.json["ran"] == n and first.json["skipped"] == 0
     assert (dpath / "report.html").read_text().lstrip().lower().startswith("<!doctype html")
     low, high = first.json["difference"]["ci95"]
@@ -95,8 +95,9 @@ def test_a_second_walk_runs_what_is_damaged_alone(tmp_path):
     assert low <= first.json["difference"]["value"] <= high
     assert set(first.json["scores"]) == {"transformer", "perturbation-mean"}
     (dpath / "scores/perturbation-mean/score.json").write_text("{}")
-    again = run_cli("demo", "--dir", dpath, "--quick", "--json", "-q", timeout=600)
+    again = run_cli("demo", "--dir", dpath, "--quick", "--json", timeout=600)
     assert again.code == 0, again.stderr
+    assert f"[1/{n}] $ vcelltools simulate" in again.stderr and "\\n" not in again.stderr
     assert again.json["ran"] == 1 and again.json["skipped"] == n - 1
     keep = lambda body: {k: v["avg_score"] for k, v in body["scores"].items()}  # noqa: E731
     assert keep(again.json) == keep(first.json)

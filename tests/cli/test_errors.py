@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 
 import pytest
 
@@ -47,25 +49,29 @@ CASES = [
     (("lint", "absent.vcc"), 3, "no such file"),
     (("init", "absent"), 2, "no such folder"),
     (("verify", "text.h5ad"), 3, "a file, not a store"),
-    (("hvg", "x.h5ad", "--stats", "text.h5ad", "--out", "h.txt"), 2, "a file, and a folder"),
-    (("hvg", "x.h5ad", "--out", "hvg_scores.json"), 2, "two files"),
+    (("hvg", "x.h5ad", "--stats", "text.h5ad", "--out", "h.txt"), 2, "is a file, but the output is a folder"),
+    (("hvg", "x.h5ad", "--out", "hvg_scores.json"), 2, "two outputs have the name hvg_scores.json"),
     (("hvg", "x.h5ad", "--out", "p.png", "--plot", "p.png"), 2, "--out and --plot are both p.png"),
     (("hvg", "x.h5ad", "--out", "h.txt", "--plot", "p.xyz"), 2, "does not end in .png"),
     (("hvg", "x.h5ad", "./x.h5ad", "--out", "h.txt"), 2, "x.h5ad is given twice"),
     (("hvg", "x.h5ad", "--out", 300 * "a"), 2, "file name too long"),
     (("inspect", 300 * "a"), 2, "file name too long"),
     (("score", "base.h5ad", "--truth", "n.h5ad", "--out", "sc", "--report", "sc"), 2, "--out and --report are both sc"),
-    (("basis", "x.h5ad", "--out", "b.json"), 2, "two files"),
-    (("basis", "x.h5ad", "--aliases", "empty.csv", "--out", "b.txt"), 3, "holds no alias"),
-    (("prep", "n.h5ad", "--genes", "binary.csv", "--out", "q.vcc"), 3, "is not text; a list of genes"),
-    ((*TRAIN, "--model", "ridge", "--features", "binary.csv"), 3, "is not text; a table of numbers"),
+    (("basis", "x.h5ad", "--out", "b.json"), 2, "two outputs have the name b.json"),
+    (("basis", "x.h5ad", "--aliases", "empty.csv", "--out", "b.txt"), 3, "is empty"),
+    (("prep", "n.h5ad", "--genes", "binary.csv", "--out", "q.vcc"), 3, "is not a text file, but a list of genes"),
+    ((*TRAIN, "--model", "ridge", "--features", "binary.csv"), 3, "is not a text file, but a table of numbers"),
     ((*TRAIN, "--model", "ridge", "--features", "empty.csv"), 3, "not a table of numbers"),
-    ((*SCORE, "--compat", "vcc2026", "--target-gene-map", "binary.csv"), 3, "is not text; a table of perturbations"),
+    (
+        (*SCORE, "--compat", "vcc2026", "--target-gene-map", "binary.csv"),
+        3,
+        "is not a text file, but a table of perturbations",
+    ),
     (("build-store", "x.h5ad", "--basis", "absent.txt", *STORE, "--name", "q"), 3, "absent.txt"),
     # the wrong part of a file
     (("hvg", "m.h5mu", "--modality", "zzz", "--out", "h.txt"), 3, "modalities: guide, rna"),
     (("hvg", "x.h5ad", "--modality", "rna", "--out", "h.txt"), 3, "leave --modality out"),
-    (("hvg", "x.h5ad", "--layer", "zzz", "--out", "h.txt"), 3, "it has: X"),
+    (("hvg", "x.h5ad", "--layer", "zzz", "--out", "h.txt"), 3, "matrices: X"),
     (("hvg", "x.h5ad", "--batch-key", "zzz", "--out", "h.txt"), 3, "columns: target_gene"),
     (("hvg", "n.h5ad", "--out", "h.txt"), 3, "not counts"),
     (("normalize", "n.h5ad", "--out", "q.h5ad"), 3, "not counts"),
@@ -78,7 +84,7 @@ CASES = [
     ((*SCORE, "--pert-col", "zzz"), 3, "zzz"),
     ((*SCORE, "--control", "NT"), 3, "NT"),
     ((*SCORE, "--baseline", "absent.csv"), 3, "absent.csv: no such file"),
-    ((*SCORE, "--baseline", "x.h5ad"), 3, "not text"),
+    ((*SCORE, "--baseline", "x.h5ad"), 3, "not a text file"),
     (("sample", "x.h5ad", "--where", "batch", "--out", "q.h5ad"), 2, "COLUMN=LABEL"),
     (("sample", "x.h5ad", "--where", "zzz=1", "--out", "q.h5ad"), 3, "zzz"),
     (("sample", "x.h5ad", "--where", "target_gene=zzz", "--out", "q.h5ad"), 3, "zzz"),
@@ -102,28 +108,40 @@ CASES = [
     (("hgv",), 2, "hvg"),
     (("sample", "x.h5ad", "--out", "q.h5ad"), 2, "exactly one"),
     (("sample", "x.h5ad", "-n", 5, "--frac", 0.1, "--out", "q.h5ad"), 2, "exactly one"),
-    (("sample", "x.h5ad", "-n", -5, "--out", "q.h5ad"), 2, "cannot be taken"),
+    (("sample", "x.h5ad", "-n", -5, "--out", "q.h5ad"), 2, "cannot be sampled from"),
     (("convert", "x.h5ad", "--out", "q.h5ad", "--level", 3), 2, "no compression"),
     (("convert", "x.h5ad", "--out", "q.h5ad", "--contiguous", "--chunk-len", 9), 2, "no chunks"),
     (("convert", "x.h5ad", "--out", "q.h5ad", "--index-dtype", "int8"), 2, "int32"),
     ((*SIM, "--depth", 100, "--density", 0.1), 2, "one of the two"),
     ((*SIM, "--guides"), 2, ".h5mu"),
-    (("simulate", "--out", "y.h5mu", *SIM[3:], "--guides", "--modality", "guide"), 2, "is that of the guides"),
+    (("simulate", "--out", "y.h5mu", *SIM[3:], "--guides", "--modality", "guide"), 2, "is used for the guides"),
     (("simulate", "--out", "y.h5mu", *SIM[3:], "--modality", "a/b"), 2, "a/b"),
     ((*SIM, "--perturbation-universe", 2), 2, "--perturbation-universe"),
     ((*SCORE, "--profile", "zzz"), 2, "vcc"),
     # options that would do nothing
-    ((*SCORE, "--no-anchors"), 2, "--no-anchors: not with --compat ours"),
-    ((*SCORE, "--compat", "cell-eval", "--context-col", "c"), 2, "--context-col: not with --compat cell-eval"),
-    ((*SCORE, "--compat", "vcc2026", "--ceiling", "--epsilon", 1), 2, "--epsilon: not with --compat vcc20"),
-    (("hvg", "x.h5ad", "--flavor", "dispersion", "--span", 0.5, "--out", "h.txt"), 2, "--span: not with --flavor disp"),
-    (("normalize", "x.h5ad", "--no-log", "--base", 2, "--out", "q.h5ad"), 2, "leave one of the two out"),
-    (("convert", "n.h5ad", "--dtype", "int16", "--out", "q.h5ad"), 3, "hold fractions"),
-    (("de", "x.h5ad", "--test", "nb", "--exact", "--out", "d.csv"), 2, "--exact: not with --test nb"),
+    ((*SCORE, "--no-anchors"), 2, "--no-anchors cannot be used with --compat ours"),
+    ((*SCORE, "--compat", "cell-eval", "--context-col", "c"), 3, "obs has no column 'c'"),
+    ((*SCORE, "--compat", "vcc2026", "--ceiling", "--epsilon", 1), 2, "--epsilon cannot be used with --compat vcc20"),
+    (
+        ("hvg", "x.h5ad", "--flavor", "dispersion", "--span", 0.5, "--out", "h.txt"),
+        2,
+        "--span cannot be used with --flavor disp",
+    ),
+    (("normalize", "x.h5ad", "--no-log", "--base", 2, "--out", "q.h5ad"), 2, "remove one of the two"),
+    (("convert", "n.h5ad", "--dtype", "int16", "--out", "q.h5ad"), 3, "float32 or float64 for fractions"),
+    (("de", "x.h5ad", "--test", "nb", "--exact", "--out", "d.csv"), 2, "--exact cannot be used with --test nb"),
     (("de", "x.h5ad", "--out", "d.xlsx"), 2, "neither .parquet nor .csv"),
-    (("baseline", "--truth", "n.h5ad", "--rules", 2025, "--out", "q.h5ad"), 2, "--rules: not with --truth"),
-    (("baseline", "--store", "stores/x", "--pert-col", "p", "--out", "q.h5ad"), 2, "--pert-col: not with a baseline"),
-    (("prep", "n.h5ad", "--genes", "basis.txt", "--contexts", "A", "--out", "q.vcc"), 2, "--contexts: of the 2026"),
+    (("baseline", "--truth", "n.h5ad", "--rules", 2025, "--out", "q.h5ad"), 2, "--rules cannot be used with --truth"),
+    (
+        ("baseline", "--store", "stores/x", "--pert-col", "p", "--out", "q.h5ad"),
+        2,
+        "--pert-col cannot be used with a baseline",
+    ),
+    (
+        ("prep", "n.h5ad", "--genes", "basis.txt", "--contexts", "A", "--out", "q.vcc"),
+        2,
+        "--contexts belong to the 2026",
+    ),
     (("prep", "n.h5ad", "--genes", "basis.txt", "--rules", 2026, "--allow-discrete", "--out", "q.vcc"), 2, "the 2025"),
     ((*SCORE, "--cpm-filter", -1), 2, "not at least 0"),
     (("de", "x.h5ad", "--min-cpm", -1, "--out", "d.csv"), 2, "not at least 0"),
@@ -160,3 +178,16 @@ def test_the_error_is_one_line_and_one_object(files, args, code, said):
     assert line.startswith("error: ") and error["message"] in line
     assert said in line, line
     assert not (files / "q.h5ad").exists() and not (files / "stores" / "q").exists()
+
+
+def test_a_file_that_ends_too_early_is_no_interrupt():
+    code = (
+        "import sys; sys.argv = ['vcelltools', 'doctor', '--no-accelerators']\n"
+        "import vcelltools.project.doctor as doctor\n"
+        "def check_machine(*a, **k): raise EOFError\n"
+        "doctor.check_machine = check_machine\n"
+        "from vcelltools.cli.main import run\n"
+        "run()"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert ran.returncode == 1 and "ended too early" in ran.stderr and "interrupted" not in ran.stderr

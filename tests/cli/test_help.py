@@ -54,8 +54,8 @@ def test_every_option_of_a_word_lists_its_values_or_names_them(helps):
 def test_stated_defaults_are_true(helps):
     """Options whose defaults lie in the configuration say them by hand."""
     from vcelltools.config import BasisConfig, DatasetConfig, StoreConfig
-    from vcelltools.io import write
-    from vcelltools.pipelines.train_settings import TrainSettings
+    from vcelltools.io.write import h5ad
+    from vcelltools.training.settings import TrainSettings
 
     train, basis = TrainSettings(), BasisConfig()
     wanted = [("train", f"--{k.replace('_', '-')}", getattr(train, k)) for k in
@@ -64,9 +64,9 @@ def test_stated_defaults_are_true(helps):
     wanted += [("build-store", "--out", StoreConfig().path), ("build-store", "--basis", basis.path)]
     wanted += [("build-store", "--min-cells", 1), ("build-store", "--sums", "auto")]
     assert DatasetConfig(name="x").min_cells == 1 and DatasetConfig(name="x").sums == "auto"
-    wanted += [(c, "--chunk-len", write._CHUNK_LEN) for c in ("convert", "simulate")]
+    wanted += [(c, "--chunk-len", h5ad._CHUNK_LEN) for c in ("convert", "simulate")]
     for command, option, value in wanted:
-        said = re.search(rf"{option}\b.*?\[default: ([^\]]+)\]", helps[command].stdout.split("Options:")[1], re.S)
+        said = re.search(rf"{option}\b.*?\[default:\s+([^\]]+)\]", helps[command].stdout.split("Options:")[1], re.S)
         assert said and said.group(1).split() == str(value).split(), f"{command} {option}: {value}"
 
 

@@ -66,7 +66,7 @@ def test_errors_have_codes_and_name_the_remedy(cli, tmp_path, papalexi):
     for args, code, words in [
         ((path, "--flavor", "nonsense"), 2, "seurat_v3"),
         ((path, "--top", 0), 2, "--top"),
-        ((path, "--layer", "counts"), 3, "it has: X"),
+        ((path, "--layer", "counts"), 3, "matrices: X"),
         ((path, "--modality", "rna"), 3, "modalities"),
         ((path, "--batch-key", "lot"), 3, "columns: batch"),
         ((tmp_path / "none.h5ad",), 3, "no such file"),

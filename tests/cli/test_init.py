@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import shutil
 
 import anndata
@@ -9,10 +10,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from tests.conftest import run_cli
 from vcelltools.config import load_config
 from vcelltools.errors import UsageError
-from vcelltools.pipelines.init import init
-from vcelltools.pipelines.simulate import simulate
+from vcelltools.project.init import init
+from vcelltools.simulation.simulate import simulate
 
 
 @pytest.fixture
@@ -48,6 +50,29 @@ def test_what_is_left_out_is_named_once(tmp_path):
     (tmp_path / "empty.h5ad").touch()
     assert init(tmp_path).skipped == (("empty.h5ad", "the file is empty (0 bytes)"),)
     assert "#   empty.h5ad: the file is empty (0 bytes)\n" in (tmp_path / "vcelltools.toml").read_text()
+
+
+def test_what_is_doubtful_about_a_file_is_said(tmp_path, cli):
+    """Labels that look alike, genes named in two ways, a matrix on its side: init says it as inspect does."""
+    adata = anndata.AnnData(
+        np.random.default_rng(0).poisson(2.0, (60, 20)).astype(np.float32),
+        obs=pd.DataFrame(
+            {"target_gene": np.resize(["TP53", "tp53", "non-targeting"], 60)}, [f"c{i}" for i in range(60)]
+        ),
+        var=pd.DataFrame(index=[f"ENSG{i:011d}" if i % 2 else f"GENE{i}" for i in range(20)]),
+    )
+    adata.write_h5ad(tmp_path / "a.h5ad")
+    said = "\n".join(init(tmp_path).warnings)
+    assert "a.h5ad: genes are named in two ways: 50%" in said
+    assert "differ only in case, separators or Unicode form and are kept separate: 'TP53' and 'tp53'" in said
+    ran = cli("init", "--force", cwd=tmp_path)
+    assert ran.code == 0 and "named in two ways" in ran.stderr and "kept separate: 'TP53' and 'tp53'" in ran.stderr
+    turned = adata.T.copy()
+    turned.obs["target_gene"] = np.resize(["A", "non-targeting"], 20)
+    turned.obs_names = [f"ENSG{i:011d}" for i in range(20)]
+    turned.var_names = [f"AAAC{'ACGT'[i % 4] * 8}{'ACGT'[i // 4 % 4] * 4}-{i}" for i in range(60)]
+    turned.write_h5ad(tmp_path / "a.h5ad")
+    assert any("transposed" in w for w in init(tmp_path, force=True).warnings)
 
 
 def test_other_folder_and_nothing_found(tmp_path):
@@ -118,6 +143,10 @@ def test_a_modality_of_guides_is_pointed_at(papalexi, tmp_path):
     r = init(tmp_path)
     assert r.datasets == ()
     assert "modality 'guide' may hold the guides" in r.skipped[0][1] and "obs column" in r.skipped[0][1]
+    program, _, command = r.skipped[0][1].rpartition(": ")[2].partition(" ")
+    done = run_cli(*shlex.split(command), cwd=tmp_path)
+    assert program == "vcelltools" and done.code == 0, done.stderr
+    assert init(tmp_path, out=tmp_path / "new.toml").datasets == ("labelled",)
 
 
 def test_a_filter_of_cells_is_pointed_at(thp1, tmp_path):

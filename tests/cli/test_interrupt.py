@@ -48,6 +48,26 @@ def test_ctrl_c_takes_nothing_apart_under_threads_that_are_still_at_work(tmp_pat
     assert os.listdir(tmp_path) == []
 
 
+@pytest.mark.parametrize("module", ["typer", "vcelltools.cli.help", "vcelltools.cli.inspect", "numpy"])
+def test_ctrl_c_twice_at_the_very_start(tmp_path, module):
+    start = (
+        "import os, signal, sys\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "class Loading:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        f"        if name == {module!r}:\n"
+        "            try:\n"
+        "                os.kill(os.getpid(), signal.SIGINT)\n"
+        "            finally:\n"
+        "                os.kill(os.getpid(), signal.SIGINT)\n"
+        "sys.meta_path.insert(0, Loading())\n"
+        "from vcelltools.cli.main import run; run()"
+    )
+    command = [sys.executable, "-c", start, "inspect", "x.h5ad"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
+    assert (done.returncode, done.stderr) == (5, "error: interrupted (run the same command again)\n")
+
+
 def run_with_load(folder, body: str) -> subprocess.CompletedProcess[str]:
     """Run ``doctor`` in a process that executes ``body`` where the command's module is to be loaded."""
     start = (

@@ -42,7 +42,7 @@ def here(tmp_path):
 def test_a_folder_is_never_overwritten_by_a_file(here, command, force):
     done = run_cli(*command, *force, cwd=here)
     assert done.code == 2, done.stderr
-    assert "folder.h5ad is a folder, and a file is to be written" in done.stderr
+    assert "folder.h5ad is a folder, but the output is a file" in done.stderr
     assert (here / "folder.h5ad" / "mine").read_text() == "mine"
 
 
@@ -50,7 +50,7 @@ def test_a_folder_is_never_overwritten_by_a_file(here, command, force):
 def test_a_file_is_never_overwritten_by_a_folder(here, force):
     done = run_cli("demo", "--dir", "file", "--quick", *force, cwd=here)
     assert done.code == 2, done.stderr
-    assert "file is a file, and a folder is to be written" in done.stderr
+    assert "file is a file, but the output is a folder" in done.stderr
     assert (here / "file").read_text() == "hello\n"
 
 
@@ -60,10 +60,10 @@ BUILD = ("--pert-col", "batch", "--control", "b0")
 @pytest.mark.parametrize(
     ("command", "says"),
     [
-        (("build-store", "x.h5ad", "--basis", "folder.h5ad", *BUILD), "folder.h5ad: is a folder; a list of genes"),
-        (("build-store", "x.h5ad", "--basis", "binary", *BUILD), "binary: is not text; a list of genes"),
-        (("build-store", "x.h5ad", "--basis", "nope", *BUILD), "nope: no such basis file"),
-        (("basis", "x.h5ad", "--top", "5", "--aliases", "binary"), "binary: is not text; a table of aliases"),
+        (("build-store", "x.h5ad", "--basis", "folder.h5ad", *BUILD), "folder.h5ad is a folder, but a list of genes"),
+        (("build-store", "x.h5ad", "--basis", "binary", *BUILD), "binary is not a text file, but a list of genes"),
+        (("build-store", "x.h5ad", "--basis", "nope", *BUILD), "nope: the basis file does not exist"),
+        (("basis", "x.h5ad", "--top", "5", "--aliases", "binary"), "binary is not a text file, but a table of genes"),
         (("build-store", "x.h5ad", "--basis", "file", "--out", "file", *BUILD), "a file has that name"),
     ],
     ids=["basis-folder", "basis-binary", "basis-missing", "aliases", "out"],
@@ -78,7 +78,7 @@ def test_what_stands_there_is_said_in_plain_words(here, command, says):
 def test_a_broken_configuration_is_named(here):
     (here / "vcelltools.toml").write_bytes(b"\xff\xfe")
     done = run_cli("basis", cwd=here)
-    assert done.code == 3 and "vcelltools.toml: is not text; a configuration in TOML" in done.stderr
+    assert done.code == 3 and "vcelltools.toml is not a text file, but a configuration in TOML" in done.stderr
 
 
 POWERLESS = ("setpriv", "--bounding-set=-all", "--inh-caps=-all", "--no-new-privs")
@@ -153,4 +153,4 @@ def test_names_that_are_not_text(here):
     assert json.loads((here / "hvg_scores.json").read_text())["source"]
     assert run_cli("inspect", name, cwd=here, env=env).stdout.startswith("odd\\udcff.h5ad: h5ad")
     done = run_cli("init", cwd=here, env=env)
-    assert done.code == 0 and "its name is not UTF-8" in done.stderr, done.stderr
+    assert done.code == 0 and "its name is not valid UTF-8" in done.stderr, done.stderr

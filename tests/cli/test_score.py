@@ -95,10 +95,10 @@ def test_the_next_step_after_a_baseline_of_counts_runs(cli, tmp_path):
     labels = [CONTROL] * 20 + ["A"] * 10 + ["B"] * 10
     counts = np.random.default_rng(0).poisson(3.0, (40, 12)).astype(np.float32)
     make_adata(sp.csr_matrix(counts), labels, [f"G{i}" for i in range(12)]).write_h5ad(tmp_path / "real.h5ad")
-    ran = cli("baseline", "--truth", tmp_path / "real.h5ad", "--out", tmp_path / "base.h5ad")
+    ran = cli("baseline", "--truth", tmp_path / "real.h5ad", "--out", tmp_path / "base.h5ad", cwd=tmp_path)
     said = ran.stderr.split("next: vcelltools ")[1].split()
     assert said[-1] == "--to-cp10k"
-    scored = cli(*said, "--out", tmp_path / "s")
+    scored = cli(*said, "--out", tmp_path / "s", cwd=tmp_path)
     assert scored.code == 0, scored.stderr
 
 

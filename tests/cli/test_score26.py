@@ -61,15 +61,12 @@ def test_files_report_and_pack(cli, pair):
 
 def test_damaged_packs_are_refused(cli, pair):
     from vcelltools.errors import DataError
-    from vcelltools.scoring.options26 import Options2026
-    from vcelltools.scoring.pack26 import get_settings, read_pack, write_pack
-    from vcelltools.scoring.vcc2026 import make_truth
+    from vcelltools.scoring.truth_pack import read_pack, write_pack
+    from vcelltools.scoring.vcc2026.score import Vcc2026
 
-    shared = {"pert_col": "target_gene", "control": CONTROL, "context_col": "context", "continuity": True,
-              "target_gene_map": None}  # fmt: skip
-    settings = get_settings(Options2026(**shared))
-    whole = write_pack(pair / "w.pack", make_truth(pair / "real.h5ad", anchors=False, **shared), settings).read_bytes()
-    assert read_pack(pair / "w.pack", settings)[0].labels.shape == (8,)
+    rules = Vcc2026(anchors=False)
+    whole = write_pack(pair / "w.pack", rules, rules.read_truth(pair / "real.h5ad"), pair / "real.h5ad").read_bytes()
+    assert read_pack(pair / "w.pack", rules)[0].labels.shape == (8,)
     rng = np.random.default_rng(0)
     for k in range(40):
         raw = bytearray(whole)
@@ -77,7 +74,7 @@ def test_damaged_packs_are_refused(cli, pair):
             raw[at] ^= int(rng.integers(1, 256))
         (pair / "d.pack").write_bytes(bytes(raw[: len(raw) if k % 2 else rng.integers(0, len(raw))]))
         try:
-            read_pack(pair / "d.pack", settings)
+            read_pack(pair / "d.pack", rules)
         except DataError:
             continue
         assert bytes(raw) != whole
@@ -110,7 +107,7 @@ def test_contexts_are_scored_apart_and_averaged(pair, tmp_path):
     from vcelltools.errors import DataError
 
     one = mixed[mixed.obs["context"] == "A"].copy()
-    with pytest.raises(DataError, match="missing contexts: B"):
+    with pytest.raises(DataError, match="lacks 1 contexts of the truth: B"):
         vc.score(one, both, compat="vcc2026")
 
 
@@ -119,21 +116,23 @@ def _spoil(kind, pred):
     labels = a.obs["target_gene"].astype(str).to_numpy()
     some = sorted(set(labels) - {CONTROL})
     if kind == "perturbation":
-        return a[labels != some[0]].copy(), f"missing perturbations: {some[0]}"
+        return a[labels != some[0]].copy(), f"lacks 1 perturbations of the truth: {some[0]}"
     if kind == "extra":
         a.obs["target_gene"] = np.where(np.arange(len(labels)) == 0, "NEW", labels)
         return a, "perturbations that the truth lacks: NEW"
     if kind == "gene":
-        return a[:, 1:].copy(), "missing genes: G0000"
+        return a[:, 1:].copy(), "lacks 1 genes of the truth: G0000"
+    row, column = (x[3] for x in a.X.nonzero())
+    place = f"cell {row} ({a.obs_names[row]}), gene {column} ({a.var_names[column]}) holds"
     if kind == "fraction":
-        a.X = a.X * 0.5
-        return a, "a fraction at cell"
+        a.X.data[3] = 0.5
+        return a, f"{place} 0.5, not a whole number"
     if kind == "negative":
         a.X.data[3] = -1
-        return a, "negative at cell"
+        return a, f"{place} -1.0, which is negative"
     if kind == "nan":
         a.X.data[3] = np.nan
-        return a, "not finite at cell"
+        return a, f"{place} nan"
     a.X.data[3] = 2e6
     return a, "more than 1,000,000 counts"
 
@@ -152,7 +151,9 @@ def test_truth_without_controls_or_known_targets(pair):
     from vcelltools.errors import DataError
 
     truth = ad.read_h5ad(pair / "real.h5ad")
-    with pytest.raises(DataError, match=r"no cell of the truth is the control 'ctl'.*labels are non-targeting"):
+    with pytest.raises(
+        DataError, match=r"no cell of obs/target_gene is labelled 'ctl', the control.*one of: non-targeting"
+    ):
         vc.score(pair / "pred.h5ad", truth, compat="vcc2026", control="ctl")
     strange = truth.copy()
     strange.obs["target_gene"] = [v if v == CONTROL else f"{v}-1" for v in strange.obs["target_gene"]]
@@ -226,7 +227,7 @@ def test_one_cell_groups_have_values_and_no_replicate(tmp_path):
 
 def test_gene_map_file(tmp_path):
     from vcelltools.errors import DataError
-    from vcelltools.scoring.run26 import read_gene_map
+    from vcelltools.scoring.vcc2026.score import read_gene_map
 
     (tmp_path / "m.csv").write_text("perturbation,gene\nA-1,A\ndrug,\n")
     assert read_gene_map(tmp_path / "m.csv") == {"A-1": "A", "drug": None}

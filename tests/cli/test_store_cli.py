@@ -120,7 +120,7 @@ def project(tmp_path):
 
 
 def test_data_sets_side_by_side_have_the_bytes_of_a_serial_run(project, cli):
-    from tests.unit.test_store import hashes
+    from tests.unit.stores.test_store import hashes
 
     ran = cli("build-store", "--jobs", 2, "--json", cwd=project)
     assert ran.code == 3, ran.stderr
@@ -165,7 +165,7 @@ def _find_children(pid: int) -> set[int]:
 @pytest.mark.parametrize("jobs", [1, 2])
 def test_a_run_that_is_asked_to_stop_leaves_no_process_behind(project, cli, number, jobs):
     from tests.screens import make_screen, write
-    from tests.unit.test_store import hashes
+    from tests.unit.stores.test_store import hashes
 
     toml = project / "vcelltools.toml"
     toml.write_text(toml.read_text().replace("nonsense", "P1"))
@@ -194,7 +194,7 @@ def test_a_run_that_is_asked_to_stop_leaves_no_process_behind(project, cli, numb
 @pytest.mark.parametrize("victim", ["child", "parent"])
 def test_a_killed_run_over_several_data_sets_continues(project, cli, victim):
     from tests.screens import make_screen, write
-    from tests.unit.test_store import hashes
+    from tests.unit.stores.test_store import hashes
 
     toml = project / "vcelltools.toml"
     toml.write_text(toml.read_text().replace("nonsense", "P1"))
@@ -277,7 +277,7 @@ def test_a_modality_of_an_h5mu(tmp_path, cli, papalexi):
 def test_an_atlas_like_kolf_by_its_preset(tmp_path, cli, layout):
     import anndata as ad
 
-    from vcelltools.pipelines.sampler import Sampler
+    from vcelltools.sampling.sampler import Sampler
 
     options = ("--cells", 3000, "--genes", 800, "--perturbations", 12, "--batches", 3, "--like", "kolf")
     ran = cli("simulate", "--out", "k.h5mu", *options, "--layout", layout, "-q", cwd=tmp_path)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from tests.unit.test_vcc_container import GENES, build, make
+from tests.unit.challenge.test_vcc_container import GENES, build, make
 
 
 def test_prep_then_lint(cli, tmp_path):
@@ -24,7 +24,7 @@ def test_prep_then_lint(cli, tmp_path):
     lost = cli("lint", out, "--genes", tmp_path / "gene.csv")
     assert lost.code == 3 and lost.stderr.startswith(f"error: {tmp_path}/gene.csv: no such file"), "not the container's"
     foreign = cli("lint", out, "--contexts", "A")
-    assert foreign.code == 0 and "--contexts: of the 2026 rules, not checked here" in foreign.stderr
+    assert foreign.code == 0 and "--contexts belong to the 2026 rules, which are not checked" in foreign.stderr
     bad = build(tmp_path / "bad.vcc", ("watermark.txt", b"vcc-prep"))
     refused = cli("lint", bad, "--json")
     assert refused.code == 3

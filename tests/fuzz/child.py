@@ -22,7 +22,7 @@ from tests.fuzz.mutations import make_zarr, mutate
 from tests.fuzz.oracle import LARGEST, lacks_modality, read_naively
 from tests.fuzz.seeds import Seed, write_seed
 from vcelltools.errors import VcellError
-from vcelltools.io import probe
+from vcelltools.io.hdf5 import probe
 
 TOP = 8
 PATIENCE = 60.0  # seconds for one mutant; they take some hundredths
@@ -104,11 +104,11 @@ def run_verb(verb: str, path: Path, out: Path, batch_key: str | None, threads: i
     if verb == "hvg":
         return rank(path, batch_key, threads)
     if verb == "normalize":
-        from vcelltools.pipelines.normalize import normalize
+        from vcelltools.files.normalize import normalize
 
         normalize(path, out, threads=threads)
     else:
-        from vcelltools.pipelines.convert import convert
+        from vcelltools.files.convert import convert
 
         convert(path, out, threads=threads)
     return read_naively(out, "h5ad", "X", "var", largest=None)
@@ -134,7 +134,7 @@ def agree(ours: Any, theirs: Any) -> bool:
 
 def look_around(path: Path) -> None:
     """Run ``inspect``, which reads everything that is not the matrix; it may refuse the file."""
-    from vcelltools.pipelines.inspect import inspect
+    from vcelltools.files.inspect import inspect
 
     try:
         inspect(path).to_json()
@@ -144,7 +144,7 @@ def look_around(path: Path) -> None:
 
 def rank(source: object, batch_key: str | None, threads: int) -> list[tuple[str, float]]:
     """Return the names and means of the selected genes."""
-    from vcelltools.pipelines.hvg import compute_hvg
+    from vcelltools.selection.hvg import compute_hvg
 
     r = compute_hvg([source], top=TOP, batch_key=batch_key, threads=threads)
     return [(str(r.genes[j]), float(r.columns["means"][j])) for j in r.order]
@@ -156,7 +156,7 @@ def rank_naively(counts: np.ndarray, genes: list[str]) -> list[tuple[str, float]
 
     n, g = counts.shape
     obs, var = pd.DataFrame(index=[str(i) for i in range(n)]), pd.DataFrame(index=pd.Index(genes, dtype=object))
-    memory = SimpleNamespace(X=counts.astype(np.float64), raw=None, layers={}, obs=obs, var=var)
+    memory = SimpleNamespace(X=counts.astype(np.float64), raw=None, layers={}, uns={}, obs=obs, var=var)
     assert var.shape[0] == g
     return rank(memory, None, 1)
 

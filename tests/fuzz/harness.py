@@ -24,11 +24,16 @@ class Report:
     """What a run found."""
 
     seed: int
+    least: int = 0
     n: int = 0
     seconds: float = 0.0
     outcomes: Counter = field(default_factory=Counter)
     mutations: Counter = field(default_factory=Counter)
     failures: list[dict] = field(default_factory=list)
+
+    def has_time(self, seconds: float) -> bool:
+        """Return whether another mutant is to be run."""
+        return self.seconds < seconds or self.n < self.least
 
     def __str__(self) -> str:
         counts = ", ".join(f"{k} {v:,}" for k, v in self.outcomes.most_common())
@@ -45,12 +50,17 @@ class Report:
         ]
 
 
-def run(*, seed: int, seconds: float, patience: float = 90.0, first: int = 0, limit: int | None = None) -> Report:
-    """Run mutants for ``seconds`` (or ``limit`` of them); a mutant that takes longer than ``patience`` hangs."""
-    report = Report(seed)
+def run(
+    *, seed: int, seconds: float, patience: float = 90.0, first: int = 0, limit: int | None = None, least: int = 0
+) -> Report:
+    """Run mutants for ``seconds`` (or ``limit`` of them); a mutant that takes longer than ``patience`` hangs.
+
+    At least ``least`` of them run however long they take: the first ones compile the kernels.
+    """
+    report = Report(seed, least)
     number = first
     with tempfile.TemporaryDirectory() as folder:
-        while report.seconds < seconds and (limit is None or number < first + limit):
+        while report.has_time(seconds) and (limit is None or number < first + limit):
             count = BATCH if limit is None else min(BATCH, first + limit - number)
             number = _run_child(report, seed, number, count, Path(folder), seconds, patience)
     return report
@@ -68,7 +78,7 @@ def _run_child(report: Report, seed: int, first: int, count: int, folder: Path, 
     current = first
     before, began = report.seconds, None  # the start of a child does not count
     try:
-        while report.seconds < seconds:
+        while report.has_time(seconds):
             report.seconds = before + (0.0 if began is None else time.monotonic() - began)
             try:
                 line = lines.get(timeout=patience)

@@ -100,10 +100,11 @@ def _check_counts(largest: int, values: np.ndarray) -> np.ndarray:
     need(values.dtype.kind in "iuf", "not numbers")
     if values.dtype.kind == "f":
         need(np.isfinite(values).all(), "not finite")
-        need((values == np.rint(values)).all(), "fractions")
+        whole = (values == np.rint(values)).all()
+        need(whole or largest == LARGEST["normalize"], "fractions")  # normalize takes fractional counts
     if values.size:
         need(values.min() >= 0 and values.max() <= largest, "negative or too large")
-    return values.astype(np.int64)
+    return values.astype(np.int64) if values.dtype.kind != "f" or whole else values
 
 
 def _read_matrix(f: h5py.File, key: str, check: Check) -> np.ndarray:
@@ -159,7 +160,7 @@ def _expand(
     need(len(indptr) == n_major + 1 and len(indices) == len(data), "lengths")
     bounds = [int(v) for v in indptr]
     need(bounds[0] == 0 and bounds[-1] == len(data), "ends of indptr")
-    need(all(a <= b for a, b in pairwise(bounds)), "indptr falls")
+    need(all(a <= b for a, b in pairwise(bounds)), "indptr decreases")
     need(indptr.ndim == indices.ndim == data.ndim == 1, "dimensions")
     values = check(data)
     out = np.zeros((n_major, n_minor), values.dtype)
@@ -191,4 +192,11 @@ def _read_names(f: h5py.File, kind: str, var: str, g: int) -> list[str]:
         values = values["values"]
     values = np.asarray(values[()] if isinstance(values, h5py.Dataset) else values)
     need(values.shape == (g,), "names")
-    return [v.decode("utf-8", "replace") if isinstance(v, bytes) else str(v) for v in values.tolist()]
+    return [_decode(v) if isinstance(v, bytes) else str(v) for v in values.tolist()]
+
+
+def _decode(name: bytes) -> str:
+    try:
+        return name.decode()
+    except UnicodeDecodeError:  # another code page
+        return name.decode("latin-1")

@@ -1,4 +1,4 @@
-"""A few seconds of the fuzzer; what it found before has tests of its own in ``tests.unit.test_faults``."""
+"""A few seconds of the fuzzer; what it found before has tests of its own in ``tests.unit.io.test_faults``."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ SECONDS = float(os.environ.get("VCELLTOOLS_FUZZ_SECONDS", "15"))
 
 @pytest.mark.timeout(600)
 def test_no_crash_no_hang_no_other_genes():
-    report = run(seed=20_260_101, seconds=SECONDS, limit=2_000)
+    report = run(seed=20_260_101, seconds=SECONDS, limit=2_000, least=25)
     print(report)
     assert not report.failures, str(report)
     assert report.n > 10

@@ -1,4 +1,4 @@
-"""Differential expression: what is known of the THP-1 screen, calibration under the null, and other implementations."""
+"""Differential expression: the known results of the THP-1 screen, calibration under the null, other implementations."""
 
 from __future__ import annotations
 
@@ -134,7 +134,7 @@ def test_refusals():
     data = make_null(np.random.default_rng(6), n_genes=10)
     with pytest.raises(DataError, match=r"no cell of obs/target_gene is labelled 'NT'.*non-targeting \(900\)"):
         vc.de(data, control="NT")
-    with pytest.raises(UsageError, match="no test"):
+    with pytest.raises(UsageError, match=r"test .* is not known"):
         vc.de(data, test="t")
     with pytest.raises(DataError, match="no column 'x'"):
         vc.de(data, keep="x")
@@ -142,13 +142,13 @@ def test_refusals():
         vc.de(data, keep="target_gene")
     logged = data.copy()
     logged.X = data.X.astype(np.float32).log1p()
-    with pytest.raises(NotCountsError, match="--test nb needs counts"):
+    with pytest.raises(NotCountsError, match="test='nb' needs counts"):
         vc.de(logged, test="nb")
 
 
 def test_controls_without_counts_foretell_nothing():
     data = make_null(np.random.default_rng(0), n_cells=(20, 5, 8, 9), n_genes=30)
     data.X = data.X.multiply((data.obs["target_gene"] != "non-targeting").to_numpy()[:, None]).tocsr()
-    with pytest.raises(DataError, match="the 9 control cells hold no counts at all"):
+    with pytest.raises(DataError, match="the 9 control cells have no counts"):
         vc.de(data, test="nb")
     assert (vc.de(data).control_mean_g == 0).all()

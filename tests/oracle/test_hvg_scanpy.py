@@ -167,20 +167,25 @@ def test_the_definition_itself():
 
 def test_moments_of_normalised_values_and_residuals():
     from vcelltools.io import open_dataset
-    from vcelltools.pipelines.hvg_values import _get_normalised_mean_variance
-    from vcelltools.pipelines.statistics import scan
-    from vcelltools.progress import SILENT
+    from vcelltools.selection.flavors import Task
+    from vcelltools.selection.flavors._values import get_normalised_mean_variance
+    from vcelltools.selection.statistics import scan
 
     X = make_counts(120, 60, seed=8)
     X[5] = 0
     for layout in ("csr", "csc", "dense"):
-        with open_dataset(make_adata(as_layout(X, layout))) as ds:
+        adata, none = make_adata(as_layout(X, layout)), np.zeros(0)
+        with open_dataset(adata) as ds:
             stats = scan(ds)
-            for log in (False, True):
-                mean, var = _get_normalised_mean_variance(ds, stats, log=log, threads=2, progress=SILENT)
-                expected = normalised_moments(X, log=log)
-                np.testing.assert_allclose(mean[0], expected[0], rtol=1e-9)
-                np.testing.assert_allclose(var[0], expected[1], rtol=1e-8)
+        task = Task(
+            stats=stats, flavor="seurat", top=1, mean=none, variance=none, options={}, threads=2,
+            open_dataset=lambda adata=adata: open_dataset(adata),
+        )  # fmt: skip
+        for log in (False, True):
+            mean, var = get_normalised_mean_variance(task, log=log)
+            expected = normalised_moments(X, log=log)
+            np.testing.assert_allclose(mean[0], expected[0], rtol=1e-9)
+            np.testing.assert_allclose(var[0], expected[1], rtol=1e-8)
     ours = vc.hvg(make_adata(as_layout(X, "csr")), top=10, flavor="pearson_residuals")
     np.testing.assert_allclose(ours["residual_variances"], pearson_residual_variance(X), rtol=1e-9)
 

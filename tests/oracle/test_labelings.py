@@ -10,8 +10,8 @@ from scipy import sparse, stats
 
 from vcelltools.io import open_dataset
 from vcelltools.kernels.pvalues import adjust_bh
-from vcelltools.scoring.genemajor import GeneMajor, make_tables, read_part, take_census
-from vcelltools.scoring.sides26 import get_profiles, make_side, rank_p
+from vcelltools.scoring.vcc2026.counts import GeneMajor, make_tables, read_part, take_census
+from vcelltools.scoring.vcc2026.profiles import get_profiles, make_profiles, rank_p
 
 TARGET = 50_000.0
 
@@ -113,7 +113,7 @@ def test_sets_of_a_labeling_are_those_of_two():
 
 
 def test_threads_and_memory_do_not_change_the_tables(monkeypatch):
-    from vcelltools.scoring import genemajor
+    from vcelltools.scoring.vcc2026 import counts as genemajor
 
     X, code = draw(4, 300, 60, 5, "plain")
     counts = make_counts(X)
@@ -186,6 +186,6 @@ def test_reading_by_parts(tmp_path):
 def test_profiles_sum_to_the_target():
     X, code = draw(8, 60, 20, 3, "plain")
     (t,) = make_tables(make_counts(X), [(code, 1)], 3, target_sum=TARGET)
-    side = make_side(t, continuity=True)
+    side = make_profiles(t, continuity=True)
     np.testing.assert_allclose(np.expm1(side.profile_kg).sum(1), TARGET, rtol=1e-12)
     assert not get_profiles(np.zeros((1, 5))).any()

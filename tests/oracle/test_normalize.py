@@ -12,7 +12,7 @@ import pytest
 from scipy import sparse
 
 from vcelltools.errors import DataError, NotCountsError, UsageError
-from vcelltools.pipelines.normalize import normalize
+from vcelltools.files.normalize import normalize
 
 
 def scanpy_normalised(adata: anndata.AnnData, target_sum: float | None = 1e4, base: float | None = None) -> np.ndarray:
@@ -120,7 +120,7 @@ def test_repeated_and_unsorted_positions(tmp_path, layout):
     b.X = want.tocsr()
     r = normalize(tmp_path / "a.h5ad", tmp_path / "b.h5ad")
     check(tmp_path / "b.h5ad", scanpy_normalised(b))
-    assert any("1 values repeated" in w for w in r.warnings)
+    assert any("1 duplicate entries" in w for w in r.warnings)
 
 
 def test_dense_chunked_by_columns(tmp_path):
@@ -157,7 +157,7 @@ def test_library_size_column_that_is_too_small(tmp_path):
 
 
 @pytest.mark.parametrize("layout", ["csr", "csc", "dense"])
-@pytest.mark.parametrize(("value", "message"), [(-1.0, "negative"), (np.nan, "NaN"), (0.5, "whole number")])
+@pytest.mark.parametrize(("value", "message"), [(-1.0, "negative"), (np.nan, "NaN"), (np.inf, "infinite")])
 def test_bad_values_name_cell_and_gene(tmp_path, layout, value, message):
     a = make_adata(n=3000, g=50, dtype="float32")
     a.X[2917, 13] = 5
@@ -170,9 +170,32 @@ def test_bad_values_name_cell_and_gene(tmp_path, layout, value, message):
             (np.where((row.row == 2917) & (row.col == 13), value, row.data), (row.row, row.col)), shape=row.shape
         ).asformat(layout)
     a.write_h5ad(tmp_path / "a.h5ad")
-    with pytest.raises(DataError, match=rf"{message}.*cell 2,917, gene 13"):
+    with pytest.raises(DataError, match=rf"cell 2,917 .*, gene 13 .*{message}"):
         normalize(tmp_path / "a.h5ad", tmp_path / "b.h5ad")
     assert not (tmp_path / "b.h5ad").exists()
+
+
+def to_fractions(X, share, seed=5):
+    """Counts corrected for ambient RNA: a share of them becomes fractional."""
+    rng = np.random.default_rng(seed)
+    return np.where(rng.random(X.shape) < share, X * rng.uniform(0.8, 1.0, X.shape), X).astype("float32")
+
+
+@pytest.mark.parametrize("share", [1.0, 0.3, 1e-5])
+@pytest.mark.parametrize("layout", ["csr", "csc", "dense"])
+@pytest.mark.parametrize("target", [1e4, None])
+def test_fractional_counts_are_taken_as_scanpy_takes_them(tmp_path, layout, share, target):
+    a = make_adata(n=400, g=50, dtype="float32")
+    X = to_fractions(a.X.toarray(), share)
+    X[11], X[399, 49] = 0, 0.5
+    a.X = sparse.csr_matrix(X)
+    as_layout(a, layout).write_h5ad(tmp_path / "a.h5ad")
+    result = normalize(tmp_path / "a.h5ad", tmp_path / "b.h5ad", target_sum=target, keep_counts=True)
+    assert any("some counts are fractional" in w for w in result.warnings)
+    sums = X.sum(axis=1, dtype=float)
+    want = scanpy_normalised(a, target or float(np.median(sums[sums > 0])))
+    kept = check(tmp_path / "b.h5ad", want).layers["counts"]
+    np.testing.assert_array_equal(kept.toarray() if sparse.issparse(kept) else kept, X)
 
 
 def test_normalised_input_is_refused(tmp_path):

@@ -11,9 +11,45 @@ import scipy.stats as ss
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from vcelltools.differential.ranks import GeneBuckets, RankSums
 from vcelltools.errors import DataError
+from vcelltools.kernels.faults import Fault
 from vcelltools.kernels.pvalues import adjust_bh, get_exact_tail
-from vcelltools.scoring.genebuckets import GeneBuckets, rank_sum
+
+
+def rank_sum(
+    indptr: np.ndarray,
+    indices: np.ndarray,
+    data: np.ndarray,
+    codes: np.ndarray,
+    *,
+    n_genes: int,
+    n_groups: int,
+    control: int,
+    continuity: bool = True,
+    exact: bool = False,
+    threads: int = 1,
+) -> RankSums:
+    """Compare every group with the controls on a CSR matrix in memory; a bad value is a :class:`DataError`.
+
+    Parameters
+    ----------
+    indptr, indices, data
+        CSR arrays, cells × genes; data float32 or float64, non-negative.
+    codes
+        (n,) group of each cell; negative leaves a cell out.
+    """
+    data = np.ascontiguousarray(data, dtype=np.float32 if data.dtype == np.float32 else np.float64)
+    buckets = GeneBuckets(n_genes=n_genes, n_groups=n_groups, capacity=len(data), dtype=data.dtype, n_blocks=1)
+    codes = np.ascontiguousarray(codes, np.int32)
+    buckets.count_cells(codes)
+    index = np.ascontiguousarray(indices, np.int32 if indices.dtype.itemsize <= 4 else np.int64)
+    fault = buckets.add_csr(0, np.ascontiguousarray(indptr, np.int64), index, data, codes)
+    if fault is not None:
+        cell = int(np.searchsorted(indptr, fault.position, side="right")) - 1
+        what = Fault(fault.fault).name.lower().replace("_", " ")
+        raise DataError(f"{what} at cell {cell}, stored value {fault.position}")
+    return buckets.rank_sum(control, continuity=continuity, exact=exact, threads=threads)
 
 
 def run(X: np.ndarray, codes: np.ndarray, control: int, **options):

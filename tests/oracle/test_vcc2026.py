@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import vcelltools as vc
 from tests.oracle.vcc2026_pairs import PAIRS, make_pair
 from tests.peers import find_peer, peer_python
 from vcelltools.errors import DataError
-from vcelltools.scoring.metrics26 import METRICS
-from vcelltools.scoring.vcc2026 import score_vcc2026
+from vcelltools.scoring.vcc2026.metrics import METRICS
 
 ANCHORED = ("anchored", "uneven", "category-order")
 UNCORRECTED = ("plain", "ties", "equal", "uneven", "zero-group")
@@ -64,10 +64,10 @@ def check(folder: Path, name: str, peer: dict, *, continuity: bool) -> None:
     files = (folder / f"{name}.pred.h5ad", folder / f"{name}.real.h5ad")
     if "error" in peer:
         with pytest.raises(DataError, match="shows no effect"):
-            score_vcc2026(*files, continuity=continuity, anchors=False)
+            vc.score(*files, continuity=continuity, anchors=False, compat="vcc2026")
         assert "not positive" in peer["error"]
         return
-    ours = score_vcc2026(*files, continuity=continuity, anchors="ceiling" in peer)
+    ours = vc.score(*files, continuity=continuity, anchors="ceiling" in peer, compat="vcc2026")
     for m in METRICS:
         theirs = np.nan if peer["mean"][m] is None else peer["mean"][m]
         assert ours.components[m].value == pytest.approx(theirs, abs=TOLERANCE, nan_ok=True), m
@@ -105,7 +105,7 @@ def test_equal_to_cell_eval2_without_continuity(folder, uncorrected, name):
 def test_scores_between_the_ends(folder, corrected):
     """The score is (u − b) / (r − b) of the peer's own numbers, clipped where the rules clip."""
     peer = corrected["anchored"]
-    ours = score_vcc2026(folder / "anchored.pred.h5ad", folder / "anchored.real.h5ad").require()
+    ours = vc.score(folder / "anchored.pred.h5ad", folder / "anchored.real.h5ad", compat="vcc2026").require()
     scores = []
     for m in METRICS:
         s = (peer["mean"][m] - peer["baseline"][m]) / (peer["ceiling"][m] - peer["baseline"][m])

@@ -16,8 +16,8 @@ import zstandard
 from scipy import sparse
 
 from tests.peers import peer_python
+from vcelltools.challenge.vcc import lint, prep
 from vcelltools.errors import DataError
-from vcelltools.pipelines.vcc import lint, prep
 
 GENES = [f"G{i}" for i in range(60)]
 
@@ -164,9 +164,9 @@ def test_2026_refuses_what_vcc_refuses(lists):
         a.obs["context"] = ["D" if v == "C" else v for v in a.obs["context"]]
 
     cases = {
-        "fraction": (fraction, "fraction at cell"),
-        "negative": (negative, "negative at cell"),
-        "nan": (nan, "not finite at cell"),
+        "fraction": (fraction, "not a whole number"),
+        "negative": (negative, "which is negative"),
+        "nan": (nan, "holds nan"),
         "heavy": (heavy, "more than 1,000,000 counts"),
         "control": (control, "1 cells are the control"),
         "unknown": (unknown, "G1-1"),

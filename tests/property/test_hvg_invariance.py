@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from tests.make import as_layout, make_adata, make_counts
 from vcelltools.io import open_dataset
-from vcelltools.pipelines.hvg import compute_hvg
-from vcelltools.pipelines.statistics import load_statistics, merge, save_statistics, scan
+from vcelltools.selection.hvg import compute_hvg
+from vcelltools.selection.statistics import load_statistics, merge, save_statistics, scan
 
 QUICK = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 

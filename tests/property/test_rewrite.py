@@ -11,10 +11,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from scipy import sparse
 
-from vcelltools.io import transpose
+from vcelltools.files.convert import convert, sample
+from vcelltools.files.normalize import normalize
 from vcelltools.io.matrix import CscMatrix, CsrMatrix, DenseMatrix
-from vcelltools.pipelines.convert import convert, sample
-from vcelltools.pipelines.normalize import normalize
+from vcelltools.io.write import transpose
 
 N, G = 150, 60
 

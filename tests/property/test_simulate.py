@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from scipy import sparse
 
 from vcelltools.errors import UsageError
-from vcelltools.pipelines import simulate as module
-from vcelltools.pipelines.simulate import simulate
+from vcelltools.simulation import simulate as module
+from vcelltools.simulation.simulate import simulate
 
 SMALL = {"cells": 300, "genes": 400, "perturbations": 12, "batches": 2, "cell_lines": 2, "multiplets": 0.2}
 
@@ -58,7 +58,7 @@ def test_blocks_and_threads_change_no_byte(tmp_path, monkeypatch, reference, val
 
 def test_spilled_columns(tmp_path, monkeypatch, reference):
     """Many buckets, each in several column ranges, give the same file."""
-    from vcelltools.io import transpose
+    from vcelltools.io.write import transpose
 
     monkeypatch.setattr(transpose, "_BUCKET_VALUES", 700)
     monkeypatch.setattr(module, "_BLOCK_VALUES", 2_000)
@@ -227,7 +227,6 @@ def test_looks_like_the_pbmc(tmp_path, pbmc):
         {"density": 0.99},
         {"like": "nothing"},
         {"perturbation_universe": 3},
-        {"nonsense": 1},
         {"contiguous": True},
         {"dtype": "float7"},
         {"compression": "zip"},
@@ -239,6 +238,8 @@ def test_looks_like_the_pbmc(tmp_path, pbmc):
 def test_what_cannot_be(tmp_path, bad):
     with pytest.raises(UsageError):
         simulate(tmp_path / "x.h5ad", **{**SMALL, **bad})
+    with pytest.raises(TypeError, match="nonsense"):
+        simulate(tmp_path / "x.h5ad", nonsense=1)
     assert list(tmp_path.iterdir()) == []
 
 

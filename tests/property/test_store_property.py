@@ -9,7 +9,7 @@ from hypothesis.extra import numpy as hnp
 
 from tests.screens import normalise
 from vcelltools.kernels.store import draw_distinct, finish_rows
-from vcelltools.pipelines.store_format import decode_frame, encode_frames, fill_work, get_frame_starts
+from vcelltools.stores.format import decode_frame, encode_frames, fill_work, get_frame_starts
 
 COUNTS = st.one_of(st.just(0), st.integers(0, 5), st.sampled_from([254, 255, 256, 65_534, 65_535, 2_147_483_647]))
 

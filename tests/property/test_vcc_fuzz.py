@@ -7,9 +7,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.unit.test_vcc_container import GENES, make
+from tests.unit.challenge.test_vcc_container import GENES, make
+from vcelltools.challenge.vcc import lint, prep
 from vcelltools.errors import EnvironmentFault
-from vcelltools.pipelines.vcc import lint, prep
 
 
 @pytest.fixture(scope="module")

@@ -10,54 +10,20 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
-ROOT = Path(__file__).resolve().parents[2]
-HANG = 180.0
-LEAST = 6  # rounds of a drill, however short its time
-
-
-@dataclass
-class Drill:
-    """What a drill did.
-
-    Attributes
-    ----------
-    counts
-        What was done how often: files mutated, kills, full disks, bit flips.
-    failures
-        One line each: what was done and what came of it.
-    """
-
-    name: str
-    counts: dict[str, int] = field(default_factory=dict)
-    failures: list[str] = field(default_factory=list)
-    seconds: float = 0.0
-
-    def add(self, key: str, n: int = 1) -> None:
-        self.counts[key] = self.counts.get(key, 0) + n
-
-
-def rounds(seconds: float) -> Iterator[int]:
-    """Count rounds until the time is over, but at least a few."""
-    deadline = time.monotonic() + seconds
-    number = 0
-    while number < LEAST or time.monotonic() < deadline:
-        yield number
-        number += 1
+from tests.torture.common import LEAST, ROOT, Drill, rounds, run_command, write_source
+from tests.torture.kinds import damage_caches, give_options, name_things, overwrite, swap_sources
+from tests.torture.spatial import damage_runs, kill_spatial
 
 
 def mutate_files(work: Path, seconds: float, seed: int) -> Drill:
     """Damage data files; the readers and hvg answer as a naive reader does, or refuse."""
     from tests.fuzz.harness import run
 
-    report = run(seed=seed, seconds=seconds)
-    if report.n < LEAST:  # a machine that is busy elsewhere
-        report = run(seed=seed, seconds=HANG, limit=LEAST)
+    report = run(seed=seed, seconds=seconds, least=LEAST)
     drill = Drill("damaged files", {"files mutated": report.n, **dict(report.outcomes)})
     drill.failures = report.list_failures()
     return drill
@@ -84,17 +50,17 @@ def kill_builds(work: Path, seconds: float, seed: int) -> Drill:
     return drill
 
 
-def _write_source(work: Path) -> Path:
-    from vcelltools.pipelines.simulate import simulate
+def _write_old(work: Path) -> bytes:
+    """Put a small HDF5 file where a command will write, and return its bytes; outputs replace files of a kind alone."""
+    import h5py
 
-    path = work / "source.h5ad"
-    if not path.exists():
-        simulate(path, cells=3000, genes=400, perturbations=5, depth=900, seed=1)
-    return path
-
-
-def _hash(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    kept = work.parent / f"{work.name}-old.h5ad"
+    if not kept.exists():
+        with h5py.File(kept, "w") as f:
+            f["mine"] = np.arange(5)
+    raw = kept.read_bytes()
+    (work / "out.h5ad").write_bytes(raw)
+    return raw
 
 
 COMMANDS = {
@@ -107,31 +73,15 @@ COMMANDS = {
 
 def _run(work: Path, name: str, *, kill_after: float | None = None, limit: int | None = None) -> tuple[int, str]:
     """Run a command over an output; return its exit status (negative: the signal) and stderr."""
-
-    code = "from vcelltools.cli.main import main; main()"
-    if limit is not None:
-        code = f"import resource; resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit})); {code}"
-    command = [sys.executable, "-c", code, *COMMANDS[name], "--force", "-q"]
-    child = subprocess.Popen(command, cwd=work, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    if kill_after is not None:
-        try:
-            child.wait(timeout=kill_after)
-        except subprocess.TimeoutExpired:
-            child.send_signal(signal.SIGKILL)
-    try:
-        _, err = child.communicate(timeout=HANG)
-    except subprocess.TimeoutExpired:
-        child.kill()
-        child.communicate()
-        return 124, "it hangs"
-    return child.returncode, err
+    code, _, err = run_command(work, [*COMMANDS[name], "--force", "-q"], kill_after=kill_after, limit=limit)
+    return code, err
 
 
 def kill_commands(work: Path, seconds: float, seed: int) -> Drill:
     """SIGKILL commands that overwrite a file: it is the old one or the new one, never anything else."""
     drill = Drill("overwriting, SIGKILL at random moments")
     rng = np.random.default_rng(seed)
-    _write_source(work)
+    write_source(work)
     took, good = {}, {}
     for number in rounds(seconds):
         name = list(COMMANDS)[number % len(COMMANDS)]
@@ -142,13 +92,13 @@ def kill_commands(work: Path, seconds: float, seed: int) -> Drill:
             took[name], good[name] = time.monotonic() - began, _read(out)
             if code:
                 drill.failures.append(f"{name}: {err[-300:]}")
-        out.write_bytes(b"mine")
+        old = _write_old(work)
         code, err = _run(work, name, kill_after=float(rng.uniform(0.3, 1.05)) * took[name])
         if code == -signal.SIGKILL:
             drill.add("kills")
         elif code:
             drill.failures.append(f"{name}: exit status {code} without a kill: {err[-300:]}")
-        if out.read_bytes() != b"mine" and _read(out) != good[name]:
+        if out.read_bytes() != old and _read(out) != good[name]:
             drill.failures.append(f"{name}: after a kill {out.name} is neither the old file nor the new one")
     return drill
 
@@ -168,11 +118,11 @@ def fill_disks(work: Path, seconds: float, seed: int) -> Drill:
     """Let the disk run full at any size: exit code 4, the old file untouched, nothing left behind."""
     drill = Drill("full disks")
     rng = np.random.default_rng(seed)
-    _write_source(work)
+    write_source(work)
     out = work / "out.h5ad"
     for number in rounds(seconds):
         name = list(COMMANDS)[number % len(COMMANDS)]
-        out.write_bytes(b"mine")
+        old = _write_old(work)
         before = set(os.listdir(work))
         code, err = _run(work, name, limit=int(2 ** rng.uniform(10, 21)))
         if code == 0:
@@ -180,7 +130,7 @@ def fill_disks(work: Path, seconds: float, seed: int) -> Drill:
         drill.add("full disks")
         if code != 4:
             drill.failures.append(f"{name}: exit status {code}, not 4: {err[-300:]}")
-        if out.read_bytes() != b"mine":
+        if out.read_bytes() != old:
             drill.failures.append(f"{name}: the old file is gone")
         left = {p for p in set(os.listdir(work)) - before if not p.startswith("out.")}
         if left:
@@ -226,12 +176,12 @@ def flip_statistics(work: Path, seconds: float, seed: int) -> Drill:
     """Flip one bit of saved statistics: they are refused, or say the same as before."""
     from vcelltools.errors import DataError
     from vcelltools.io import open_dataset
-    from vcelltools.pipelines.statistics import load_statistics, save_statistics, scan
+    from vcelltools.selection.statistics import load_statistics, save_statistics, scan
 
     drill = Drill("flipped bits in statistics")
     rng = np.random.default_rng(seed)
     saved = work / "statistics"
-    with open_dataset(_write_source(work)) as ds:
+    with open_dataset(write_source(work)) as ds:
         save_statistics(scan(ds, batch_key="batch"), saved)
     files = sorted(saved.iterdir())
     for _ in rounds(seconds):
@@ -255,7 +205,7 @@ def fill_disk_of_builds(work: Path, seconds: float, seed: int) -> Drill:
 
     drill = Drill("full disks under build-store")
     rng = np.random.default_rng(seed)
-    source = _write_source(work)
+    source = write_source(work)
     (work / "basis.txt").write_text("".join(f"GENE{i:05d}\n" for i in range(300)))
     build = ("build-store", source.name, "--basis", "basis.txt", "--name", "s", "--pert-col", "target_gene")
     COMMANDS["build-store"] = (*build, "--control", "non-targeting")
@@ -282,9 +232,9 @@ def fill_disk_of_builds(work: Path, seconds: float, seed: int) -> Drill:
 
 def mutate_containers(work: Path, seconds: float, seed: int) -> Drill:
     """Damage .vcc files: lint always answers."""
-    from tests.unit.test_vcc_container import GENES, make
+    from tests.unit.challenge.test_vcc_container import GENES, make
+    from vcelltools.challenge.vcc import lint, prep
     from vcelltools.errors import VcellError
-    from vcelltools.pipelines.vcc import lint, prep
 
     drill = Drill("damaged containers")
     rng = np.random.default_rng(seed)
@@ -314,14 +264,21 @@ def mutate_containers(work: Path, seconds: float, seed: int) -> Drill:
 
 # drill -> its share of the time
 DRILLS = {
-    mutate_files: 0.33,
-    kill_builds: 0.2,
-    kill_commands: 0.1,
-    fill_disks: 0.1,
-    fill_disk_of_builds: 0.1,
-    flip_bits: 0.06,
-    flip_statistics: 0.04,
-    mutate_containers: 0.07,
+    mutate_files: 0.19,
+    kill_builds: 0.10,
+    kill_commands: 0.06,
+    fill_disks: 0.06,
+    fill_disk_of_builds: 0.06,
+    flip_bits: 0.05,
+    flip_statistics: 0.03,
+    mutate_containers: 0.05,
+    swap_sources: 0.06,
+    overwrite: 0.06,
+    name_things: 0.05,
+    damage_caches: 0.05,
+    give_options: 0.06,
+    kill_spatial: 0.06,
+    damage_runs: 0.06,
 }
 
 

@@ -1,25 +1,25 @@
-"""Some genes of a matrix, read at about the cost of those genes where the layout allows it.
+"""Read some genes of a matrix, at about the cost of those genes if the layout allows it.
 
-:func:`select_columns` returns a matrix like any other (the same ``plan`` and ``read``) with just those columns:
+:func:`select_columns` returns a matrix with the same interface (``plan`` and ``read``) and only those columns:
 
-- CSC: only the columns' own bytes are read;
+- CSC: only the bytes of these columns are read;
 - dense, chunked: only the chunks that hold a wanted column;
-- dense, contiguous, and CSR: everything is read, and what is not wanted is dropped.
+- dense and contiguous, or CSR: everything is read, and the other columns are dropped.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-from vcelltools.chunks import CscChunk, CsrChunk, DenseChunk
 from vcelltools.errors import DataError
+from vcelltools.io.chunks import CscChunk, CsrChunk, DenseChunk
 from vcelltools.io.matrix import DEFAULT_MAX_VALUES, Buffers, CscMatrix, CsrMatrix, DenseMatrix, Matrix, Span, cut_dense
 
 _MAX_BLOCK_BYTES = 4 << 30
 
 
 def select_columns(matrix: Matrix, columns: np.ndarray) -> Matrix:
-    """Return ``matrix`` with the given columns alone, in the given order.
+    """Return ``matrix`` with only the given columns, in the given order.
 
     Parameters
     ----------
@@ -29,13 +29,13 @@ def select_columns(matrix: Matrix, columns: np.ndarray) -> Matrix:
     Raises
     ------
     DataError
-        Where a position is repeated or is not a column of the matrix.
+        If a position is repeated or is not a column of the matrix.
     """
     columns = np.asarray(columns, np.int64)
     if len(np.unique(columns)) != len(columns):
-        raise DataError(f"{matrix.where}: a column is asked for twice")
+        raise DataError(f"{matrix.where}: a column is selected twice")
     if len(columns) == 0 or int(columns.min()) < 0 or int(columns.max()) >= matrix.shape[1]:
-        raise DataError(f"{matrix.where}: columns are asked for that are not among its {matrix.shape[1]:,}")
+        raise DataError(f"{matrix.where}: a selected column is not among the {matrix.shape[1]:,} columns")
     if isinstance(matrix, CsrMatrix):
         return SelectedCsrMatrix(matrix, columns)
     if isinstance(matrix, CscMatrix):
@@ -44,44 +44,44 @@ def select_columns(matrix: Matrix, columns: np.ndarray) -> Matrix:
 
 
 def read_columns(matrix: Matrix, columns: np.ndarray, *, max_bytes: int = _MAX_BLOCK_BYTES) -> np.ndarray:
-    """Return a few columns of all cells as a C-contiguous (n, k) array in the matrix's ``chunk_dtype``.
+    """Return a few columns of all cells as a C-contiguous (n, k) array in the ``chunk_dtype`` of the matrix.
 
-    Values stored twice for one position are summed.
+    Duplicate entries are summed.
 
     Raises
     ------
     DataError
-        Where the result would take more than ``max_bytes``, or an index in the file is out of range.
+        If the result would take more than ``max_bytes``, or an index in the file is out of range.
     """
     chosen = select_columns(matrix, columns)
     n, k = chosen.shape
     if n * k * chosen.chunk_dtype.itemsize > max_bytes:
-        raise DataError(f"{matrix.where}: {k:,} columns of {n:,} cells take more than {max_bytes:,} bytes in memory")
+        raise DataError(
+            f"{matrix.where}: {k:,} columns of {n:,} cells would take more than {max_bytes:,} bytes of memory"
+        )
     out_nk = np.zeros((n, k), chosen.chunk_dtype)
     buffers = Buffers()
     for span in chosen.plan():
         c = chosen.read(span, buffers)
-        if isinstance(c, CsrChunk):
-            rows = np.repeat(np.arange(c.start, c.start + c.n_rows), np.diff(c.indptr))
-            np.add.at(out_nk, (rows, c.indices), c.data)
-        elif isinstance(c, CscChunk):
-            _check_range(c.indices, n, chosen.where, 0)
-            cols = np.repeat(np.arange(c.start, c.start + c.n_cols), np.diff(c.indptr))
-            np.add.at(out_nk, (c.indices, cols), c.data)
-        else:
-            h, w = c.block.shape
-            out_nk[c.row_start : c.row_start + h, c.col_start : c.col_start + w] = c.block
+        if isinstance(c, DenseChunk):
+            out_nk[c.cells, c.genes] = c.block
+            continue
+        _check_range(c.indices, c.n_minor, chosen.where, 0)
+        cells, genes, values = c.get_entries()
+        np.add.at(out_nk, (cells, genes), values)
     return out_nk
 
 
 def _check_range(indices: np.ndarray, n: int, where: str, offset: int) -> None:
     if len(indices) and (int(indices.max()) >= n or int(indices.min()) < 0):
         at = int(np.flatnonzero((indices >= n) | (indices < 0))[0])
-        raise DataError(f"{where}/indices holds {int(indices[at])} at position {offset + at:,}; there are {n:,}")
+        raise DataError(
+            f"{where}/indices holds {int(indices[at])} at position {offset + at:,}, but there are only {n:,}"
+        )
 
 
 class SelectedCsrMatrix(CsrMatrix):
-    """Some columns of a CSR matrix; ``nnz`` and ``indptr`` are those of the stored matrix."""
+    """Some columns of a CSR matrix; ``nnz`` and ``indptr`` describe the stored matrix."""
 
     def __init__(self, whole: CsrMatrix, columns: np.ndarray) -> None:
         self.__dict__.update(whole.__dict__)
@@ -91,7 +91,7 @@ class SelectedCsrMatrix(CsrMatrix):
         self._position[columns] = np.arange(len(columns))
 
     def read(self, span: Span, buffers: Buffers | None = None) -> CsrChunk:
-        """Return the rows of ``span``, the selected columns alone."""
+        """Return the rows of ``span``, with only the selected columns."""
         indptr, indices, data = self._read(span, buffers)
         _check_range(indices, self._n_stored, self.where, int(self.indptr[span.start]))
         position = self._position[indices]
@@ -101,7 +101,7 @@ class SelectedCsrMatrix(CsrMatrix):
 
 
 class SelectedCscMatrix(CscMatrix):
-    """Some columns of a CSC matrix; ``nnz`` and ``indptr`` are those of the selection."""
+    """Some columns of a CSC matrix; ``nnz`` and ``indptr`` describe the selection."""
 
     def __init__(self, whole: CscMatrix, columns: np.ndarray) -> None:
         self.__dict__.update(whole.__dict__)
@@ -112,7 +112,7 @@ class SelectedCscMatrix(CscMatrix):
         self.nnz = int(self.indptr[-1])
 
     def _get_runs(self, span: Span) -> list[tuple[int, int]]:
-        """Return the stored ranges of a span's columns, neighbours joined."""
+        """Return the stored ranges of the columns of a span, with adjacent ranges joined."""
         starts, ends = self._starts[span.start : span.stop], self._ends[span.start : span.stop]
         cuts = np.flatnonzero(starts[1:] != ends[:-1]) + 1
         first = np.concatenate([[0], cuts])
@@ -137,7 +137,7 @@ class SelectedCscMatrix(CscMatrix):
 
 
 class SelectedDenseMatrix(DenseMatrix):
-    """Some columns of a dense matrix: rows are read where it is stored by rows, else only the chunks needed."""
+    """Some columns of a dense matrix: rows are read if it is stored by rows, otherwise only the chunks needed."""
 
     def __init__(self, whole: DenseMatrix, columns: np.ndarray) -> None:
         self.__dict__.update(whole.__dict__)
@@ -147,7 +147,7 @@ class SelectedDenseMatrix(DenseMatrix):
         self.stored_bytes = int(whole.stored_bytes * self._get_share())
 
     def _get_share(self) -> float:
-        """Return the share of the stored bytes that has to be read."""
+        """Return the fraction of the stored bytes that has to be read."""
         chunks = self._values.chunks
         if chunks is None:
             return 1.0
@@ -155,7 +155,7 @@ class SelectedDenseMatrix(DenseMatrix):
         return min(1.0, len(np.unique(self._columns // width)) * width / self._n_stored)
 
     def plan(self, *, max_values: int = DEFAULT_MAX_VALUES, start: int = 0, stop: int | None = None) -> list[Span]:
-        """Cut the spans' axis into blocks of about ``max_values`` values, counted before the selection."""
+        """Divide the axis of the spans into blocks of about ``max_values`` values, counted before the selection."""
         if self.axis == 0:
             chunks = self._values.chunks
             unit = chunks[0] if chunks else 1

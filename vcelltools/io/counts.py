@@ -1,51 +1,53 @@
-"""Whether a matrix holds counts, told from a few samples spread over it, and what to open instead where it does not.
+"""Decide whether a matrix holds counts, from a few samples spread over it.
 
-Only stored values are looked at (never the positions), so that the question costs a few reads however large the
+Only stored values are examined, not positions, so that the check costs a few reads however large the
 file is.
 """
 
 from __future__ import annotations
 
-import shlex
+import math
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vcelltools.errors import NotCountsError, VcellError
 from vcelltools.io.matrix import CsrMatrix, DenseMatrix, Matrix
 
 if TYPE_CHECKING:
-    from vcelltools.io.dataset import Dataset
+    from vcelltools.io.opened import Dataset
 
 N_PLACES = 6
 VALUES_PER_PLACE = 4_096
-_RARE = 0.01  # up to this share, negatives and NaN among whole numbers are damage
+_RARE = 0.01  # up to this fraction, negatives and NaN among whole numbers are considered damage
 _MAX_COUNT = float(1 << 53)
-_SAME_SUM = 1e-3  # cells normalised to one target differ by float32 rounding alone
+LOG_BASES = (math.e, 2.0, 10.0)
+_SAME_SUM = 1e-3  # the sums of cells normalised to one target differ only by float32 rounding
 
 
 @dataclass(frozen=True, kw_only=True)
 class CountEvidence:
-    """What a sample of the stored values says.
+    """The evidence from a sample of the stored values.
 
     Attributes
     ----------
     looks_like
         ``counts``, ``CP10K`` (each cell sums to one target), ``log1p CP10K``, ``log1p``, ``scaled`` (negative
         values), ``not finite``, ``fractions``, ``huge`` or ``empty``. A rare negative or NaN among whole numbers
-        is damaged counts, not another scale: the kernels refuse it with its cell and gene.
+        means damaged counts, not another scale: the kernels reject it and name its cell and gene.
     dtype
-        How the values are stored.
+        The storage dtype.
     n_values
-        Stored values looked at (zeros of dense matrices included).
+        Number of stored values examined (including zeros of dense matrices).
     non_integer_share, negative_share, not_finite_share
-        Shares of ``n_values``.
+        Fractions of ``n_values``.
     minimum, maximum
-        Smallest and largest finite value looked at; None where there is none.
+        Smallest and largest finite value examined, or None.
     target_sum
-        What each whole cell looked at sums to, where they agree and the values are not counts; else None.
+        The sum of each complete cell examined, if they agree and the values are not counts; otherwise None.
+    log_base
+        The base of the logarithm in which complete cells sum to one target; None if there is no such base.
     """
 
     looks_like: str
@@ -57,16 +59,17 @@ class CountEvidence:
     minimum: float | None
     maximum: float | None
     target_sum: float | None = None
+    log_base: float | None = None
 
     @property
     def is_counts(self) -> bool:
-        """Whether nothing that was looked at contradicts counts."""
+        """Whether all values examined are consistent with counts."""
         return self.looks_like in ("counts", "empty")
 
     def describe(self) -> str:
-        """Return one line: the verdict and what it rests on."""
+        """Return the verdict and its evidence in one line."""
         if self.looks_like == "empty":
-            return "no value stored where it was sampled"
+            return "no stored value among the samples"
         seen = f"{self.n_values:,} values sampled"
         span = "" if self.minimum is None else f", min {self.minimum:.6g}, max {self.maximum:.6g}"
         parts = [f"{self.non_integer_share:.1%} are not whole numbers"]
@@ -81,8 +84,10 @@ class CountEvidence:
             "scaled": "scaled or centred values",
             "fractions": "fractional values",
             "not finite": "NaN or infinite values",
-            "huge": "values beyond any count",
+            "huge": "values too large for counts",
         }.get(self.looks_like, f"{self.looks_like} values")
+        if self.log_base not in (None, math.e):
+            what += f" with base {self.log_base:g}"
         if self.target_sum is not None and self.looks_like == "CP10K":
             what = f"normalised values (each cell sums to {self.target_sum:,.6g})"
         return f"{what}, not counts ({seen}: {', '.join(parts)}{span})"
@@ -93,15 +98,15 @@ class CountEvidence:
 
 
 def get_count_evidence(matrix: Matrix, *, n_places: int = N_PLACES) -> CountEvidence:
-    """Look at some values at ``n_places`` places spread over ``matrix``.
+    """Examine some values at ``n_places`` places spread over ``matrix``.
 
     Raises
     ------
     DataError
-        Where the file is damaged at one of those places.
+        If the file is damaged at one of those places.
     """
     values: list[np.ndarray] = []
-    cells: list[np.ndarray] = []  # the values of whole cells, for their sums
+    cells: list[np.ndarray] = []  # the values of complete cells, for their sums
     for part, whole in _sample(matrix, n_places):
         values.append(part)
         cells += whole
@@ -109,7 +114,7 @@ def get_count_evidence(matrix: Matrix, *, n_places: int = N_PLACES) -> CountEvid
 
 
 def _sample(matrix: Matrix, n_places: int) -> list[tuple[np.ndarray, list[np.ndarray]]]:
-    """Return, for each place, the values and (where cells are whole there) the same cell by cell."""
+    """Return, for each place, the values and (if the cells there are complete) the same cell by cell."""
     if isinstance(matrix, DenseMatrix):
         return _sample_dense(matrix, n_places)
     out = []
@@ -126,7 +131,7 @@ def _sample(matrix: Matrix, n_places: int) -> list[tuple[np.ndarray, list[np.nda
         last = int(np.searchsorted(matrix.indptr, matrix.indptr[row] + VALUES_PER_PLACE, side="right")) - 1
         stop = min(max(last, row + 1), n)
         a = int(matrix.indptr[row])
-        b = min(int(matrix.indptr[stop]), a + 4 * VALUES_PER_PLACE)  # one long column is cut
+        b = min(int(matrix.indptr[stop]), a + 4 * VALUES_PER_PLACE)  # a long column is truncated
         part = matrix.read_values(a, b)
         done = max(b, int(matrix.indptr[stop]))
         ends = matrix.indptr[row : stop + 1] - a
@@ -155,7 +160,7 @@ def _sample_dense(matrix: DenseMatrix, n_places: int) -> list[tuple[np.ndarray, 
 
 
 def judge_values(values: np.ndarray, cells: list[np.ndarray], dtype: str) -> CountEvidence:
-    """Judge sampled ``values``; ``cells`` are the values of whole cells, where they are known."""
+    """Judge sampled ``values``; ``cells`` are the values of complete cells, if known."""
     n = len(values)
     if n == 0 or not np.any(values):
         zero = 0.0 if n else None
@@ -175,7 +180,7 @@ def judge_values(values: np.ndarray, cells: list[np.ndarray], dtype: str) -> Cou
     negative = int(np.count_nonzero(good < 0))
     low = float(good.min()) if len(good) else None
     high = float(good.max()) if len(good) else None
-    target = None
+    target, base = None, None
     rare = max(_RARE * n, 1)
     if n - len(good) > rare:
         looks = "not finite"
@@ -186,7 +191,7 @@ def judge_values(values: np.ndarray, cells: list[np.ndarray], dtype: str) -> Cou
     elif fractional == 0:
         looks = "counts"
     else:
-        looks, target = _judge_fractions(good, cells, high or 0.0)
+        looks, target, base = _judge_fractions(good, cells, high or 0.0)
     return CountEvidence(
         looks_like=looks,
         dtype=dtype,
@@ -197,68 +202,57 @@ def judge_values(values: np.ndarray, cells: list[np.ndarray], dtype: str) -> Cou
         minimum=low,
         maximum=high,
         target_sum=target,
+        log_base=base,
     )
 
 
-def _judge_fractions(values: np.ndarray, cells: list[np.ndarray], high: float) -> tuple[str, float | None]:
-    """Tell normalised from log-normalised values by what whole cells sum to."""
-    sums = np.array([c.sum(dtype=np.float64) for c in cells if len(c) and np.any(c)])
+def _judge_fractions(
+    values: np.ndarray, cells: list[np.ndarray], high: float
+) -> tuple[str, float | None, float | None]:
+    """Distinguish normalised from log-normalised values by the sums of cells; return (verdict, sum, base)."""
+    whole = [c.astype(np.float64) for c in cells if len(c) and np.any(c)]
+    sums = np.array([c.sum() for c in whole])
     if _agree(sums):
-        return "CP10K", float(np.median(sums))
-    if high < 20.0:  # log1p of any real count is below 20
-        logged = np.array([np.expm1(c.astype(np.float64)).sum() for c in cells if len(c) and np.any(c)])
-        if _agree(logged):
-            return "log1p CP10K", float(np.median(logged))
+        return "CP10K", float(np.median(sums)), None
+    if high < 30.0:  # log1p of any real count is below 20, to base 2 below 30
+        for base in LOG_BASES:
+            sums = np.array([np.expm1(c * math.log(base)).sum() for c in whole])
+            if _agree(sums):
+                return "log1p CP10K", float(np.median(sums)), base
         if np.count_nonzero(values) and high < 15.0:
-            return "log1p", None
-    return "fractions", None
+            return "log1p", None, None
+    return "fractions", None, None
 
 
 def _agree(sums: np.ndarray) -> bool:
     return len(sums) >= 3 and float(np.ptp(sums)) <= _SAME_SUM * float(np.median(sums))
 
 
-def require_counts(dataset: Dataset) -> CountEvidence:
-    """Return the evidence that the data set's matrix holds counts.
+def find_log_base(dataset: Dataset) -> tuple[float, float | None, list[str]]:
+    """Return the base of a matrix of log1p values, the sum to which its cells were scaled, and warnings.
 
-    Raises
-    ------
-    NotCountsError
-        Where it does not, with the evidence, naming the layers and modalities of the file that do.
+    If complete cells were normalised to one target, the base in which they sum to it is the base of the values.
+    Otherwise (with a subset of the genes, or in a prediction), the target is None, ``uns/log1p/base`` is used, and the
+    natural logarithm is the default.
     """
+    stated, notes = dataset.stated_base, []
+    if stated is not None and not (stated > 1 and math.isfinite(stated)):
+        notes.append(f"{dataset.label}: uns/log1p/base is {stated:g}, which is not a valid base; it was ignored")
+        stated = None
     evidence = get_count_evidence(dataset.matrix)
-    if evidence.is_counts:
-        return evidence
-    raise NotCountsError(f"{dataset.matrix.where} holds {evidence.describe()}", hint=suggest_counts(dataset))
-
-
-def suggest_counts(dataset: Dataset) -> str:
-    """Return the remedy: the options that open a matrix of the same source that looks like counts."""
-    here = (dataset.modality, dataset.layer)
-    found = []
-    for modality, layer, evidence in survey_counts(dataset.source):
-        if evidence is None or not evidence.is_counts or evidence.looks_like == "empty" or (modality, layer) == here:
-            continue
-        options = (
-            [f"--modality {shlex.quote(modality)}"] if modality is not None and modality != dataset.modality else []
+    found = evidence.log_base
+    base = found or stated or math.e
+    if found is not None and not math.isclose(found, stated or math.e):
+        says = "does not state another base than e" if stated is None else f"states base {stated:g}"
+        notes.append(
+            f"{dataset.label}: the cells sum to one target as log1p with base {_name_base(found)}, but uns/log1p "
+            f"{says}; "
+            f"the values were read with base {_name_base(found)}"
         )
-        if layer != "X" or not options:
-            options.append(f"--layer {shlex.quote(layer)}")
-        found.append((modality != dataset.modality, " ".join(options)))
-    if not found:
-        return "no other layer, raw or modality of it looks like counts: pass the file with the raw counts"
-    return "counts are in it: pass " + ", or ".join(text for _, text in sorted(found))
+    elif not math.isclose(base, math.e):
+        notes.append(f"{dataset.label}: the values are log1p with base {base:g}, as uns/log1p/base states")
+    return base, None if found is None else evidence.target_sum, notes
 
 
-def survey_counts(source: Any) -> list[tuple[str | None, str, CountEvidence | None]]:
-    """Return (modality, layer, evidence) of every matrix of a source; no evidence where one cannot be read."""
-    from vcelltools.io.dataset import list_choices, open_dataset
-
-    out: list[tuple[str | None, str, CountEvidence | None]] = []
-    for modality, layer in list_choices(source):
-        try:
-            with open_dataset(source, modality=modality, layer=layer) as ds:
-                out.append((modality, layer, get_count_evidence(ds.matrix)))
-        except VcellError:
-            out.append((modality, layer, None))
-    return out
+def _name_base(base: float) -> str:
+    return "e" if math.isclose(base, math.e) else f"{base:g}"

@@ -1,9 +1,9 @@
-"""Opening a data set of any supported kind: one call, validated once."""
+"""Open a data set of any supported kind with one call that validates it."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,14 +11,19 @@ import h5py
 import numpy as np
 
 from vcelltools.errors import DataError, UsageError
-from vcelltools.io.annfile import list_matrices, open_annotated
-from vcelltools.io.arrays import MemoryArray, MemoryDense
+from vcelltools.io.features import choose_features
+from vcelltools.io.formats.anndata import list_matrices, open_annotated
+from vcelltools.io.formats.batchfile import is_batch, open_batch
+from vcelltools.io.formats.loom import is_loom, list_layers, open_loom
+from vcelltools.io.formats.tenx import find_mtx, is_tenx, list_parts, open_mtx, open_tenx
+from vcelltools.io.formats.texttable import is_text, open_text
+from vcelltools.io.formats.zarr import ZarrFile, is_zarr
+from vcelltools.io.hdf5.arrays import MemoryArray, MemoryDense
+from vcelltools.io.hdf5.limits import reading
+from vcelltools.io.hdf5.safe import File, get_node, is_group, open_h5_file
 from vcelltools.io.matrix import CscMatrix, CsrMatrix, DenseMatrix, Matrix
 from vcelltools.io.opened import Dataset, check_shape
-from vcelltools.io.safe import File, get_node, is_group, open_h5_file, reading
 from vcelltools.io.table import MemoryTable
-from vcelltools.io.tenx import find_mtx, is_tenx, list_parts, open_mtx, open_tenx
-from vcelltools.io.zarrstore import ZarrFile, is_zarr
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -27,31 +32,55 @@ __all__ = ["Dataset", "list_choices", "open_dataset"]
 
 
 def open_dataset(
-    source: str | os.PathLike | AnnData, *, modality: str | None = None, layer: str | None = None
+    source: str | os.PathLike | AnnData | Dataset,
+    *,
+    modality: str | None = None,
+    layer: str | None = None,
+    name: str | None = None,
 ) -> Dataset:
     """Open a data set and validate its structure.
 
     Parameters
     ----------
     source
-        An h5ad, h5mu or 10x h5 file, a 10x mtx folder, a zarr store, or an AnnData, in memory or backed by its file.
+        An h5ad, h5mu, 10x h5, loom or batch file, a CSV or TSV, a 10x mtx folder, a zarr store; an AnnData, in memory
+        or backed by its file; or a data set that is open already, which is returned as it is.
     modality
-        Which modality of a MuData file; by default the one that holds the transcriptome's counts.
+        The modality of a MuData file; by default, the one that holds the counts of the transcriptome. For any other
+        kind, the feature type or genome to use as genes, or ``all``; by default, ``Gene Expression`` if there are
+        several types.
     layer
-        ``"X"`` (default), ``"raw"`` or a layer's name.
+        ``"X"`` (default), ``"raw"`` or the name of a layer.
+    name
+        What messages call an AnnData in memory when a command reads several; a file goes by its path.
 
     Raises
     ------
     DataError
-        When the file is damaged, lacks what was asked for, or is none of the known kinds.
+        If the file is damaged, lacks what was requested, or is of an unknown kind.
     EnvironmentFault
-        When it cannot be read: permission, or a missing HDF5 filter.
+        If it cannot be read because of permissions or a missing HDF5 filter.
     """
+    if isinstance(source, Dataset):
+        return source
+    ds = _open(source, modality, layer, name)
+    ds.obs.notes = ds.notes
+    try:
+        choose_features(ds, modality if ds.modality is None else None)
+    except BaseException:
+        ds.close()
+        raise
+    return ds
+
+
+def _open(source: str | os.PathLike | AnnData, modality: str | None, layer: str | None, name: str | None) -> Dataset:
     if not isinstance(source, str | os.PathLike):
-        return _open_memory(source, layer or "X")
+        return _open_memory(source, layer or "X", "AnnData" if name is None else f"AnnData ({name})")
     path = Path(source)
     if (mtx_fpath := find_mtx(path)) is not None:
-        ds = open_mtx(path, mtx_fpath, modality, layer)
+        ds = open_mtx(path, mtx_fpath, layer)
+    elif is_text(path):
+        ds = open_text(path, layer)
     else:
         ds = _open_known(path, modality, layer)
     ds.source = path
@@ -59,17 +88,19 @@ def open_dataset(
 
 
 def list_choices(source: str | os.PathLike | AnnData) -> list[tuple[str | None, str]]:
-    """Return every (modality, layer) of a source that :func:`open_dataset` can be asked for."""
+    """Return every (modality, layer) of a source that :func:`open_dataset` can open."""
     if not isinstance(source, str | os.PathLike):
         return [(None, k) for k in ["X", *_get_layers(source), *(["raw"] if source.raw is not None else [])]]
     path = Path(source)
-    if find_mtx(path) is not None:
+    if find_mtx(path) is not None or is_text(path):
         return [(None, "X")]
     file, close = open_container(path)
     try:
         with reading(path, "its structure"):
             if is_tenx(file):
                 return [(m, "X") for m in list_parts(file)]
+            if is_loom(file):
+                return [(None, k) for k in list_layers(file)]
             mod = get_node(file, "mod")
             if is_group(mod):
                 return [(m, k) for m in mod for k in list_matrices(file, f"mod/{m}/")]
@@ -79,17 +110,31 @@ def list_choices(source: str | os.PathLike | AnnData) -> list[tuple[str | None, 
 
 
 def open_container(path: Path) -> tuple[File, Callable[[], None]]:
-    """Open an HDF5 file or a zarr store; return it and what closes it."""
+    """Open an HDF5 file or a zarr store; return it and the object that closes it."""
     if path.is_dir():
         if not is_zarr(path):
             raise DataError(
-                f"{path}: is a folder that holds neither a zarr store nor a 10x matrix",
-                hint="a 10x folder has matrix.mtx, barcodes.tsv and features.tsv or genes.tsv (or the same with .gz)",
+                f"{path} is a folder that holds neither a zarr store nor a 10x matrix",
+                hint="a 10x folder has matrix.mtx, barcodes.tsv and features.tsv or genes.tsv (optionally with .gz)",
             )
         store = ZarrFile(path)
         return store, store.close
     file = open_h5_file(path)
+    try:
+        _refuse_foreign(path, file)
+    except BaseException:
+        file.close()
+        raise
     return file, file.close
+
+
+def _refuse_foreign(path: Path, file: File) -> None:
+    """Recognise the HDF5 files of other programs by their content."""
+    with reading(path, "its structure"):
+        if is_group(get_node(file, "assays")) and get_node(file, "cell.names") is not None:
+            raise DataError(
+                f"{path} is an h5Seurat file", hint="in R: SeuratDisk::Convert(FILE, dest = 'h5ad') writes an h5ad"
+            )
 
 
 def _open_known(path: Path, modality: str | None, layer: str | None) -> Dataset:
@@ -101,6 +146,10 @@ def _open_known(path: Path, modality: str | None, layer: str | None) -> Dataset:
         with reading(path, "its structure"):
             if is_tenx(file):
                 ds = open_tenx(path, file, fd, modality, layer)
+            elif is_loom(file):
+                ds = open_loom(path, file, fd, layer)
+            elif modality is None and layer in (None, "X") and is_batch(file):
+                ds = open_batch(path, file, fd)
             else:
                 ds = open_annotated(path, file, fd, modality, layer or "X")
     except BaseException:
@@ -115,12 +164,12 @@ def _open_known(path: Path, modality: str | None, layer: str | None) -> Dataset:
 
 
 def _open_backed(adata: AnnData) -> Dataset:
-    """Open an AnnData whose X is still on the disk: the file's matrix, with obs and var as they are in memory."""
-    ds = open_dataset(str(adata.filename), layer="X")
+    """Open an AnnData whose X is on disk: the matrix of the file, with obs and var from memory."""
+    ds = _open(str(adata.filename), None, "X", None)
     if ds.matrix.shape != adata.shape:
         ds.close()
         raise DataError(
-            f"{adata.filename}: holds {ds.matrix.shape[0]:,} × {ds.matrix.shape[1]:,}, the AnnData on it "
+            f"{adata.filename} holds {ds.matrix.shape[0]:,} × {ds.matrix.shape[1]:,}, the AnnData on it "
             f"{adata.shape[0]:,} × {adata.shape[1]:,}",
             hint="open it again",
         )
@@ -130,22 +179,22 @@ def _open_backed(adata: AnnData) -> Dataset:
 
 
 def _get_layers(adata: AnnData) -> list[str]:
-    """Return the names of the layers; anndata 0.13 has X among them, under None."""
+    """Return the names of the layers; anndata 0.13 includes X, under None."""
     return [k for k in adata.layers if k is not None]
 
 
-def _open_memory(adata: AnnData, layer: str) -> Dataset:
+def _open_memory(adata: AnnData, layer: str, name: str) -> Dataset:
     from scipy import sparse
 
     if not all(hasattr(adata, part) for part in ("X", "obs", "var", "layers", "raw")):
-        raise UsageError(f"a {type(adata).__name__} is no data set", hint="give a path or an AnnData")
+        raise UsageError(f"a {type(adata).__name__} is not a data set", hint="give a path or an AnnData")
     if layer == "X" and getattr(adata, "isbacked", False) and not adata.is_view:
         return _open_backed(adata)
     if layer == "raw" and adata.raw is None:
-        raise DataError("AnnData: has no raw")
+        raise DataError(f"the {name} has no raw")
     layers = _get_layers(adata)
     if layer not in ("X", "raw", *layers):
-        raise DataError(f"AnnData: has no layer {layer!r}", hint=f"layers: {', '.join(layers) or 'none'}")
+        raise DataError(f"the {name} has no layer {layer!r}", hint=f"layers: {', '.join(layers) or 'none'}")
     X = adata.raw.X if layer == "raw" else adata.X if layer == "X" else adata.layers[layer]
     var = adata.raw.var if layer == "raw" else adata.var
     matrix: Matrix
@@ -159,13 +208,13 @@ def _open_memory(adata: AnnData, layer: str) -> Dataset:
             indptr=X.indptr,
             indices=MemoryArray(X.indices),
             data=MemoryArray(X.data),
-            where="AnnData: X",
+            where=f"{name}: X",
         )
     elif isinstance(X, np.ndarray):
-        matrix = DenseMatrix(MemoryDense(X), where="AnnData: X")
+        matrix = DenseMatrix(MemoryDense(X), where=f"{name}: X")
     else:
-        raise DataError(f"AnnData: {layer} is a {type(X).__name__}", hint="pass the path, or load it into memory")
-    check_shape(matrix, f"AnnData: {layer}")
+        raise DataError(f"{name}: {layer} is a {type(X).__name__}", hint="pass the path, or load it into memory")
+    check_shape(matrix, f"{name}: {layer}")
     return Dataset(
         path=None,
         source=adata,
@@ -173,6 +222,14 @@ def _open_memory(adata: AnnData, layer: str) -> Dataset:
         modality=None,
         layer=layer,
         matrix=matrix,
-        obs=MemoryTable(adata.obs, where="AnnData: obs"),
-        var=MemoryTable(var, where="AnnData: var"),
+        obs=MemoryTable(adata.obs, where=f"{name}: obs"),
+        var=MemoryTable(var, where=f"{name}: var"),
+        name=name,
+        stated_base=_get_stated_base(adata),
     )
+
+
+def _get_stated_base(adata: AnnData) -> float | None:
+    said = adata.uns.get("log1p")
+    base = said.get("base") if isinstance(said, Mapping) else None
+    return float(base) if isinstance(base, int | float | np.number) else None

@@ -1,7 +1,7 @@
-"""Cells × genes matrices of any layout, planned into spans and read span by span from any thread.
+"""Cells × genes matrices of any layout, divided into spans that any thread can read.
 
-A span is what one :meth:`read` returns: some rows of a CSR matrix, some columns of a CSC matrix, a block of a
-dense one. Spans depend only on the file and on ``max_values``; they tile the matrix exactly.
+A span is the part that one :meth:`read` returns: some rows of a CSR matrix, some columns of a CSC matrix, or a block of
+a dense one. Spans tile the matrix and depend only on the file and on ``max_values``.
 """
 
 from __future__ import annotations
@@ -11,16 +11,16 @@ from typing import TypeAlias
 
 import numpy as np
 
-from vcelltools.chunks import CscChunk, CsrChunk, DenseChunk, get_chunk_dtype
 from vcelltools.errors import DataError, NotCountsError
-from vcelltools.io.arrays import Array1D, Array2D, Buffer
+from vcelltools.io.chunks import CscChunk, CsrChunk, DenseChunk, get_chunk_dtype
+from vcelltools.io.hdf5.arrays import Array1D, Array2D, Buffer
 
 DEFAULT_MAX_VALUES = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """Rows (CSR, dense) or columns (CSC, dense) that are read at once; for dense, of cells ``r0:r1``."""
+    """Rows (CSR, dense) or columns (CSC, dense) to read at once; columns of a dense matrix cover cells ``r0:r1``."""
 
     start: int
     stop: int
@@ -31,13 +31,13 @@ class Span:
 
 
 def _get_values_dtype(dtype: np.dtype, where: str) -> np.dtype:
-    """Return the dtype in which chunks carry values stored as ``dtype``; refuse what is not numbers."""
+    """Return the chunk dtype of values stored as ``dtype``, or raise if they are not numbers."""
     if dtype.kind == "b":
-        raise NotCountsError(f"{where} holds true/false values, not counts", hint="pass the layer with the counts")
+        raise NotCountsError(f"{where} holds boolean values, not counts", hint="pass the layer with the counts")
     try:
         return get_chunk_dtype(dtype)
     except (KeyError, TypeError, ValueError) as e:
-        raise DataError(f"{where} is {dtype}, not real numbers") from e
+        raise DataError(f"{where} has dtype {dtype}, not real numbers") from e
 
 
 class Buffers:
@@ -49,24 +49,27 @@ class Buffers:
 
 
 def check_indptr(indptr: np.ndarray, *, n_major: int, nnz: int, where: str) -> np.ndarray:
-    """Return ``indptr`` as int64 after checking that it starts at 0, never falls and ends at ``nnz``.
+    """Return ``indptr`` as int64, after checking that it starts at 0, never decreases and ends at ``nnz``.
 
     Raises
     ------
     DataError
-        With the first position at which it is wrong.
+        If it does not; the message names the first wrong position.
     """
     if indptr.ndim != 1 or indptr.dtype.kind not in "iu":
         raise DataError(f"{where}/indptr is not a list of integers ({indptr.dtype}, {indptr.ndim} dimensions)")
     if len(indptr) != n_major + 1:
-        raise DataError(f"{where}/indptr has {len(indptr):,} entries; {n_major + 1:,} expected from the shape")
+        raise DataError(f"{where}/indptr has {len(indptr):,} entries, but the shape requires {n_major + 1:,}")
+    if indptr.dtype.kind == "u" and int(indptr.max()) > nnz:
+        i = int(np.flatnonzero(indptr > nnz)[0])
+        raise DataError(f"{where}/indptr holds {int(indptr[i]):,} at position {i:,}, but {nnz:,} values are stored")
     out = indptr.astype(np.int64, copy=False)
     if out[0] != 0:
         raise DataError(f"{where}/indptr starts at {out[0]:,}, not at 0")
     falls = np.flatnonzero(out[1:] < out[:-1])
     if len(falls):
         i = int(falls[0])
-        raise DataError(f"{where}/indptr falls from {out[i]:,} to {out[i + 1]:,} at position {i + 1:,}")
+        raise DataError(f"{where}/indptr decreases from {out[i]:,} to {out[i + 1]:,} at position {i + 1:,}")
     if out[-1] != nnz:
         raise DataError(f"{where}/indptr ends at {out[-1]:,} but {nnz:,} values are stored")
     return out
@@ -79,19 +82,20 @@ class _Shaped:
 
     @property
     def n_cells(self) -> int:
-        """Rows of the matrix."""
+        """Number of rows of the matrix."""
         return self.shape[0]
 
     @property
     def n_genes(self) -> int:
-        """Columns of the matrix."""
+        """Number of columns of the matrix."""
         return self.shape[1]
 
 
 class _Sparse(_Shaped):
-    """What CSR and CSC share: a major axis with an indptr, ``indices`` and ``data``."""
+    """The common base of CSR and CSC: a major axis with an indptr, ``indices`` and ``data``."""
 
     layout = ""
+    by_gene = False  # whether spans are columns
 
     def __init__(
         self,
@@ -124,14 +128,14 @@ class _Sparse(_Shaped):
         self.filters = data.filters
 
     def plan(self, *, max_values: int = DEFAULT_MAX_VALUES, start: int = 0, stop: int | None = None) -> list[Span]:
-        """Cut ``start:stop`` of the major axis into spans of at most ``max_values`` values (or one row)."""
+        """Divide ``start:stop`` of the major axis into spans of at most ``max_values`` values (or one row)."""
         stop = len(self.indptr) - 1 if stop is None else stop
-        # a span below a packed chunk's length would wait for its neighbours' chunk
+        # a span shorter than a compressed chunk would wait for the chunk of its neighbours
         if self.filters and self._data.chunk_len:
             max_values = max(max_values, min(self._data.chunk_len, 1 << 24))
         per_value = self.stored_bytes / max(self.nnz, 1)
         spans, a = [], start
-        max_major = max(1, max_values)  # empty rows cost too
+        max_major = max(1, max_values)  # empty rows have a cost too
         while a < stop:
             b = int(np.searchsorted(self.indptr, self.indptr[a] + max_values, side="right")) - 1
             b = min(max(b, a + 1), stop, a + max_major)
@@ -141,8 +145,13 @@ class _Sparse(_Shaped):
         return spans
 
     def read_values(self, start: int, stop: int) -> np.ndarray:
-        """Return the stored values ``start:stop``, without their positions, in an array of their own."""
+        """Return the stored values ``start:stop``, without their positions, in a new array."""
         return self._data.read(start, stop, self.chunk_dtype, None)
+
+    def map_values(self) -> tuple[np.ndarray, np.ndarray] | None:
+        """Return (indices, data) as memory maps if the file holds both uncompressed and contiguous, otherwise None."""
+        indices, data = self._indices.map(), self._data.map()
+        return None if indices is None or data is None else (indices, data)
 
     def _read(self, span: Span, buffers: Buffers | None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         buffers = buffers or Buffers()
@@ -153,7 +162,7 @@ class _Sparse(_Shaped):
         return indptr, indices, data
 
     def forget(self) -> None:
-        """Let go of ``indptr``, 8 bytes a row or column, after the last read."""
+        """Free ``indptr``, which takes 8 bytes per row or column, after the last read."""
         self.indptr = np.zeros(1, np.int64)
 
 
@@ -161,6 +170,7 @@ class CsrMatrix(_Sparse):
     """A CSR matrix: spans are rows."""
 
     layout = "csr"
+    by_gene = False
 
     def read(self, span: Span, buffers: Buffers | None = None) -> CsrChunk:
         """Return the rows of ``span``."""
@@ -172,6 +182,7 @@ class CscMatrix(_Sparse):
     """A CSC matrix: spans are columns."""
 
     layout = "csc"
+    by_gene = True
 
     def read(self, span: Span, buffers: Buffers | None = None) -> CscChunk:
         """Return the columns of ``span``."""
@@ -180,7 +191,7 @@ class CscMatrix(_Sparse):
 
 
 def cut_dense(start: int, stop: int, step: int, width: int, item: float) -> list[Span]:
-    """Cut ``start:stop`` at the multiples of ``step``; a row has ``width`` values of ``item`` stored bytes each."""
+    """Divide ``start:stop`` at the multiples of ``step``; a row has ``width`` values of ``item`` stored bytes each."""
     spans, a = [], start
     while a < stop:
         b = min((a // step + 1) * step, stop)
@@ -190,12 +201,12 @@ def cut_dense(start: int, stop: int, step: int, width: int, item: float) -> list
 
 
 class DenseMatrix(_Shaped):
-    """A dense matrix: spans are blocks of whole rows, or of whole columns where it is chunked by columns.
+    """A dense matrix: spans are blocks of whole rows, or of whole columns if it is chunked by columns.
 
     Attributes
     ----------
     axis
-        0 where spans are rows (``start:stop`` are cells), 1 where they are columns.
+        0 if spans are rows (``start:stop`` are cells), 1 if they are columns.
     """
 
     layout = "dense"
@@ -214,8 +225,13 @@ class DenseMatrix(_Shaped):
         tall = chunks is not None and chunks[0] * self.shape[1] > chunks[1] * self.shape[0]
         self.axis = 1 if tall else 0
 
+    @property
+    def by_gene(self) -> bool:
+        """Whether spans are columns."""
+        return self.axis == 1
+
     def plan(self, *, max_values: int = DEFAULT_MAX_VALUES, start: int = 0, stop: int | None = None) -> list[Span]:
-        """Cut the spans' axis into whole storage chunks of about ``max_values`` values."""
+        """Divide the axis of the spans into whole storage chunks of about ``max_values`` values."""
         n, other = self.shape[self.axis], self.shape[1 - self.axis]
         stop = n if stop is None else stop
         chunks = self._values.chunks

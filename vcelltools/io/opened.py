@@ -1,4 +1,4 @@
-"""What an open data set is, whatever file it comes from."""
+"""The open data set: a matrix with its tables, from any kind of file."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any
+
+import numpy as np
 
 from vcelltools.errors import DataError
 from vcelltools.io.matrix import Matrix
@@ -20,7 +22,7 @@ class Dataset:
     Attributes
     ----------
     path
-        The file or folder; None for an AnnData in memory.
+        The file or folder, or None for an AnnData in memory.
     kind
         ``h5ad``, ``h5mu``, ``10x-h5``, ``10x-mtx``, ``zarr`` or ``memory``.
     modality
@@ -32,9 +34,18 @@ class Dataset:
     obs, var
         Tables of cells and genes.
     notes
-        What the reader decided or repaired, for the user to see.
+        Decisions and repairs of the reader, to show to the user.
     source
-        What was opened: the path or the AnnData, fit to be opened again.
+        The path or the AnnData, from which the data set can be opened again.
+    stated_base
+        The base of the logarithm in ``uns/log1p/base``, which scanpy writes; None if it is missing.
+        It may be wrong: :func:`vcelltools.io.counts.find_log_base` compares it with the values.
+    name
+        What messages call it when it has no path.
+    root
+        The key of the AnnData in its file: empty, or a path such as ``mod/rna/``.
+    var_rows
+        (n_genes,) positions among the features of the file, if only some of them are used as genes.
     """
 
     path: Path | None
@@ -46,6 +57,10 @@ class Dataset:
     var: Table
     notes: list[str] = field(default_factory=list)
     source: Any = field(default=None, repr=False)
+    stated_base: float | None = None
+    name: str = "AnnData"
+    root: str = ""
+    var_rows: np.ndarray | None = field(default=None, repr=False)
     _closers: list[Callable[[], None]] = field(default_factory=list, repr=False)
 
     @property
@@ -60,8 +75,8 @@ class Dataset:
 
     @property
     def label(self) -> str:
-        """The path, or ``AnnData`` for one in memory."""
-        return str(self.path) if self.path else "AnnData"
+        """The path, or for one in memory its name, such as ``AnnData`` or ``AnnData (prediction)``."""
+        return str(self.path) if self.path else self.name
 
     def close(self) -> None:
         """Close the files behind the data set."""
@@ -76,7 +91,7 @@ class Dataset:
 
 
 def check_shape(matrix: Matrix, where: str) -> None:
-    """Refuse a matrix without cells or without genes."""
+    """Raise if the matrix has no cells or no genes."""
     if matrix.shape[0] == 0 or matrix.shape[1] == 0:
         what = "cells" if matrix.shape[0] == 0 else "genes"
         raise DataError(f"{where} has no {what} (shape {matrix.shape[0]} × {matrix.shape[1]})")

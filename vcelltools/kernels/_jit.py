@@ -1,67 +1,57 @@
-"""The only caller of ``numba.njit``: one set of options, and a cache that never stops an import.
-
-numba caches compiled code beside the source file. In a read-only installation it falls back to a folder in the
-user's home, and where that is not writable either it raises at import. :func:`kernel` then compiles without a
-cache. numba stamps only the file that defines a kernel, so a kernel's helpers live in the same file.
-"""
+"""Compile kernels with one set of options and our own cache (:mod:`vcelltools.kernels.cache`)."""
 
 from __future__ import annotations
 
-import os
-import tempfile
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
-import numba
+from vcelltools.kernels._lean import load_numba
 
+load_numba()
 
-def _set_private_cache() -> None:
-    """Point numba at a private cache where the package's own folder is not writable."""
-    if os.environ.get("NUMBA_CACHE_DIR"):
-        return
-    here = Path(__file__).resolve().parent
-    if os.access(here, os.W_OK):
-        return
-    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    target = base / "vcelltools" / "numba"
-    try:
-        target.mkdir(parents=True, exist_ok=True, mode=0o700)
-        with tempfile.TemporaryFile(dir=target):
-            pass
-    except OSError:
-        return
-    numba.config.CACHE_DIR = str(target)
+import numba  # noqa: E402
+import numba.extending  # noqa: E402
 
-
-_set_private_cache()
+from vcelltools.kernels.cache import KernelCache, get_folder  # noqa: E402
 
 
 def kernel(parallel: bool = False, inline: bool = False, **options: Any) -> Callable[[Callable], Any]:
-    """Compile a function in nopython mode, without the GIL, cached on disk where that is possible.
+    """Compile a function in nopython mode, without the GIL, cached on disk if possible.
 
     Parameters
     ----------
     parallel
         Only for kernels called from the main thread with at least a millisecond of work.
     inline
-        For small helpers of the same file: always inlined, never cached on their own.
+        For small helpers, which are always inlined and never cached separately.
     **options
         Passed on to numba.
 
     Notes
     -----
-    Division follows numpy (x/0 is inf or NaN): numba's other rule tests every divisor, and no loop that divides
-    becomes vector instructions then.
+    Division follows numpy (x/0 is inf or NaN), because with numba's other rule, which tests every divisor, no loop with
+    a division is vectorised.
     """
     options = {"error_model": "numpy", **options}
 
     def wrap(f: Callable) -> Any:
         if inline:
             return numba.njit(nogil=True, inline="always", **options)(f)
-        try:
-            return numba.njit(nogil=True, cache=True, parallel=parallel, **options)(f)
-        except RuntimeError:  # "cannot cache function: no locator available"
-            return numba.njit(nogil=True, parallel=parallel, **options)(f)
+        compiled = numba.njit(nogil=True, parallel=parallel, **options)(f)
+        folder = get_folder()
+        if folder is not None and compiled is not f:  # with NUMBA_DISABLE_JIT, the function stays plain Python
+            compiled._cache = KernelCache(f, folder)
+        return compiled
 
     return wrap
+
+
+@numba.extending.intrinsic
+def count_trailing_zeros(context: Any, word: Any) -> Any:
+    """Return the position of the lowest bit of a uint64 that is set: one instruction, which numba does not offer."""
+    from llvmlite import ir
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.cttz(args[0], ir.Constant(ir.IntType(1), 1))
+
+    return numba.types.int64(numba.types.uint64), generate

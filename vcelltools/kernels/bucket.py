@@ -1,6 +1,6 @@
-"""Chunks of a matrix bucketed by gene: value bits and group codes, checked on the way.
+"""Bucket the chunks of a matrix by gene, as value bits and group codes, and check the values.
 
-A chunk's values go to one run of memory, gene by gene, so that a gene can be gathered from all chunks without
+The values of a chunk are written contiguously, gene by gene, so that a gene can be gathered from all chunks without
 transposing the matrix. Values are read as bits: the checks for sign, NaN and infinity are integer comparisons.
 """
 
@@ -9,14 +9,11 @@ from __future__ import annotations
 import numpy as np
 
 from vcelltools.kernels._jit import kernel
-
-OK, BAD_INDEX, NEGATIVE, NOT_FINITE, DUPLICATE = 0, 1, 2, 3, 4
+from vcelltools.kernels.faults import BAD_INDEX, DUPLICATE, NEGATIVE, NOT_FINITE, OK
 
 
 @kernel()
-def csr_bucket(
-    indptr, indices, bits, codes_b, n_genes, magnitude, inf_bits, keys, groups, at, start_g, stop_g, seen_g
-):  # pragma: no cover  compiled
+def csr_bucket(indptr, indices, bits, codes_b, n_genes, magnitude, inf_bits, keys, groups, at, start_g, stop_g, seen_g):
     """Bucket one CSR chunk by gene into ``keys[at:]`` and ``groups[at:]``.
 
     Parameters
@@ -24,20 +21,20 @@ def csr_bucket(
     indptr, indices
         The chunk; indices are bounds-checked here.
     bits
-        (nnz,) the values' bits as uint32 or uint64.
+        (nnz,) the bits of the values as uint32 or uint64.
     codes_b
-        (b,) group of each cell; negative leaves the cell out.
+        (b,) group of each cell; cells with a negative group are skipped.
     magnitude, inf_bits
-        Every bit but the sign, and the bits of +inf, of the float type.
+        For the float type, the mask of all bits except the sign, and the bits of +inf.
     start_g, stop_g
-        (g,) int64 outputs: where each gene's values lie in ``keys``.
+        (g,) int64 outputs: the range of each gene's values in ``keys``.
     seen_g
         (g,) int32 workspace.
 
     Returns
     -------
-    status, position, kept
-        Status 0 for success, else a code and the position of the offender in ``indices``; values kept.
+    fault, position, kept
+        OK, or the fault and its position in ``indices``; and the number of values kept.
     """
     n = len(indptr) - 1
     seen_g[:] = -1
@@ -57,7 +54,7 @@ def csr_bucket(
                 seen_g[g] = i
             elif g > last:
                 last = g
-            else:  # not in order, so a gene may come twice: from here on look at what the row has had
+            else:  # not in order, so a gene may occur twice: from here on, check the genes that the row has had
                 marked = i
                 for q in range(indptr[i], j + 1):
                     if seen_g[indices[q]] == i:
@@ -94,7 +91,7 @@ def csr_bucket(
 @kernel()
 def csc_bucket(
     indptr, indices, bits, codes_n, first_gene, magnitude, inf_bits, keys, groups, at, start_g, stop_g, seen_n
-):  # pragma: no cover  compiled
+):
     """Bucket the columns of a CSC chunk; arguments as in :func:`csr_bucket`, ``seen_n`` per cell."""
     n_cells = len(codes_n)
     position = at
@@ -122,9 +119,7 @@ def csc_bucket(
 
 
 @kernel()
-def dense_bucket(
-    block, codes_b, first_gene, magnitude, inf_bits, keys, groups, at, start_g, stop_g
-):  # pragma: no cover  compiled
+def dense_bucket(block, codes_b, first_gene, magnitude, inf_bits, keys, groups, at, start_g, stop_g):
     """Bucket a dense block (b, w) of value bits; arguments as in :func:`csr_bucket`."""
     n, w = block.shape
     for c in range(w):

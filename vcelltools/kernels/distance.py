@@ -10,17 +10,17 @@ from vcelltools.kernels._jit import kernel
 
 
 @kernel()
-def effect_distances(a_pg, b_qg, skip_p, p0, p1, l1_pq, squared_pq):  # pragma: no cover  compiled
-    """Sum of absolute and of squared differences between every row of ``a`` and of ``b``, in float64.
+def effect_distances(a_pg, b_qg, skip_p, p0, p1, l1_pq, squared_pq):
+    """Compute sums of absolute and squared differences between all rows of ``a`` and ``b``, in float64.
 
     Parameters
     ----------
     a_pg, b_qg
         Effects of one float type.
     skip_p
-        (p,) the column left out for each row of ``a``, or -1.
+        (p,) the column to exclude for each row of ``a``, or -1.
     p0, p1
-        The rows of ``a`` to do.
+        The range of rows of ``a`` to process.
     l1_pq, squared_pq
         Outputs.
     """
@@ -45,15 +45,15 @@ def effect_distances(a_pg, b_qg, skip_p, p0, p1, l1_pq, squared_pq):  # pragma: 
 
 
 @kernel()
-def add_columns(indices, data, sum_g):  # pragma: no cover  compiled
-    """Add the values of a CSR matrix, whose indices were checked, to their columns' float64 sums."""
+def add_columns(indices, data, sum_g):
+    """Add the values of a CSR matrix, whose indices were checked, to the float64 sums of their columns."""
     for j in range(len(indices)):
         sum_g[np.uint64(indices[j])] += np.float64(data[j])
 
 
 @kernel()
-def csr_fill_rows(indptr, indices, data, rows, centre_g, out):  # pragma: no cover  compiled
-    """Write ``rows`` of a CSR matrix less ``centre_g`` to ``out`` (len(rows), g); duplicate entries are summed."""
+def csr_fill_rows(indptr, indices, data, rows, centre_g, out):
+    """Write ``rows`` of a CSR matrix minus ``centre_g`` to ``out`` (len(rows), g); duplicate entries are summed."""
     for i in range(len(rows)):
         row = out[i]
         for g in range(len(row)):
@@ -63,8 +63,8 @@ def csr_fill_rows(indptr, indices, data, rows, centre_g, out):  # pragma: no cov
 
 
 @kernel()
-def sum_distances(dot, a2, b2, own, near, out_a):  # pragma: no cover  compiled
-    """Sum each row's Euclidean distances from products and squared lengths; return how many pairs are close.
+def sum_distances(dot, a2, b2, own, near, out_a):
+    """Sum the Euclidean distances of each row from products and squared lengths; return the number of close pairs.
 
     Parameters
     ----------
@@ -73,9 +73,10 @@ def sum_distances(dot, a2, b2, own, near, out_a):  # pragma: no cover  compiled
     a2, b2
         float64 squared lengths.
     own
-        Where both are the same rows, which of b is a's first: the distance of a row to itself is 0. Else -1.
+        If both are the same rows, the position in b of the first row of a, because the distance of a row to itself is
+        0; otherwise -1.
     near
-        A pair counts as close where |a − b|² < near · (|a|² + |b|²): little is left after the subtraction.
+        A pair is close if |a − b|² < near · (|a|² + |b|²), so that the subtraction loses precision.
     out_a
         (a,) output.
     """

@@ -1,16 +1,16 @@
-"""Histograms of the counts of every gene, in one pass over a CSR, CSC or dense chunk.
+"""Count histograms for every gene, in one pass over a CSR, CSC or dense chunk.
 
-A gene's histogram gives its mean, variance and any clipped moment exactly, whatever is asked later, because the
-counts are small integers. Gene ``g`` owns the bins ``offsets[g] .. offsets[g + 1] - 1`` (bin v counts the value
-v; bin 0 collects explicit zeros and means nothing); larger values go to an overflow list.
+The histogram of a gene gives its mean, variance and any clipped moment exactly, because the
+counts are small integers. Gene ``g`` owns the bins ``offsets[g] .. offsets[g + 1] - 1`` (bin v counts the value v; bin
+0 collects explicit zeros and is not used); larger values go to an overflow list.
 
-Every kernel checks what it is given: indices are bounds-checked, a row (or column) whose indices do not strictly
+Every kernel checks its input: indices are bounds-checked, a row (or column) whose indices do not strictly
 increase is searched for duplicates, and duplicates are summed as scipy's canonical form does. Values must be
-whole numbers from 0 to ``MAX_COUNT``. A violation ends the kernel: ``state`` then holds the status and the place.
+whole numbers from 0 to ``MAX_COUNT``. A violation stops the kernel; ``state`` then holds the fault and its position.
 
-Each row is handled twice: a first loop without branches, which the compiler turns into vector code, checks order
-and values and writes them as int32; the second only scatters. What the first loop does not like (an index out of
-order, a value from 4,096 up or not whole) takes the slow path, one value at a time.
+Each row is processed twice: a first loop without branches, which vectorises, checks order
+and values and writes them as int32; the second only scatters. Rows that fail the first loop (an index out of
+order, a value that is fractional or at least 4,096) take the slow path, one value at a time.
 
 Oracle of all kernels here: ``tests.oracles.count_histograms``.
 """
@@ -20,41 +20,24 @@ from __future__ import annotations
 import numpy as np
 
 from vcelltools.kernels._jit import kernel
+from vcelltools.kernels.checks import check_count, check_entry
+from vcelltools.kernels.faults import (
+    BAD_INDEX,
+    FAULT,
+    MAX_COUNT,
+    N_DUPLICATES,
+    N_OVER,
+    N_UNSORTED,
+    POSITION,
+    STAMP,
+)
 
-MAX_COUNT = 2_147_483_647
-FAST_BELOW = 4_096
 BLOCK = 4_096
-
-# state[0]: what stopped the kernel; state[1], state[2]: where (cell or gene, position in the chunk's data)
-OK, BAD_INDEX, NOT_WHOLE, NEGATIVE, NOT_FINITE, TOO_LARGE = 0, 1, 2, 3, 4, 5
-# state[3]: entries in the overflow list; state[4]: duplicates summed; state[5]: unsorted rows or columns;
-# state[6]: a counter that gives every unsorted row a stamp of its own in the search for duplicates
-STATE_SIZE = 7
 
 
 @kernel(inline=True)
 def _is_count(v):
-    return v >= 0 and v <= 2147483647 and np.int64(v) == v
-
-
-@kernel(inline=True)
-def _bad_value(v):
-    """Status of a value that is not an acceptable count."""
-    if v != v or v > 1e300 or v < -1e300:
-        return 4
-    if v < 0:
-        return 3
-    if v > 2147483647:
-        return 5
-    return 2
-
-
-@kernel(inline=True)
-def _bad_entry(i, v, n_minor):
-    """Status of an entry whose index is out of range or whose value is no acceptable count."""
-    if i < 0 or i >= n_minor:
-        return 1
-    return _bad_value(v)
+    return v >= 0 and v <= MAX_COUNT and np.int64(v) == v
 
 
 @kernel(inline=True)
@@ -69,7 +52,7 @@ def _is_increasing(indices, a, b):
 
 @kernel(inline=True)
 def _to_small_counts(values, out):
-    """Write ``values`` as int32; return (whether some are not whole numbers in 0 .. 4095, sum, non-zeros, maximum)."""
+    """Write ``values`` as int32; return (whether any is not a whole number in 0 .. 4095, sum, non-zeros, maximum)."""
     bad = np.int32(0)
     total = np.int64(0)
     positive = np.int64(0)
@@ -90,8 +73,8 @@ def _to_small_counts(values, out):
 def _sum_duplicates(indices, data, a, b, n_minor, last_minor, slot_minor, stamp, scratch_i, scratch_v):
     """Copy the entries ``a:b`` to the scratch arrays with duplicates summed.
 
-    ``last_minor`` holds the stamp of the last row that met an index; ``slot_minor`` where it went. Returns the
-    number of entries kept, or -1 - j where ``indices[j]`` is out of range or ``data[j]`` no count, which a sum of
+    ``last_minor`` holds the stamp of the last row with an index, and ``slot_minor`` its position. Returns the
+    number of entries kept, or -1 - j if ``indices[j]`` is out of range or ``data[j]`` is not a count, which a sum of
     counts would hide.
     """
     n = 0
@@ -148,11 +131,11 @@ def csr_histogram(
     indptr, indices, data
         The chunk: (b + 1,) int64, (nnz,) int32 or int64, (nnz,) numbers.
     order_b
-        (b,) int64: the order in which rows are visited (by batch, so that one batch's bins stay in cache).
+        (b,) int64: the order in which rows are visited (by batch, so that the bins of one batch stay in cache).
     batch_b
-        (b,) int64: the batch of each row, -1 to leave the row out of the histograms.
+        (b,) int64: the batch of each row, or -1 to exclude the row from the histograms.
     offsets
-        (g + 1,) int32 bin offsets; a gene's width is the difference.
+        (g + 1,) int32 bin offsets; the width of a gene is the difference.
     hist
         (n_batches * offsets[g],) int32, added to.
     last_g, slot_g
@@ -160,40 +143,39 @@ def csr_histogram(
     scratch_i, scratch_v, scratch_c
         Scratch as long as the longest row: int64, float64, int32.
     over_key, over_value
-        int64 overflow list: batch * g + gene, and the value. Needs room for the longest row.
+        int64 overflow list: batch * g + gene, and the value. It needs space for the longest row.
     library_size_b, genes_per_cell_b
         (b,) int64 outputs: the sum and the number of non-zero entries of each row.
     from_row
-        Where in ``order_b`` to begin.
+        The position in ``order_b`` at which to begin.
     state
-        (7,) int64, see the module.
+        (STATE_SIZE,) int64, see :data:`vcelltools.kernels.faults.STATE_SIZE`.
 
     Returns
     -------
     int
-        How many entries of ``order_b`` are done: fewer than b when the overflow list must be drained first, or
-        when ``state[0]`` tells of a violation.
+        The number of entries of ``order_b`` that are done: fewer than b if the overflow list must be drained first, or
+        if ``state[FAULT]`` reports a violation.
 
     Notes
     -----
-    Cost: one random increment a non-zero; about half a billion non-zeros a second and thread.
+    Cost: one random increment per non-zero; about half a billion non-zeros per second and thread.
     """
     n_genes = len(offsets) - 1
     n_bins = np.int64(offsets[n_genes])
-    n_over = state[3]
+    n_over = state[N_OVER]
     for k in range(from_row, len(order_b)):
         r = order_b[k]
         a, b = indptr[r], indptr[r + 1]
         if n_over + (b - a) > len(over_key):
-            state[3] = n_over
+            state[N_OVER] = n_over
             return k
         batch = batch_b[r]
         base = batch * n_bins
         increasing = _is_increasing(indices, a, b)
         if increasing and b > a and (indices[a] < 0 or indices[b - 1] >= n_genes):
-            state[0] = 1
-            state[1] = r
-            state[2] = a if indices[a] < 0 else b - 1
+            state[FAULT] = BAD_INDEX
+            state[POSITION] = a if indices[a] < 0 else b - 1
             return k
         odd, total, positive, _ = _to_small_counts(data[a:b], scratch_c)
         if increasing and not odd:
@@ -218,24 +200,22 @@ def csr_histogram(
                 scratch_i[j] = indices[a + j]
                 scratch_v[j] = data[a + j]
         else:
-            state[5] += 1
-            state[6] += 1
-            n = _sum_duplicates(indices, data, a, b, n_genes, last_g, slot_g, state[6], scratch_i, scratch_v)
+            state[N_UNSORTED] += 1
+            state[STAMP] += 1
+            n = _sum_duplicates(indices, data, a, b, n_genes, last_g, slot_g, state[STAMP], scratch_i, scratch_v)
             if n < 0:
                 j = -1 - n
-                state[0] = _bad_entry(indices[j], data[j], n_genes)
-                state[1] = r
-                state[2] = j
+                state[FAULT] = check_entry(indices[j], data[j], n_genes, MAX_COUNT)
+                state[POSITION] = j
                 return k
-            state[4] += (b - a) - n
+            state[N_DUPLICATES] += (b - a) - n
         total = np.int64(0)
         positive = np.int64(0)
         for j in range(n):
             v = scratch_v[j]
             if not _is_count(v):
-                state[0] = _bad_value(v)
-                state[1] = r
-                state[2] = _find(indices, a, b, scratch_i[j])
+                state[FAULT] = check_count(v, MAX_COUNT)
+                state[POSITION] = _find(indices, a, b, scratch_i[j])
                 return k
             c = np.int64(v)
             if c == 0:
@@ -253,7 +233,7 @@ def csr_histogram(
                 n_over += 1
         library_size_b[r] = total
         genes_per_cell_b[r] = positive
-    state[3] = n_over
+    state[N_OVER] = n_over
     return len(order_b)
 
 
@@ -279,25 +259,25 @@ def csc_histogram(
     from_col,
     state,
 ):
-    """Count columns of a CSC chunk: a column's histogram is complete when the column is done.
+    """Count the columns of a CSC chunk; the histogram of a column is complete when the column is done.
 
     Parameters
     ----------
     indptr, indices, data
         The chunk: (w + 1,) int64, (nnz,) int32 or int64 cell positions, (nnz,) numbers.
     first_col, n_genes
-        The gene of the first column; the number of genes of the matrix.
+        The gene of the first column, and the number of genes of the matrix.
     batch_n
-        (n,) int32 batch of every cell (-1: left out), or (0,) where there is one batch.
+        (n,) int32 batch of each cell (-1 excludes it), or (0,) if there is only one batch.
     local_hist
         (w, n_batches, width) int32, zero on entry.
     last_n, slot_n, scratch_i, scratch_v
-        Scratch for duplicates, as in :func:`csr_histogram`; may be empty until a column needs it: the kernel then
-        returns with ``state[5]`` negative.
+        Scratch for duplicates, as in :func:`csr_histogram`; may be empty until a column needs it; the kernel then
+        returns with ``state[N_UNSORTED]`` negative.
     scratch_c
         (BLOCK,) int32.
     max_w
-        (w,) int64 output: the largest value of each column that is below ``width``.
+        (w,) int64 output: the largest value below ``width`` in each column.
     library_size_n, genes_per_cell_n
         (n,) int64 and int32, added to.
 
@@ -309,19 +289,18 @@ def csc_histogram(
     n_cells = len(library_size_n)
     width = local_hist.shape[2]
     fast_top = min(width, 4096)
-    n_over = state[3]
+    n_over = state[N_OVER]
     for k in range(from_col, len(indptr) - 1):
         a, b = indptr[k], indptr[k + 1]
         if n_over + (b - a) > len(over_key):
-            state[3] = n_over
+            state[N_OVER] = n_over
             return k
         gene = first_col + k
         top = np.int64(0)
         if _is_increasing(indices, a, b):
             if b > a and (indices[a] < 0 or indices[b - 1] >= n_cells):
-                state[0] = 1
-                state[1] = gene
-                state[2] = a if indices[a] < 0 else b - 1
+                state[FAULT] = BAD_INDEX
+                state[POSITION] = a if indices[a] < 0 else b - 1
                 return k
             for start in range(a, b, 4096):
                 stop = min(start + 4096, b)
@@ -339,9 +318,8 @@ def csc_histogram(
                 for j in range(start, stop):
                     v = data[j]
                     if not _is_count(v):
-                        state[0] = _bad_value(v)
-                        state[1] = gene
-                        state[2] = j
+                        state[FAULT] = check_count(v, MAX_COUNT)
+                        state[POSITION] = j
                         return k
                     c = np.int64(v)
                     if c == 0:
@@ -361,25 +339,23 @@ def csc_histogram(
                         n_over += 1
         else:
             if len(last_n) == 0:
-                state[3] = n_over
-                state[5] = -1 - state[5]
+                state[N_OVER] = n_over
+                state[N_UNSORTED] = -1 - state[N_UNSORTED]
                 return k
-            state[5] += 1
-            state[6] += 1
-            n = _sum_duplicates(indices, data, a, b, n_cells, last_n, slot_n, state[6], scratch_i, scratch_v)
+            state[N_UNSORTED] += 1
+            state[STAMP] += 1
+            n = _sum_duplicates(indices, data, a, b, n_cells, last_n, slot_n, state[STAMP], scratch_i, scratch_v)
             if n < 0:
                 j = -1 - n
-                state[0] = _bad_entry(indices[j], data[j], n_cells)
-                state[1] = gene
-                state[2] = j
+                state[FAULT] = check_entry(indices[j], data[j], n_cells, MAX_COUNT)
+                state[POSITION] = j
                 return k
-            state[4] += (b - a) - n
+            state[N_DUPLICATES] += (b - a) - n
             for j in range(n):
                 v = scratch_v[j]
                 if not _is_count(v):
-                    state[0] = _bad_value(v)
-                    state[1] = gene
-                    state[2] = _find(indices, a, b, scratch_i[j])
+                    state[FAULT] = check_count(v, MAX_COUNT)
+                    state[POSITION] = _find(indices, a, b, scratch_i[j])
                     return k
                 c = np.int64(v)
                 if c == 0:
@@ -398,7 +374,7 @@ def csc_histogram(
                     over_value[n_over] = c
                     n_over += 1
         max_w[k] = top
-    state[3] = n_over
+    state[N_OVER] = n_over
     return len(indptr) - 1
 
 
@@ -426,11 +402,11 @@ def dense_histogram(
     block
         (b, w) C-contiguous numbers.
     first_col, n_genes
-        The gene of the block's first column; the number of genes of the matrix.
+        The gene of the first column of the block, and the number of genes of the matrix.
     batch_b
-        (b,) int64 batch of each row, -1 to leave it out.
+        (b,) int64 batch of each row, or -1 to exclude it.
     offsets, hist, over_key, over_value
-        As in :func:`csr_histogram`; the list needs room for w entries.
+        As in :func:`csr_histogram`; the list needs space for w entries.
     scratch_c, scratch_at
         (w,) and (w + 1,) int32.
     library_size_b, genes_per_cell_b
@@ -443,14 +419,14 @@ def dense_histogram(
 
     Notes
     -----
-    Cost: most entries are zero; their positions are sifted out without a branch, about 0.6 ns an entry.
+    Cost: about 0.6 ns per entry; zeros, which are most entries, are skipped without a branch.
     """
     n_bins = np.int64(offsets[n_genes])
     n_rows, width = block.shape
-    n_over = state[3]
+    n_over = state[N_OVER]
     for r in range(from_row, n_rows):
         if n_over + width > len(over_key):
-            state[3] = n_over
+            state[N_OVER] = n_over
             return r
         batch = batch_b[r]
         base = batch * n_bins
@@ -462,9 +438,8 @@ def dense_histogram(
             for col in range(width):
                 v = row[col]
                 if not _is_count(v):
-                    state[0] = _bad_value(v)
-                    state[1] = r
-                    state[2] = col
+                    state[FAULT] = check_count(v, MAX_COUNT)
+                    state[POSITION] = r * width + col
                     return r
                 c = np.int64(v)
                 total += c
@@ -476,7 +451,7 @@ def dense_histogram(
             continue
         n = 0
         for col in range(width):
-            scratch_at[n] = col  # overwritten by the next where this one is zero: no branch
+            scratch_at[n] = col  # the next value overwrites this one if it is zero, which avoids a branch
             n += np.int64(scratch_c[col] != 0)
         for j in range(n):
             col = scratch_at[j]
@@ -488,5 +463,5 @@ def dense_histogram(
                 over_key[n_over] = batch * n_genes + np.int64(g)
                 over_value[n_over] = scratch_c[col]
                 n_over += 1
-    state[3] = n_over
+    state[N_OVER] = n_over
     return n_rows

@@ -1,9 +1,9 @@
-"""LZF, h5py's own quick compression, unpacked outside HDF5: without its lock, and with its length checked.
+"""Decompress LZF, the fast compression of h5py, outside HDF5: without its lock, and with a check of the length.
 
-HDF5's filter accepts a damaged chunk that unpacks to less than its size and leaves the rest of the memory as it
-was, so that numbers of no meaning would be read.
+The filter of HDF5 accepts a damaged chunk that unpacks to less than its size and leaves the rest of the memory
+uninitialised, so that meaningless numbers would be read.
 
-Source of the format: liblzf's description of its stream (literal runs, and back references of 13 bits).
+Source of the format: the description in liblzf (literal runs, and back references of 13 bits).
 Oracle: h5py's filter, in ``tests/unit/test_lzf.py``.
 """
 
@@ -14,9 +14,9 @@ from vcelltools.kernels._jit import kernel
 
 @kernel()
 def lzf_unpack(packed, out):
-    """Unpack ``packed`` (uint8) into ``out`` (uint8); every read and write is bounds-checked.
+    """Decompress ``packed`` (uint8) into ``out`` (uint8); every read and write is bounds-checked.
 
-    Returns the number of bytes written, or -1 where the stream is damaged or does not fit.
+    Returns the number of bytes written, or -1 if the stream is damaged or does not fit.
     """
     n_in, n_out = len(packed), len(out)
     i = 0
@@ -32,7 +32,7 @@ def lzf_unpack(packed, out):
                 out[o + k] = packed[i + k]
             i += run
             o += run
-        else:  # a copy of what was written before; it may overlap itself
+        else:  # a copy of earlier output, which may overlap itself
             length = control >> 5
             if length == 7:
                 if i >= n_in:

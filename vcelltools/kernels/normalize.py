@@ -1,7 +1,7 @@
-"""CP10K and log1p of counts, in every layout.
+"""Normalise counts to CP10K and log1p, in every layout.
 
-value = log1p(count * scale) with scale = target sum / library size of the cell, divided by log(base) where a
-base is asked for. Small counts repeat within a cell, so their values are looked up: log1p runs once per cell and
+value = log1p(count * scale) with scale = target sum / library size of the cell, divided by log(base) if a
+base is given. Small counts repeat within a cell, so their values are looked up: log1p runs once per cell and
 distinct small count. Computed in float64, stored as float32. Oracle: scanpy's normalize_total and log1p.
 """
 
@@ -10,12 +10,13 @@ from __future__ import annotations
 import numpy as np
 
 from vcelltools.kernels._jit import kernel
+from vcelltools.kernels.checks import check_count, check_entry
+from vcelltools.kernels.faults import BAD_INDEX, NOT_SORTED, OK
 
-OK, BAD_INDEX, NEGATIVE, NOT_FINITE, FRACTION, NOT_SORTED = range(6)
-TABLE = 64  # counts below it are looked up within a cell
-BLOCK = 512  # values checked and then looked up at once
-CELL_TABLE = 4  # counts 1 … 4 are kept for every cell where cells come in no order (CSC)
-_MAX_COUNT = float(1 << 53)
+TABLE = 64  # smaller counts are looked up within a cell
+BLOCK = 512  # number of values that are checked and then looked up together
+CELL_TABLE = 4  # for CSC, where cells come in any order, the values of counts 1 … 4 are kept for every cell
+LARGEST = float(1 << 53)
 
 
 def make_scale(library_size_n: np.ndarray, target_sum: float) -> np.ndarray:
@@ -25,20 +26,8 @@ def make_scale(library_size_n: np.ndarray, target_sum: float) -> np.ndarray:
 
 
 @kernel(inline=True)
-def _fault(v):
-    """Return the status of one value: a count, or what is wrong with it."""
-    if v < 0:
-        return NEGATIVE
-    if not (v <= _MAX_COUNT):
-        return NOT_FINITE
-    if v != np.floor(v):
-        return FRACTION
-    return OK
-
-
-@kernel(inline=True)
 def _to_small(values, out):
-    """Write whole numbers below TABLE as int32, -1 for everything else. Without branches: it vectorises."""
+    """Write whole numbers below TABLE as int32, and -1 for everything else; there are no branches, so it vectorises."""
     for j in range(len(values)):
         v = values[j]
         ordinary = (v >= 0) & (v < TABLE)
@@ -63,7 +52,7 @@ def _find_disorder(indices, a, b, n_genes):
 
 @kernel()
 def csr_library_size(indptr, indices, data, n_genes, library_size_b):
-    """Check a CSR chunk and sum its rows; return (status, position of the fault).
+    """Check a CSR chunk and sum its rows; return (fault, position of the fault).
 
     Parameters
     ----------
@@ -75,11 +64,9 @@ def csr_library_size(indptr, indices, data, n_genes, library_size_b):
     for i in range(len(indptr) - 1):
         total = np.int64(0)
         for j in range(indptr[i], indptr[i + 1]):
-            status = _fault(data[j])
-            if status != OK:
-                return status, j
-            if indices[j] < 0 or indices[j] >= n_genes:
-                return BAD_INDEX, j
+            fault = check_entry(indices[j], data[j], n_genes, LARGEST)
+            if fault != OK:
+                return fault, j
             total += np.int64(data[j])
         library_size_b[i] = total
     return OK, 0
@@ -87,28 +74,26 @@ def csr_library_size(indptr, indices, data, n_genes, library_size_b):
 
 @kernel()
 def csc_library_size(indices, data, library_size_n):
-    """Add a CSC chunk to the (n,) int64 library sizes of all cells; return (status, position of the fault)."""
+    """Add a CSC chunk to the (n,) int64 library sizes of all cells; return (fault, position of the fault)."""
     n = len(library_size_n)
     for j in range(len(indices)):
         i = indices[j]
-        if i < 0 or i >= n:
-            return BAD_INDEX, j
-        status = _fault(data[j])
-        if status != OK:
-            return status, j
+        fault = check_entry(i, data[j], n, LARGEST)
+        if fault != OK:
+            return fault, j
         library_size_n[i] += np.int64(data[j])
     return OK, 0
 
 
 @kernel()
 def dense_library_size(block, library_size_b):
-    """Add the row sums of a dense (b, w) block; return (status, position of the fault in C order)."""
+    """Add the row sums of a dense (b, w) block; return (fault, position of the fault in C order)."""
     for i in range(block.shape[0]):
         total = np.int64(0)
         for g in range(block.shape[1]):
-            status = _fault(block[i, g])
-            if status != OK:
-                return status, i * block.shape[1] + g
+            fault = check_count(block[i, g], LARGEST)
+            if fault != OK:
+                return fault, i * block.shape[1] + g
             total += np.int64(block[i, g])
         library_size_b[i] += total
     return OK, 0
@@ -116,16 +101,16 @@ def dense_library_size(block, library_size_b):
 
 @kernel()
 def csr_normalise(indptr, indices, data, scale_b, log, unit, n_genes, out):
-    """Normalise a CSR chunk; return (status, position of the fault).
+    """Normalise a CSR chunk; return (fault, position of the fault).
 
     Parameters
     ----------
     indptr, indices, data
-        (b + 1,) int64, (nnz,), (nnz,); every row strictly increasing, else ``NOT_SORTED``.
+        (b + 1,) int64, (nnz,), (nnz,); every row must be strictly increasing, or the fault is ``NOT_SORTED``.
     scale_b
-        (b,) float64 of :func:`make_scale`.
+        (b,) float64 from :func:`make_scale`.
     log, unit
-        Whether to take log1p, and the factor on it: 1 / log(base), or 1.
+        Whether to apply log1p, and its factor: 1 / log(base), or 1.
     out
         (nnz,) float32.
     """
@@ -152,9 +137,9 @@ def csr_normalise(indptr, indices, data, scale_b, log, unit, n_genes, out):
                         table[k] = x
                     to[j] = x
                 else:
-                    status = _fault(part[j])
-                    if status != OK:
-                        return status, start + j
+                    fault = check_count(part[j], LARGEST)
+                    if fault != OK:
+                        return fault, start + j
                     y = part[j] * scale
                     to[j] = np.float32(np.log1p(y) * unit if log else y)
     return OK, 0
@@ -162,7 +147,7 @@ def csr_normalise(indptr, indices, data, scale_b, log, unit, n_genes, out):
 
 @kernel()
 def make_cell_table(scale_n, log, unit, table_nt):
-    """Fill (n, CELL_TABLE) float32 with every cell's values of the counts 1, 2, …"""
+    """Fill (n, CELL_TABLE) float32 with the values of the counts 1, 2, … in every cell."""
     for i in range(len(scale_n)):
         for t in range(table_nt.shape[1]):
             y = (t + 1) * scale_n[i]
@@ -171,7 +156,7 @@ def make_cell_table(scale_n, log, unit, table_nt):
 
 @kernel()
 def csc_normalise(indptr, indices, data, scale_n, table_nt, log, unit, out):
-    """Normalise a CSC chunk; ``scale_n`` and ``table_nt`` are over all cells; else as :func:`csr_normalise`."""
+    """Normalise a CSC chunk like :func:`csr_normalise`; ``scale_n`` and ``table_nt`` cover all cells."""
     n = len(scale_n)
     n_table = table_nt.shape[1]
     for k in range(len(indptr) - 1):
@@ -184,9 +169,9 @@ def csc_normalise(indptr, indices, data, scale_n, table_nt, log, unit, out):
                 return NOT_SORTED, j
             last = i
             v = data[j]
-            status = _fault(v)
-            if status != OK:
-                return status, j
+            fault = check_count(v, LARGEST)
+            if fault != OK:
+                return fault, j
             t = int(v) - 1 if v <= n_table else n_table
             if t < 0:
                 out[j] = 0.0
@@ -200,7 +185,7 @@ def csc_normalise(indptr, indices, data, scale_n, table_nt, log, unit, out):
 
 @kernel()
 def dense_normalise(block, scale_b, log, unit, out):
-    """Normalise a dense (b, g) block into (b, g) float32; return (status, position of the fault in C order)."""
+    """Normalise a dense (b, g) block into (b, g) float32; return (fault, position of the fault in C order)."""
     table = np.empty(TABLE, np.float32)
     for i in range(block.shape[0]):
         table[:] = -1.0
@@ -208,9 +193,9 @@ def dense_normalise(block, scale_b, log, unit, out):
         scale = scale_b[i]
         for g in range(block.shape[1]):
             v = block[i, g]
-            status = _fault(v)
-            if status != OK:
-                return status, i * block.shape[1] + g
+            fault = check_count(v, LARGEST)
+            if fault != OK:
+                return fault, i * block.shape[1] + g
             if v < TABLE:
                 k = int(v)
                 x = table[k]

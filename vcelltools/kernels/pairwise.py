@@ -1,4 +1,4 @@
-"""Sums of a group's values in the order in which numpy adds a contiguous array (pairwise, eight lanes to a leaf)."""
+"""Sum the values of groups in numpy's order for a contiguous array (pairwise, with eight lanes per leaf)."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ from vcelltools.kernels._jit import kernel
 @kernel()
 def bucket_pairwise(
     start_bg, stop_bg, values, slots, g0, g1, first_l, lanes_l, tail_l, merges_l, leaf_k, slot_sum, sum_kg
-):  # pragma: no cover  compiled
-    """Sum the values of the genes ``g0:g1`` by group, rounding to their precision at every step.
+):
+    """Sum the values of the genes ``g0:g1`` by group, rounding to the precision of the values at every step.
 
     Parameters
     ----------
     start_bg, stop_bg
-        (blocks, g) where each block keeps each gene's values.
+        (blocks, g) the range of each gene's values in each block.
     values, slots
-        The buckets: values, and the slot that each one's cell adds to.
+        The buckets: values, and the slot to which the cell of each value is added.
     first_l, lanes_l, tail_l, merges_l
-        (leaves,) the leaf's first slot, its lanes (1 or 8), the single cells behind them, and how many pairs of
-        finished sums are added up once it is done.
+        (leaves,) the first slot of the leaf, its lanes (1 or 8), the remaining single cells, and the number of pairs of
+        finished sums to add once it is done.
     leaf_k
-        (k + 1,) where each group's leaves begin.
+        (k + 1,) the start of the leaves of each group.
     slot_sum
-        (slots,) workspace of the values' type.
+        (slots,) workspace with the type of the values.
     sum_kg
         Output. Oracle: ``numpy.add.reduce``.
     """

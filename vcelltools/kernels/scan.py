@@ -1,22 +1,23 @@
-"""Looking at the values of a matrix: are they counts, are they valid, what is each cell's total?"""
+"""Scan the values of a matrix: check them, sum them by cell, and hash cells."""
 
 from __future__ import annotations
 
 import math
 
-from vcelltools.kernels._jit import kernel
+import numpy as np
 
-OK, NEGATIVE, NOT_FINITE = 0, 1, 2
+from vcelltools.kernels._jit import kernel
+from vcelltools.kernels.faults import BAD_INDEX, NEGATIVE, NOT_FINITE, OK
 
 
 @kernel()
-def scan_values(data, threshold):  # pragma: no cover  compiled
-    """Find the first invalid value, and whether any fractional part exceeds ``threshold``.
+def scan_values(data, threshold):
+    """Find the first invalid value, and check whether any fractional part exceeds ``threshold``.
 
     Returns
     -------
-    status, position, has_fraction
-        Status 0, or a code and the position of the first negative or non-finite value.
+    fault, position, has_fraction
+        The fault and position of the first negative or non-finite value, or OK.
     """
     has_fraction = False
     for i in range(len(data)):
@@ -31,8 +32,8 @@ def scan_values(data, threshold):  # pragma: no cover  compiled
 
 
 @kernel()
-def csr_row_sums(indptr, data, natural, out_b):  # pragma: no cover  compiled
-    """Sum every row in float64; with ``natural``, of expm1 of the values."""
+def csr_row_sums(indptr, data, natural, out_b):
+    """Sum every row in float64; with ``natural``, sum expm1 of the values."""
     for i in range(len(indptr) - 1):
         total = 0.0
         for j in range(indptr[i], indptr[i + 1]):
@@ -41,12 +42,63 @@ def csr_row_sums(indptr, data, natural, out_b):  # pragma: no cover  compiled
 
 
 @kernel()
-def csc_row_sums(indices, data, natural, out_n):  # pragma: no cover  compiled
-    """Add every value of some columns to its cell's total; False where an index is out of range."""
+def csc_row_sums(indices, data, natural, out_n):
+    """Add every value of some columns to the total of its cell; return (fault, position)."""
     n = len(out_n)
     for j in range(len(indices)):
         i = indices[j]
         if i < 0 or i >= n:
-            return False
+            return BAD_INDEX, j
         out_n[i] += math.expm1(data[j]) if natural else data[j]
-    return True
+    return OK, 0
+
+
+@kernel(inline=True)
+def _mix(gene, bits):
+    """Return a 64-bit hash of a gene and the bits of its value (the finaliser of MurmurHash3, Appleby)."""
+    x = (np.uint64(gene) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15) ^ np.uint64(bits)
+    x = (x ^ (x >> np.uint64(33))) * np.uint64(0xFF51AFD7ED558CCD)
+    x = (x ^ (x >> np.uint64(33))) * np.uint64(0xC4CEB9FE1A85EC53)
+    return x ^ (x >> np.uint64(33))
+
+
+@kernel()
+def csr_hash_cells(indptr, indices, data, bits, first, hash_b, square_b):
+    """Add the hashes of non-zero values to (b,) uint64 hashes of their rows, and their squares to ``square_b``.
+
+    A hash does not depend on the order of the values. ``first`` is the gene of the first column, and ``bits`` are the
+    values as unsigned integers. Cost: one pass over the values. Oracle: equal rows of numpy.
+    """
+    for i in range(len(indptr) - 1):
+        total, square = np.uint64(0), 0.0
+        for j in range(indptr[i], indptr[i + 1]):
+            if bits[j] != 0:
+                total += _mix(first + indices[j], bits[j])
+                square += np.float64(data[j]) * np.float64(data[j])
+        hash_b[i] += total
+        square_b[i] += square
+
+
+@kernel()
+def csc_hash_cells(indptr, indices, data, bits, first, hash_n, square_n):
+    """Like :func:`csr_hash_cells`, for columns from ``first`` on; cell indices out of range are ignored."""
+    n = len(hash_n)
+    for g in range(len(indptr) - 1):
+        for j in range(indptr[g], indptr[g + 1]):
+            i = indices[j]
+            if 0 <= i < n and bits[j] != 0:
+                hash_n[i] += _mix(first + g, bits[j])
+                square_n[i] += np.float64(data[j]) * np.float64(data[j])
+
+
+@kernel()
+def dense_hash_cells(block, bits_bw, first, hash_b, square_b):
+    """Like :func:`csr_hash_cells`, for a dense block whose first column is ``first``."""
+    for i in range(bits_bw.shape[0]):
+        total, square = np.uint64(0), 0.0
+        for w in range(bits_bw.shape[1]):
+            if bits_bw[i, w] != 0:
+                total += _mix(first + w, bits_bw[i, w])
+                square += np.float64(block[i, w]) * np.float64(block[i, w])
+        hash_b[i] += total
+        square_b[i] += square

@@ -1,12 +1,12 @@
-"""Negative-binomial counts for many cells, one cell after the other, each with its own random stream.
+"""Draw negative-binomial counts for many cells, each with its own random stream.
 
 Source: a negative binomial with mean m and dispersion d is a compound Poisson: bursts arrive at rate
 log(1 + m d) / d and each has a logarithmic size (Quenouille 1949). Arrivals of all genes together are one
-Poisson process on the line on which the genes lie side by side, each as long as its mean; walking that line
-(eight genes at a step where nothing arrives) costs a draw per molecule and yields the genes in order. Genes with
+Poisson process on a line on which the genes are adjacent, each as long as its mean; walking that line
+(eight genes per step without an arrival) costs one draw per molecule and yields the genes in order. Genes with
 many molecules are drawn one by one, as a gamma mixture of Poissons. Thinning turns the rate m into the
 burst rate. Logarithmic sizes: Kemp 1981, second generator. Streams: Philox 4×32-10 (Salmon et al. 2011) of
-(seed, cell) sets up xoshiro256++ (Blackman and Vigna 2021). Oracle: moments and zero share of scipy's nbinom.
+(seed, cell) seeds xoshiro256++ (Blackman and Vigna 2021). Oracle: moments and zero fraction of scipy's nbinom.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def _rotl(x, k):
 
 @kernel(inline=True)
 def _uniform(state):
-    """Draw from (0, 1] by xoshiro256++."""
+    """Draw from (0, 1] with xoshiro256++."""
     s0, s1, s2, s3 = state[0], state[1], state[2], state[3]
     out = _rotl(s0 + s3, _U23) + s0
     t = s1 << _U17
@@ -91,7 +91,7 @@ def _gamma(state, shape):
 
 @kernel()
 def _poisson(state, mean):
-    """Draw from a Poisson distribution: by products below 10, above by PTRS (Hoermann 1993)."""
+    """Draw from a Poisson distribution: by products below a mean of 10, by PTRS above (Hoermann 1993)."""
     if mean < 10.0:
         floor = np.exp(-mean)
         k, product = 0, _uniform(state)
@@ -144,17 +144,17 @@ def csr_simulate(
     Parameters
     ----------
     start, seed
-        uint64; a cell's stream depends on the seed and the cell's number alone.
+        uint64; the stream of a cell depends only on the seed and the number of the cell.
     depth_b
         (b,) float64 expected molecules.
     profile_b
         (b,) int32 rows of ``profile_kg``.
     first_b, second_b
-        (b,) int32 rows of the effects, a CSR of natural-log fold changes; -1 for none. Both add.
+        (b,) int32 rows of the effects, a CSR of natural-log fold changes; -1 for none. Both effects are added.
     profile_kg
         (k, g) float32 relative abundances, each row summing to one.
     state_indptr, state_indices, state_data
-        CSR of the s cell-state programmes; a cell's activities are standard normal, from its own stream.
+        CSR of the s cell-state programmes; the activities of a cell are standard normal, from its own stream.
     rate_g
         (g,) float32 scratch.
     indptr, indices, data
@@ -192,7 +192,7 @@ def csr_simulate(
                     rate_g[g] = old * np.exp(effect_data[j])
                     total += rate_g[g] - old
         scale = depth_b[i] / total
-        # one Poisson process over all genes: `at` is where the walk is, `arrival` the next molecule's place
+        # one Poisson process over all genes: `at` is the current position, `arrival` that of the next molecule
         at = 0.0
         inverse = 1.0 / scale
         direct = _DIRECT_ABOVE * inverse
@@ -212,7 +212,7 @@ def csr_simulate(
                 g1 = n_genes
             for g in range(g0, g1):
                 rate = rate_g[g]
-                if rate > direct:  # drawn by itself and cut out of the line: the process has no memory
+                if rate > direct:  # drawn separately and removed from the line, because the process has no memory
                     arrival += rate
                     at += rate
                     spread = dispersion_g[g]
@@ -234,7 +234,7 @@ def csr_simulate(
                     arrival -= np.log(_uniform(state)) * inverse
                     u = _uniform(state)
                     if u <= accept:
-                        count += _burst(state, u / accept, p, log_q)  # given that it is accepted, uniform again
+                        count += _burst(state, u / accept, p, log_q)  # uniform again, given that it is accepted
                 if count > 0:
                     indices[nnz] = g
                     data[nnz] = count

@@ -1,7 +1,7 @@
-"""Kernels of the stores: counts into rows, rows into float16 and bytes, rows out again.
+"""Kernels of the stores: write counts to rows, convert rows to float16 and bytes, and read rows.
 
-A work row is uint16 counts of the basis genes, 65,535 standing for "see the list". A packed row is uint8
-counts, 255 standing for "see the escapes". A value row is the bits of float16 CP10K+log1p.
+A work row holds uint16 counts of the basis genes, where 65,535 refers to a list of large counts. A packed row holds
+uint8 counts, where 255 refers to a list of escapes. A value row holds the bits of float16 CP10K+log1p values.
 """
 
 from __future__ import annotations
@@ -11,28 +11,18 @@ import math
 import numpy as np
 
 from vcelltools.kernels._jit import kernel
+from vcelltools.kernels.checks import check_entry
+from vcelltools.kernels.faults import FULL, MAX_COUNT, OK
 
-OK, BAD_INDEX, NOT_FINITE, NEGATIVE, NOT_INTEGER, TOO_LARGE, LIST_FULL = range(7)
-MAX_COUNT = 2_147_483_647
 WORK_ESCAPE = 65_535
 BYTE_ESCAPE = 255
-FIXED_ONE = 1 << 24  # one unit of the fixed-point sums
-_TABLE = 64  # counts below this are looked up, once computed for the cell
-
-
-@kernel(inline=True)
-def _check(value):
-    """Return the status of one stored value as a count."""
-    if not (value >= 0):
-        return NEGATIVE if value < 0 else NOT_FINITE
-    if value > MAX_COUNT:
-        return NOT_FINITE if value == np.inf else TOO_LARGE
-    return OK if value == np.floor(value) else NOT_INTEGER
+FIXED_ONE = 1 << 24  # the unit of the fixed-point sums
+_TABLE = 64  # values of smaller counts are computed once per cell and looked up
 
 
 @kernel()
 def csr_fill_work(indptr, indices, data, basis_of_gene, out_row_b, libsize_b, work, over, status):
-    """Scatter the basis counts of a chunk's cells into work rows and add up library sizes.
+    """Scatter the basis counts of the cells of a chunk into work rows and sum library sizes.
 
     Parameters
     ----------
@@ -41,22 +31,22 @@ def csr_fill_work(indptr, indices, data, basis_of_gene, out_row_b, libsize_b, wo
     basis_of_gene
         (n_genes,) int32: position in the basis, -1 outside.
     out_row_b
-        (b,) int64: row of ``work`` for each cell, -1 where the cell is not kept.
+        (b,) int64: row of ``work`` for each cell, or -1 for dropped cells.
     libsize_b
         (b,) int64 out: the sum of all counts of the cell.
     work
-        (m, stride) uint16 out; rows named in ``out_row_b`` are overwritten whole.
+        (m, stride) uint16 out; the rows in ``out_row_b`` are overwritten completely.
     over
-        (c, 3) int64 out: (work row, position, count) of counts >= 65,535; ``status[3]`` of them.
+        (c, 3) int64 out: (work row, position, count) of ``status[2]`` counts >= 65,535.
     status
-        (5,) int64 out: code, cell, stored position, entries in ``over``, cells whose indices do not rise.
+        (4,) int64 out: fault, position in ``data``, entries in ``over``, cells whose indices do not increase.
 
-    Cost: about 2 ns a stored value: three plain loops over a cell (values, order, scatter) are faster than one with
+    Cost: about 2 ns per stored value. Three plain loops over a cell (values, order, scatter) are faster than one with
     branches. Oracle: ``store_rows``.
     """
     n_genes = len(basis_of_gene)
     stride = work.shape[1]
-    row = np.zeros(stride + 1, np.int64)  # the first place takes what is outside the basis: position -1
+    row = np.zeros(stride + 1, np.int64)  # the first entry receives genes outside the basis, at position -1
     n_over = 0
     n_unsorted = 0
     for i in range(len(indptr) - 1):
@@ -64,7 +54,7 @@ def csr_fill_work(indptr, indices, data, basis_of_gene, out_row_b, libsize_b, wo
         cells_data, cells_indices = data[begin:end], indices[begin:end]
         total = np.int64(0)
         bad = np.int32(0)
-        for j in range(len(cells_data)):  # no branch, so that it is done eight values at a time
+        for j in range(len(cells_data)):  # no branch, so that the loop processes eight values at a time
             value = np.float64(cells_data[j])
             count = np.int32(value)
             bad |= np.int32(not ((value >= 0.0) & (value <= 2147483647.0))) | np.int32(np.float64(count) != value)
@@ -80,12 +70,9 @@ def csr_fill_work(indptr, indices, data, basis_of_gene, out_row_b, libsize_b, wo
             bad |= np.int32(low < 0) | np.int32(high >= n_genes)
         if bad:
             for j in range(begin, end):
-                if indices[j] < 0 or indices[j] >= n_genes:
-                    status[0], status[1], status[2] = BAD_INDEX, i, j
-                    return
-                code = _check(data[j])
-                if code != OK:
-                    status[0], status[1], status[2] = code, i, j
+                fault = check_entry(indices[j], data[j], n_genes, MAX_COUNT)
+                if fault != OK:
+                    status[0], status[1] = fault, j
                     return
         libsize_b[i] = total
         n_unsorted += unsorted
@@ -94,7 +81,7 @@ def csr_fill_work(indptr, indices, data, basis_of_gene, out_row_b, libsize_b, wo
             continue
         row[:] = 0
         for j in range(begin, end):
-            # unsigned, so that no index is tested for counting from the end
+            # unsigned, so that numba does not test for negative indices
             row[np.uint64(basis_of_gene[np.uint64(indices[j])] + 1)] += np.int64(data[j])
         largest = np.int64(0)
         for p in range(stride):
@@ -104,19 +91,19 @@ def csr_fill_work(indptr, indices, data, basis_of_gene, out_row_b, libsize_b, wo
             for p in range(stride):
                 if row[p + 1] >= WORK_ESCAPE:
                     if n_over == len(over):
-                        status[0], status[1], status[2] = LIST_FULL, i, begin
+                        status[0], status[1] = FULL, begin
                         return
                     over[n_over, 0], over[n_over, 1], over[n_over, 2] = r, p, row[p + 1]
                     n_over += 1
-    status[3] = n_over
-    status[4] = n_unsorted
+    status[2] = n_over
+    status[3] = n_unsorted
 
 
 @kernel()
 def csr_fixed_logs(indptr, data, scale_b, fixed):
     """Write ``round(log1p(count * scale) * 2**24)`` of every stored count.
 
-    Integers add up to the same sum in any order, so that sums do not depend on chunks or threads.
+    Integer sums do not depend on the order of the terms, and thus not on chunks or threads.
     """
     table = np.empty(_TABLE, np.int64)
     for i in range(len(indptr) - 1):
@@ -135,11 +122,11 @@ def csr_fixed_logs(indptr, data, scale_b, fixed):
 
 @kernel()
 def csr_add_sums(indptr, indices, fixed, group_b, measured_of_gene, part, n_parts, sums):
-    """Add the fixed-point logs of each cell to its group's row; cells of group -1, genes of column -1 are left out.
+    """Add the fixed-point logs of each cell to the row of its group; group -1 and genes of column -1 are skipped.
 
-    Of the groups, those whose number leaves ``part`` when divided by ``n_parts``: threads add to different ones.
+    Only groups with number ``part`` modulo ``n_parts`` are processed, so that threads add to different groups.
 
-    ``sums`` is (k, measured) int64; every index was checked by :func:`csr_fill_work`.
+    ``sums`` is (k, measured) int64; :func:`csr_fill_work` has checked every index.
     """
     for i in range(len(indptr) - 1):
         k = group_b[i]
@@ -151,50 +138,41 @@ def csr_add_sums(indptr, indices, fixed, group_b, measured_of_gene, part, n_part
                     row[np.uint64(m)] += fixed[np.uint64(j)]
 
 
-@kernel(inline=True)
-def _check_entry(index, value, n_cells):
-    """Return the status of one entry of a column."""
-    if index < 0 or index >= n_cells:
-        return BAD_INDEX
-    return _check(value)
-
-
 @kernel()
-def csc_fill_column(indices, data, row_of_cell, column, status):
-    """Scatter one gene's counts into ``column``, a (n,) uint32 in store order; duplicates are summed.
+def csc_fill_column(indices, data, row_of_cell, column):
+    """Scatter the counts of one gene into ``column``, (n,) uint32 in store order; duplicates are summed.
 
-    ``row_of_cell`` is (n_cells,) int32 with -1 for cells that are not kept. A sum beyond uint32 stays at its largest
-    value, which is above every count that is allowed.
-    ``status`` as in :func:`csr_fill_work` (code, position).
+    ``row_of_cell`` is (n_cells,) int32, with -1 for dropped cells. A sum beyond uint32 saturates at the largest
+    value, which exceeds every supported count. Returns (fault, position).
     """
     n_cells = len(row_of_cell)
     for j in range(len(indices)):
         i = np.int64(indices[j])
-        code = _check_entry(i, data[j], n_cells)
-        if code != OK:
-            status[0], status[2] = code, j
-            return
+        fault = check_entry(i, data[j], n_cells, MAX_COUNT)
+        if fault != OK:
+            return fault, j
         r = row_of_cell[i]
         if r >= 0:
             column[r] = np.uint32(min(np.int64(column[r]) + np.int64(data[j]), np.int64(4_294_967_295)))
+    return OK, 0
 
 
 @kernel()
-def csc_add_libsize(indices, data, libsize, status):
-    """Add the counts of some columns to ``libsize`` (n_cells,) int64."""
+def csc_add_libsize(indices, data, libsize):
+    """Add the counts of some columns to ``libsize`` (n_cells,) int64; return (fault, position)."""
     n_cells = len(libsize)
     for j in range(len(indices)):
         i = np.int64(indices[j])
-        code = _check_entry(i, data[j], n_cells)
-        if code != OK:
-            status[0], status[2] = code, j
-            return
+        fault = check_entry(i, data[j], n_cells, MAX_COUNT)
+        if fault != OK:
+            return fault, j
         libsize[i] += np.int64(data[j])
+    return OK, 0
 
 
 @kernel()
 def column_add_sums(column, scale_n, group_n, sums_k):
-    """Add one gene's fixed-point logs (counts in store order) to its groups' sums (k,) int64."""
+    """Add the fixed-point logs of one gene (counts in store order) to the sums of its groups, (k,) int64."""
     for i in range(len(column)):
         if column[i] > 0:
             sums_k[group_n[i]] += np.int64(np.rint(np.log1p(column[i] * scale_n[i]) * FIXED_ONE))
@@ -202,7 +180,7 @@ def column_add_sums(column, scale_n, group_n, sums_k):
 
 @kernel(inline=True)
 def _to_half(value):
-    """Return the float16 bits of a finite float64 >= 0, rounded once to nearest, ties to even."""
+    """Return the float16 bits of a finite float64 >= 0, rounded to nearest, ties to even."""
     if value < 6.103515625e-05:  # below the smallest normal number: steps of 2**-24
         return np.uint16(np.rint(value * 16777216.0))
     if value >= 65520.0:
@@ -223,14 +201,14 @@ def _log_value(count, libsize, target, single):
 
 @kernel()
 def finish_rows(work, row_of, libsize_m, over, n_basis, target, single, packed, escapes, values):
-    """Turn work rows into packed rows and value rows, in store order.
+    """Convert work rows to packed rows and value rows, in store order.
 
     Parameters
     ----------
     work
         (m, stride) uint16.
     row_of
-        (m,) int64: the work row of each store row.
+        (m,) int64: work row of each store row.
     libsize_m
         (m,) int64 library sizes in store order.
     over
@@ -244,8 +222,8 @@ def finish_rows(work, row_of, libsize_m, over, n_basis, target, single, packed, 
 
     Returns
     -------
-    The number of escapes; where it exceeds ``len(escapes)``, those beyond were not written. ``-r - 1`` where the counts
-    of store row r are more than its library size.
+    The number of escapes; if it exceeds ``len(escapes)``, the rest was not written. ``-r - 1`` if the counts
+    of store row r exceed its library size.
     """
     table = np.empty(_TABLE, np.uint16)
     table[0] = 0
@@ -292,21 +270,21 @@ def finish_rows(work, row_of, libsize_m, over, n_basis, target, single, packed, 
 
 @kernel()
 def pack_frames(packed, escapes, starts, n_basis, out, sizes):
-    """Write the payload of every frame, one after the other.
+    """Write the payloads of all frames consecutively.
 
-    A payload is: non-zeros and escapes of the frame (2 uint32), one bit a (gene, row) that is not zero, the
-    non-zero bytes, the escapes' counts (uint32); all gene by gene, so that equal genes lie side by side.
+    A payload consists of the numbers of non-zeros and escapes (2 uint32), one bit per (gene, row) that is not zero, the
+    non-zero bytes, and the counts of the escapes (uint32), all in gene order, so that values of a gene are adjacent.
 
     Parameters
     ----------
     packed
-        (m, n_basis) uint8 rows, 255 an escape.
+        (m, n_basis) uint8 rows, where 255 is an escape.
     escapes
         (e, 3) int64 (row, position, count), sorted.
     starts
         (frames + 1,) int64 rows.
     out, sizes
-        uint8 out, large enough; (frames,) int64 bytes of each payload.
+        uint8 out of sufficient size; (frames,) int64 sizes of the payloads in bytes.
     """
     at = 0
     e_row = 0
@@ -332,7 +310,7 @@ def pack_frames(packed, escapes, starts, n_basis, out, sizes):
                 c = packed[r0 + i, g]
                 there = np.uint8(c != 0)
                 byte |= there << bit
-                out[values + nnz] = c  # what is zero is overwritten by the next
+                out[values + nnz] = c  # a zero is overwritten by the next value
                 nnz += there
                 n_esc += c == BYTE_ESCAPE
                 bit += 1
@@ -372,7 +350,7 @@ def _get_uint32(raw, at):
 def unpack_frame(raw, counts):
     """Write the counts of one payload (see :func:`pack_frames`) into (r, n_basis) uint32.
 
-    Returns False where the payload is not that of a frame of this shape.
+    Returns False if the payload does not belong to a frame of this shape.
     """
     n_rows, n_basis = counts.shape
     n_bits = (n_rows * n_basis + 7) // 8
@@ -407,7 +385,7 @@ def unpack_frame(raw, counts):
 def counts_to_csr(counts, at, indptr, indices, data):
     """Append the non-zeros of (r, n_basis) uint32 counts to CSR arrays from position ``at``; return the new end.
 
-    With empty ``indices`` it only counts. ``indptr`` is (r,) int64: the end of each row.
+    With empty ``indices``, it only counts. ``indptr`` is (r,) int64: the end of each row.
     """
     write = len(indices) > 0
     for i in range(counts.shape[0]):
@@ -423,12 +401,12 @@ def counts_to_csr(counts, at, indptr, indices, data):
 
 @kernel()
 def gather_rows(X, rows, places, start, stop, out):
-    """Copy ``X[rows[i]]`` to ``out[places[i]]`` for i in start:stop; False where a row is out of range.
+    """Copy ``X[rows[i]]`` to ``out[places[i]]`` for i in start:stop; return False if a row is out of range.
 
     Parameters
     ----------
     X, out
-        Rows of words of one width (uint64, or uint16 where the width is no multiple of four); ``X`` may be wider.
+        Rows of words (uint64, or uint16 if the width is not a multiple of four); ``X`` may be wider than ``out``.
     rows, places
         (m,) int64.
     """
@@ -446,7 +424,7 @@ def gather_rows(X, rows, places, start, stop, out):
 
 @kernel()
 def copy_rows(words, first, places, out):
-    """Copy rows that lie anywhere in memory: ``out[places[i]] = words[first[i]:]``; False where one is out of range.
+    """Copy rows from anywhere in memory, ``out[places[i]] = words[first[i]:]``; return False if one is out of range.
 
     Parameters
     ----------
@@ -455,7 +433,7 @@ def copy_rows(words, first, places, out):
     first, places
         (m,) int64.
     out
-        (n, width) of the same words.
+        (n, width) with the same word type.
     """
     n, width = out.shape
     for i in range(len(first)):
@@ -471,7 +449,7 @@ def copy_rows(words, first, places, out):
 
 @kernel()
 def draw_distinct(uniform, start, length, out):
-    """Draw ``out.shape[1]`` distinct rows of each run (Floyd's algorithm), or with replacement where short.
+    """Draw ``out.shape[1]`` distinct rows of each run (Floyd's algorithm), or with replacement if the run is too short.
 
     Parameters
     ----------
@@ -482,7 +460,7 @@ def draw_distinct(uniform, start, length, out):
     out
         (sets, S) int64 rows.
 
-    Source: Bentley and Floyd, "A sample of brilliance", CACM 30 (1987). Membership is a small hash table.
+    Source: Bentley and Floyd, "A sample of brilliance", CACM 30 (1987). A small hash table tests membership.
     """
     n_sets, S = out.shape
     size = 16
@@ -505,7 +483,7 @@ def draw_distinct(uniform, start, length, out):
                     h = (h + 1) & (size - 1)
                 if slots[h] == -1:
                     break
-                t = j  # t is in the sample already; j cannot be
+                t = j  # t is already in the sample, but j cannot be
             slots[h] = t
             out[s, i] = start[s] + t
     return 0

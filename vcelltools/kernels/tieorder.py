@@ -1,9 +1,9 @@
-"""The order in which an unstable quicksort leaves equal values.
+"""Reproduce the order in which an unstable quicksort leaves equal values.
 
-Lists of genes that are cut at the k-th place depend on it where the cut falls among ties, and the official scores are
-made with such a sort. The algorithm is public: pattern-defeating quicksort (Peters 2021, arXiv:2106.05123) with the
-block partition of Edelkamp and Weiss (2016, doi:10.4230/LIPIcs.ESA.2016.38); what decides on ties are its constants
-and the order of its steps, which are those of Rust's rayon.
+Gene lists truncated at length k depend on it if the cutoff falls among ties, and the official scores are
+computed with such a sort. The algorithm is public: pattern-defeating quicksort (Peters 2021, arXiv:2106.05123) with the
+block partition of Edelkamp and Weiss (2016, doi:10.4230/LIPIcs.ESA.2016.38). The order of ties depends on its constants
+and the order of its steps, which are the same as in Rust's rayon.
 """
 
 from __future__ import annotations
@@ -13,15 +13,15 @@ import numpy as np
 from vcelltools.kernels._jit import kernel
 
 INSERTION = 20
-"""Parts of up to this many values are sorted by insertion, which keeps ties in order."""
+"""Partitions of up to this many values are sorted by insertion, which keeps ties in order."""
 BLOCK = 128
 NINTHER = 50
 SEQUENTIAL = 2000
 
 
 @kernel()
-def quicksort_order(key, v):  # pragma: no cover  compiled
-    """Fill ``v`` with the positions of ``key`` in ascending order, ties as the quicksort leaves them.
+def quicksort_order(key, v):
+    """Fill ``v`` with the positions of ``key`` in ascending order, with ties in the order of the quicksort.
 
     Parameters
     ----------
@@ -40,7 +40,7 @@ def quicksort_order(key, v):  # pragma: no cover  compiled
         limit += 1
     for i in range(n):
         v[i] = i
-    # parts still to do: from, to, position of the value before it (-1: none), bad pivots left
+    # partitions still to sort: start, stop, position of the previous value (-1 for none), bad pivots left
     todo = np.empty((4096, 4), np.int64)
     todo[0] = 0, n, -1, limit
     left = 1
@@ -87,8 +87,8 @@ def quicksort_order(key, v):  # pragma: no cover  compiled
 
 
 @kernel()
-def _sink(key, v, lo, i):  # pragma: no cover  compiled
-    """Move the value at ``i`` left to its place among the sorted ones before it."""
+def _sink(key, v, lo, i):
+    """Move the value at ``i`` left to its position among the sorted values before it."""
     one = v[i]
     while i > lo and key[one] < key[v[i - 1]]:
         v[i] = v[i - 1]
@@ -97,12 +97,12 @@ def _sink(key, v, lo, i):  # pragma: no cover  compiled
 
 
 @kernel()
-def _heapsort(key, v, lo, hi):  # pragma: no cover  compiled
+def _heapsort(key, v, lo, hi):
     n = hi - lo
     for step in range(n // 2 + n - 1):
         node = n // 2 - 1 - step
         end = n
-        if node < 0:  # the heap stands: take its largest
+        if node < 0:  # the heap is built, so take its largest value
             end = n - 1 - (step - n // 2)
             v[lo], v[lo + end] = v[lo + end], v[lo]
             node = 0
@@ -117,8 +117,8 @@ def _heapsort(key, v, lo, hi):  # pragma: no cover  compiled
 
 
 @kernel()
-def _scatter(v, lo, n):  # pragma: no cover  compiled
-    """Swap three values at the middle with others, drawn by xorshift from the length."""
+def _scatter(v, lo, n):
+    """Swap three values in the middle with others, drawn by xorshift seeded with the length."""
     seed = np.uint64(n)
     top = 1
     while top < n:
@@ -135,8 +135,8 @@ def _scatter(v, lo, n):  # pragma: no cover  compiled
 
 
 @kernel()
-def _median(key, v, a, b, c):  # pragma: no cover  compiled
-    """Return the position of the median of three, and the number of swaps that sorting them took."""
+def _median(key, v, a, b, c):
+    """Return the position of the median of three, and the number of swaps to sort them."""
     swaps = 0
     if key[v[b]] < key[v[a]]:
         a, b = b, a
@@ -151,8 +151,8 @@ def _median(key, v, a, b, c):  # pragma: no cover  compiled
 
 
 @kernel()
-def _choose(key, v, lo, hi):  # pragma: no cover  compiled
-    """Return the position of the pivot and whether the part looks sorted; one that looks descending is turned round."""
+def _choose(key, v, lo, hi):
+    """Return the position of the pivot and whether the partition looks sorted; reverse one that looks descending."""
     n = hi - lo
     a, b, c = lo + n // 4, lo + n // 4 * 2, lo + n // 4 * 3
     swaps = 0
@@ -173,8 +173,8 @@ def _choose(key, v, lo, hi):  # pragma: no cover  compiled
 
 
 @kernel()
-def _finish_sorted(key, v, lo, hi):  # pragma: no cover  compiled
-    """Put at most five values into place; tell whether all are sorted then. Short parts are only looked at."""
+def _finish_sorted(key, v, lo, hi):
+    """Move at most five values into place; return whether all are sorted. Short partitions are only checked."""
     i = lo + 1
     for _ in range(5):
         while i < hi and not key[v[i]] < key[v[i - 1]]:
@@ -189,8 +189,8 @@ def _finish_sorted(key, v, lo, hi):  # pragma: no cover  compiled
 
 
 @kernel()
-def _part(key, v, lo, hi, pivot):  # pragma: no cover  compiled
-    """Part into less than the pivot and the others; return the pivot's place and whether nothing had to move."""
+def _part(key, v, lo, hi, pivot):
+    """Partition into values less than the pivot and others; return the position of the pivot and whether none moved."""
     v[lo], v[pivot] = v[pivot], v[lo]
     one = key[v[lo]]
     front, back = lo + 1, hi
@@ -205,9 +205,12 @@ def _part(key, v, lo, hi, pivot):  # pragma: no cover  compiled
 
 
 @kernel()
-def _part_blocks(key, v, front, back, one):  # pragma: no cover  compiled
-    """Move what is less than ``one`` to the front, a block from each end at a time; return where the others begin."""
-    from_l, from_r = np.empty(BLOCK, np.int64), np.empty(BLOCK, np.int64)  # offsets of what has to change sides
+def _part_blocks(key, v, front, back, one):
+    """Move values less than ``one`` to the front, one block from each end at a time; return the start of the others."""
+    from_l, from_r = (
+        np.empty(BLOCK, np.int64),
+        np.empty(BLOCK, np.int64),
+    )  # offsets of the values that have to change sides
     n_l = n_r = at_l = at_r = 0
     size_l = size_r = BLOCK
     last = False
@@ -235,7 +238,7 @@ def _part_blocks(key, v, front, back, one):  # pragma: no cover  compiled
                     from_r[n_r] = i
                     n_r += 1
         n = min(n_l - at_l, n_r - at_r)
-        if n:  # one cycle through all of them
+        if n:  # a single cycle through all of them
             first = v[front + from_l[at_l]]
             for i in range(n):
                 v[front + from_l[at_l + i]] = v[back - 1 - from_r[at_r + i]]
@@ -261,8 +264,8 @@ def _part_blocks(key, v, front, back, one):  # pragma: no cover  compiled
 
 
 @kernel()
-def _part_equal(key, v, lo, hi, pivot):  # pragma: no cover  compiled
-    """Part into equal to the pivot, the least of all, and greater; return where the greater begin."""
+def _part_equal(key, v, lo, hi, pivot):
+    """Partition into values equal to the pivot, the minimum, and greater ones; return the start of the latter."""
     v[lo], v[pivot] = v[pivot], v[lo]
     one = key[v[lo]]
     front, back = lo + 1, hi

@@ -8,10 +8,10 @@ from vcelltools.kernels._jit import kernel
 
 
 @kernel()
-def expm1_flat(x, out):  # pragma: no cover  compiled
-    """Write expm1 of ``x`` to ``out``: the C library's, in single precision for float32.
+def expm1_flat(x, out):
+    """Write expm1 of ``x`` to ``out``, as computed by the C library, in single precision for float32.
 
-    numpy's vectorised one may differ in the last place, which decides the sign of a fold change near zero.
+    numpy's vectorised function may differ in the last digit, which decides the sign of a fold change near zero.
     """
     for i in range(len(x)):
         out[i] = np.expm1(x[i])

@@ -1,12 +1,11 @@
-"""From row order to column order in bounded memory: two counting sorts, one by bucket and one by column."""
+"""Convert row order to column order in bounded memory with two counting sorts, by bucket and by column."""
 
 from __future__ import annotations
 
 import numpy as np
 
 from vcelltools.kernels._jit import kernel
-
-OK, BAD_INDEX = 0, 1
+from vcelltools.kernels.faults import BAD_INDEX, OK
 
 
 @kernel()
@@ -20,9 +19,9 @@ def csr_bucket(indptr, indices, data, row_start, width, n_each, ends, rows_out, 
     row_start
         First row of the block.
     n_each
-        (g,) int64, raised by the values of every column.
+        (g,) int64, to which the number of values of each column is added.
     ends
-        (buckets + 1,) int64 output: where each bucket's values lie in the outputs.
+        (buckets + 1,) int64 output: the bounds of the values of each bucket in the outputs.
     rows_out, cols_out, data_out
         (nnz,) int32, int32 and the dtype of ``data``.
     """
@@ -48,7 +47,7 @@ def csr_bucket(indptr, indices, data, row_start, width, n_each, ends, rows_out, 
             rows_out[at] = row_start + i
             cols_out[at] = g
             data_out[at] = data[np.uint64(j)]
-    for k in range(n_buckets, 0, -1):  # the cursors stand at the ends: shift them back
+    for k in range(n_buckets, 0, -1):  # the cursors are at the ends, so shift them back
         ends[k] = ends[k - 1]
     ends[0] = 0
     return OK
@@ -56,7 +55,7 @@ def csr_bucket(indptr, indices, data, row_start, width, n_each, ends, rows_out, 
 
 @kernel()
 def csc_place(rows, cols, data, col_start, cursor, indices_out, data_out):
-    """Put values of the columns ``col_start .. col_start + len(cursor) - 1`` at each column's cursor; skip others."""
+    """Write values of the columns ``col_start .. col_start + len(cursor) - 1`` at their cursors; skip other columns."""
     n = len(cursor)
     for j in range(len(rows)):
         c = cols[j] - col_start

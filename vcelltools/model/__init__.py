@@ -1,1 +1,8 @@
-"""The model, in JAX: network, losses, step, mesh, checkpoints, baselines. Arrays in, arrays out; no file formats."""
+"""The models, in JAX. They work on arrays and never open a file.
+
+- Models of effects: ``registry`` lists them. ``baselines``, ``neighbours``, ``kernel_ridge`` and ``transfer`` define
+  them, ``nested`` chooses their parameters, and ``evidence`` weights the prior effects.
+- The transformer over sets of cells: ``network``, ``losses``, ``step``, ``metrics``.
+- The ``diffusion`` model over the genes of a cell, and ``diffusion_plan``, which compiles it for a TPU.
+- Machines: ``mesh`` (devices), ``topology`` (figures from the TPU compiler), ``checkpoint``.
+"""

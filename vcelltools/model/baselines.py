@@ -1,15 +1,15 @@
-"""Baselines on pseudobulks: control mean, perturbation mean, ridge; and the prior that the transformer starts from.
+"""Baselines on pseudobulks (control mean, perturbation mean, ridge), and the prior effects of the transformer.
 
-A *run* is one perturbation in one context; its *effect* is the mean of its cells minus the mean of the context's
-control cells, per gene, log1p CP10K. Every model answers the same question, the effects of the runs asked for, and
-never uses a run to predict itself: asked for a training run it leaves that run out, so that its answers on training
-and held-out runs have the same quality. That is what makes them fit to be a network's input.
+A *run* is one perturbation in one context. Its *effect* is the mean of its cells minus the mean of the context's
+control cells, per gene, in log1p CP10K. Every model predicts the effects of the requested runs and never uses a run to
+predict itself: if a training run is requested, the model leaves it out. Predictions of training and held-out runs
+therefore have the same quality and can be inputs of a network.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -17,12 +17,26 @@ import numpy as np
 from vcelltools.errors import UsageError
 
 LAMBDAS = tuple(10.0**e for e in np.arange(-3, 4.5, 0.5))
-_POOLED_PERTURBATIONS = 30.0  # weight of all genes' signal-to-noise ratio in one gene's
+_POOLED_PERTURBATIONS = 30.0  # weight of the ratio pooled over all genes in the ratio of one gene
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pseudobulk:
+    """Mean CP10K values, without a logarithm."""
+
+    cp10k_kg: np.ndarray
+    """float (k, g): mean of each training run."""
+    base_kg: np.ndarray
+    """float (k, g): mean of the controls, weighted by the batches of each training run."""
+    control_cg: np.ndarray
+    """float (c, g): mean of each context's controls."""
+    share_cg: np.ndarray
+    """float (c, g): share of each context's controls that express a gene."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Effects:
-    """The training runs, and what is known beside them."""
+    """The effects of the training runs, and further inputs of the models."""
 
     effect_kg: np.ndarray
     """float (k, g): effect of each training run."""
@@ -31,14 +45,26 @@ class Effects:
     context_k: np.ndarray
     """int (k,): context of each run."""
     cells_k: np.ndarray
-    """int (k,): cells of each run."""
+    """int (k,): number of cells of each run."""
     control_cg: np.ndarray
     """float (c, g): mean of each context's control cells."""
     n_perturbations: int
     target_p: np.ndarray | None = None
-    """int (p,): column of the perturbation's own gene, -1 where it is not among the genes."""
+    """int (p,): column of the targeted gene, -1 if it is not among the genes."""
     features_pf: np.ndarray | None = None
-    """float (p, f): description of each perturbation; NaN rows are perturbations without one."""
+    """float (p, f): features of each perturbation; rows of NaN if it has none."""
+    network_pp: np.ndarray | None = None
+    """float (p, p): edge weights of a network between perturbations; the diagonal is ignored."""
+    pseudobulk: Pseudobulk | None = None
+    """Mean CP10K values, which only models of ratios need."""
+
+    def select(self, rows: np.ndarray) -> Effects:
+        """Return a copy with only the given training runs (positions or a mask)."""
+        part = {k: getattr(self, k)[rows] for k in ("effect_kg", "pert_k", "context_k", "cells_k")}
+        bulk = self.pseudobulk
+        if bulk is not None:
+            bulk = replace(bulk, cp10k_kg=bulk.cp10k_kg[rows], base_kg=bulk.base_kg[rows])
+        return replace(self, **part, pseudobulk=bulk)
 
     @property
     def known_p(self) -> np.ndarray:
@@ -49,28 +75,28 @@ class Effects:
 
 
 class EffectModel(Protocol):
-    """A model of effects: arrays in, effects out."""
+    """A fitted model that predicts effects."""
 
     def predict(self, pert_q: np.ndarray, context_q: np.ndarray) -> np.ndarray:
         """Return the predicted effects (q, g) of perturbations in contexts, float64."""
 
 
 def fit_baseline(kind: str, effects: Effects) -> EffectModel:
-    """Return the fitted baseline ``control-mean``, ``perturbation-mean`` or ``ridge``."""
+    """Fit and return the baseline ``control-mean``, ``perturbation-mean`` or ``ridge``."""
     if kind not in BASELINES:
-        raise UsageError(f"baseline {kind}: unknown", hint=", ".join(BASELINES))
+        raise UsageError(f"baseline {kind!r} is not known", hint=f"one of: {', '.join(BASELINES)}")
     return BASELINES[kind](effects)
 
 
 def fit_prior(kind: str, effects: Effects) -> EffectModel:
-    """Return what a transformer starts from: ``additive``, ``ridge``, ``perturbation-mean`` or ``none``."""
+    """Fit and return the prior of a transformer: ``additive``, ``ridge``, ``perturbation-mean`` or ``none``."""
     if kind not in PRIORS:
-        raise UsageError(f"prior {kind}: unknown", hint=", ".join(PRIORS))
+        raise UsageError(f"prior {kind!r} is not known", hint=f"one of: {', '.join(PRIORS)}")
     return PRIORS[kind](effects)
 
 
 class ControlMean:
-    """No effect at all."""
+    """Predict no effect."""
 
     def __init__(self, effects: Effects) -> None:
         self._genes = effects.effect_kg.shape[1]
@@ -81,24 +107,30 @@ class ControlMean:
 
 
 def _mean_by(values_kg: np.ndarray, weight_k: np.ndarray, group_k: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return weighted sums (n, g) and weights (n,) by group."""
+    """Return the weighted sums (n, g) and the total weights (n,) of each group."""
     total = np.zeros((n, values_kg.shape[1]))
     np.add.at(total, group_k, values_kg * weight_k[:, None])
     return total, np.bincount(group_k, weight_k, n)
 
 
-class PerturbationMean:
-    """The perturbation's mean effect in the other contexts, weighted by cells.
+def average_runs(effects: Effects, values_kg: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the means (p, g) of values over each perturbation's runs, weighted by cells, and the cells (p,)."""
+    total, cells = _mean_by(values_kg, effects.cells_k.astype(np.float64), effects.pert_k, effects.n_perturbations)
+    return total / np.maximum(cells, 1)[:, None], cells
 
-    A perturbation without one gets the mean effect of all perturbations: of the same context where it has training
-    runs, else of all.
+
+class PerturbationMean:
+    """Predict the mean effect of the perturbation in the other contexts, weighted by cells.
+
+    A perturbation without other contexts gets the mean effect of all perturbations in the requested context if it has
+    training runs, otherwise in all contexts.
     """
 
     def __init__(self, effects: Effects) -> None:
         e = self._e = effects
         self._n_contexts = len(e.control_cg)
-        self._weight_k = e.cells_k.astype(np.float64)
-        self._sum_pg, self._weight_p = _mean_by(e.effect_kg, self._weight_k, e.pert_k, e.n_perturbations)
+        self.weight_k = e.cells_k.astype(np.float64)
+        self._sum_pg, self._weight_p = _mean_by(e.effect_kg, self.weight_k, e.pert_k, e.n_perturbations)
         self._run = {(int(p), int(c)): k for k, (p, c) in enumerate(zip(e.pert_k, e.context_k, strict=True))}
         ones = np.ones(len(e.pert_k))
         sums, counts = _mean_by(e.effect_kg, ones, e.context_k, self._n_contexts)
@@ -107,17 +139,17 @@ class PerturbationMean:
         self._count_c = counts
 
     def elsewhere(self, pert_q: np.ndarray, context_q: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return the mean effects (q, g) over the other contexts and their cells (q,), 0 where there are none."""
+        """Return the mean effects (q, g) over the other contexts and their numbers of cells (q,), which may be 0."""
         total, weight = self._sum_pg[pert_q], self._weight_p[pert_q]
         for i, key in enumerate(zip(map(int, pert_q), map(int, context_q), strict=True)):
             if (k := self._run.get(key)) is not None:
-                total[i] -= self._e.effect_kg[k] * self._weight_k[k]
-                weight[i] -= self._weight_k[k]
-        weight = np.where(weight > 0.5, weight, 0.0)  # cells are whole: what is left of rounding is none
+                total[i] -= self._e.effect_kg[k] * self.weight_k[k]
+                weight[i] -= self.weight_k[k]
+        weight = np.where(weight > 0.5, weight, 0.0)  # numbers of cells are integers; the rest is rounding
         return np.where(weight[:, None] > 0, total / np.maximum(weight, 1)[:, None], 0.0), weight
 
     def common(self, pert_q: np.ndarray, context_q: np.ndarray) -> np.ndarray:
-        """Return the mean effect (q, g) of all perturbations in the context, the run asked for left out."""
+        """Return the mean effect (q, g) of all perturbations in the context, without the requested run."""
         out = self.common_cg[context_q]
         for i, key in enumerate(zip(map(int, pert_q), map(int, context_q), strict=True)):
             if (k := self._run.get(key)) is not None and self._count_c[key[1]] > 1:
@@ -126,19 +158,20 @@ class PerturbationMean:
         return out
 
     def predict(self, pert_q: np.ndarray, context_q: np.ndarray) -> np.ndarray:
-        """Return the mean elsewhere, else the mean of all perturbations."""
+        """Return the mean over other contexts, or the mean of all perturbations if there are none."""
         mean, weight = self.elsewhere(pert_q, context_q)
         return np.where(weight[:, None] > 0, mean, self.common(pert_q, context_q))
 
 
 class Ridge:
-    """Shrunken effects from other contexts, and ridge regression on what describes a perturbation.
+    """Shrink effects from other contexts, or predict them by ridge regression on features.
 
-    - Measured elsewhere: the mean over the other contexts, what all perturbations share taken off, each gene shrunk
-      by its own signal-to-noise ratio (which the agreement between contexts tells), and added to what perturbations
-      share in the context asked for.
-    - Measured nowhere: kernel ridge from the features (standardised; the penalty by exact leave-one-out error), on
-      top of the shared effect; the own gene by the mean relative knock-down of the measured targets.
+    - Perturbations measured in other contexts: the mean over these contexts minus the shared effect of all
+      perturbations, shrunken per gene by its signal-to-noise ratio (estimated from the agreement between contexts), is
+      added to the shared effect in the requested context.
+    - Perturbations measured nowhere: a kernel ridge regression on the features (standardised, with the penalty of the
+      smallest exact leave-one-out error) is added to the shared effect. The targeted gene is set to the mean relative
+      knock-down of the measured targets.
     """
 
     def __init__(self, effects: Effects) -> None:
@@ -150,16 +183,15 @@ class Ridge:
         centred = Effects(**{**e.__dict__, "effect_kg": residual_kg})
         self._residual = PerturbationMean(centred)
         self._kernel = _KernelRidge(e, residual_kg) if e.features_pf is not None else None
-        self._knockdown = _mean_knockdown(e)
-        self._known_p = e.known_p
+        self._knockdown = get_mean_knockdown(e)
 
     @property
     def penalty(self) -> float | None:
-        """The ridge penalty that leave-one-out chose; None without features."""
+        """Ridge penalty with the smallest leave-one-out error; None without features."""
         return self._kernel.penalty if self._kernel else None
 
     def predict(self, pert_q: np.ndarray, context_q: np.ndarray) -> np.ndarray:
-        """Return the shrunken effect where it is measured elsewhere, else the regression's."""
+        """Return the shrunken effect if other contexts have one, otherwise that of the regression."""
         shared = self._mean.common(pert_q, context_q)
         elsewhere, cells = self._residual.elsewhere(pert_q, context_q)
         out = shared + elsewhere * self._weight(cells)
@@ -169,7 +201,7 @@ class Ridge:
         return out
 
     def predict_unseen(self, pert_q: np.ndarray, context_q: np.ndarray) -> np.ndarray:
-        """Return the effects (q, g) as if the perturbations themselves had been measured nowhere."""
+        """Return the effects (q, g) as if the perturbations had been measured in no context."""
         out = self._mean.common(pert_q, context_q)
         if self._kernel is not None:
             out = out + self._kernel.predict(pert_q)
@@ -177,7 +209,7 @@ class Ridge:
         return out
 
     def _weight(self, cells_q: np.ndarray) -> np.ndarray:
-        """Return the shrinkage (q, g) of effects measured on so many cells."""
+        """Return the shrinkage factors (q, g) of effects measured on ``cells_q`` cells."""
         information = self.ratio_g[None, :] * cells_q[:, None]
         return information / (1.0 + information)
 
@@ -191,10 +223,10 @@ class Ridge:
 
 
 class Additive(Ridge):
-    """What perturbations share in the context, plus what is the perturbation's own elsewhere, not shrunken.
+    """Add the shared effect in the context and the perturbation-specific effect in other contexts, without shrinkage.
 
-    The transformer's starting point: shrinking lowers the error of an effect but draws all of them together, which
-    costs discrimination; how much to shrink is left to the network.
+    The transformer starts from this prior. Shrinkage lowers the error but makes all effects more similar, which lowers
+    the discrimination, so the network learns how much to shrink.
     """
 
     def _weight(self, cells_q: np.ndarray) -> np.ndarray:
@@ -204,13 +236,13 @@ class Additive(Ridge):
 def _signal_to_noise(
     effect_kg: np.ndarray, pert_k: np.ndarray, context_k: np.ndarray, cells_k: np.ndarray
 ) -> np.ndarray:
-    """Return, per gene, the variance of true effects over the noise variance of one cell's worth of effect.
+    """Return, per gene, the variance of the true effects over the noise variance of an effect measured on one cell.
 
-    Effects of one perturbation in two contexts share the truth and not the noise: their mean product is the
-    variance of the truth. Each gene's ratio is pooled with that of all genes.
+    Effects of one perturbation in two contexts share the true effect but not the noise, so the mean of their products
+    estimates the variance of the true effects. The ratio of each gene is pooled with that of all genes.
     """
     order = np.lexsort((context_k, pert_k))
-    total = np.zeros((2, effect_kg.shape[1]))  # products, noise for one cell
+    total = np.zeros((2, effect_kg.shape[1]))  # rows: signal, and noise of one cell
     pairs = 0
     starts = np.flatnonzero(np.r_[True, np.diff(pert_k[order]) != 0])
     for a, b in zip(starts, np.r_[starts[1:], len(order)], strict=True):
@@ -223,15 +255,15 @@ def _signal_to_noise(
         total += np.stack([product, noise])
         pairs += 1
     if not pairs:
-        return np.full(effect_kg.shape[1], 1e12)  # nothing tells the noise: no shrinkage
+        return np.full(effect_kg.shape[1], 1e12)  # the noise cannot be estimated, so nothing is shrunken
     signal, noise = np.maximum(total / pairs, 0.0)
     overall = signal.sum() / max(noise.sum(), 1e-12)
     noise = np.maximum(noise, 1e-12 + 1e-3 * noise.mean())
     return (pairs * signal / noise + _POOLED_PERTURBATIONS * overall) / (pairs + _POOLED_PERTURBATIONS)
 
 
-def _mean_knockdown(e: Effects) -> float | None:
-    """Return the mean relative change of the own gene over the training runs (weighted by its expression)."""
+def get_mean_knockdown(e: Effects) -> float | None:
+    """Return the mean relative change of the targeted gene over the training runs, weighted by its expression."""
     if e.target_p is None:
         return None
     target = e.target_p[e.pert_k]
@@ -252,8 +284,8 @@ class _KernelRidge:
         train = np.flatnonzero(described & e.known_p)
         if len(train) < 3:
             raise UsageError(
-                f"{len(train)} training perturbations have features: ridge needs at least 3",
-                hint="check that the feature file's names are those of the perturbations",
+                f"{len(train)} training perturbations have features, but ridge needs at least 3",
+                hint="check that the names in the feature file are those of the perturbations",
             )
         sums, weights = _mean_by(residual_kg, np.ones(len(e.pert_k)), e.pert_k, e.n_perturbations)
         y = sums[train] / weights[train][:, None]
@@ -276,21 +308,21 @@ class _KernelRidge:
         dual = vectors @ (rotated / (values + self.penalty)[:, None])
         self._all_pg = gram @ dual
         self._all_pg[~described] = 0.0
-        self._all_pg[train] = y - (y - fitted) / np.maximum(1.0 - hat, 1e-9)[:, None]  # leave one out
+        self._all_pg[train] = y - (y - fitted) / np.maximum(1.0 - hat, 1e-9)[:, None]  # leave-one-out predictions
 
     def predict(self, pert_q: np.ndarray) -> np.ndarray:
-        """Return the residual effects (q, g); a training perturbation's from all others."""
+        """Return the residual effects (q, g); training perturbations are predicted from all others."""
         return self._all_pg[pert_q]
 
 
 def restore_spread(
     effect_qg: np.ndarray, prior_qg: np.ndarray, shared_qg: np.ndarray, limit: float = 3.0
 ) -> np.ndarray:
-    """Return the effects with the size of what is the perturbation's own brought back to that of the prior.
+    """Return effects whose perturbation-specific part has the same size as in the prior.
 
-    Whatever minimises an error predicts the mean of what an effect may be, which is smaller than any of them:
-    predictions of weak effects come to lie near each other, and discrimination suffers. Here the part beyond the
-    shared effect is stretched (never shrunk, at most ``limit``-fold) to the length it has in the prior.
+    A prediction that minimises an error is the mean of the possible effects, which is smaller than each of them.
+    Predictions of weak effects then become similar, and discrimination suffers. This function stretches the part beyond
+    the shared effect to its length in the prior. It never shrinks it, and it stretches at most ``limit``-fold.
     """
     own, was = effect_qg - shared_qg, prior_qg - shared_qg
     length = np.linalg.norm(own, axis=1)

@@ -1,8 +1,9 @@
-"""Checkpoints: safetensors beside a JSON manifest with hashes; no pickle.
+"""Checkpoints: safetensors files with a JSON manifest of hashes, without pickle.
 
-``step-00000200.safetensors`` holds every array of the state under its path (``params/cell/0/w``), and
-``step-00000200.json``, written after it, its SHA-256, the SHA-256 of the parameters and what the run must agree on.
-A checkpoint without its manifest does not exist. The last two are kept, so that a damaged one leaves another.
+``step-00000200.safetensors`` holds every array of the state under its path (``params/cell/0/w``).
+``step-00000200.json`` is written afterwards. It holds the SHA-256 of that file and of the parameters, and the settings
+that a resumed run must share. A checkpoint without a manifest is ignored. The last two checkpoints are kept, in case
+one is damaged.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from vcelltools.errors import DataError
+from vcelltools.errors import DataError, spell
 
 FORMAT = 2
 Writer = Callable[..., AbstractContextManager[Path]]
@@ -26,24 +27,24 @@ Writer = Callable[..., AbstractContextManager[Path]]
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint that was read and whose hashes hold."""
+    """A checkpoint that was read and whose hashes match."""
 
     step: int
     state: Any
     meta: dict[str, Any]
     params_sha256: str
     skipped: tuple[str, ...]
-    """Damaged checkpoints that were passed over, with the reason."""
+    """Damaged checkpoints that were skipped, with the reasons."""
 
 
 def flatten(tree: Any) -> dict[str, np.ndarray]:
-    """Return the leaves by path, as host arrays."""
+    """Return the leaves as host arrays, by path."""
     leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
     return {jax.tree_util.keystr(path, simple=True, separator="/"): np.asarray(leaf) for path, leaf in leaves}
 
 
 def hash_params(params: Any) -> str:
-    """Return the SHA-256 of the parameters: names, shapes and little-endian bytes, in the order of the names."""
+    """Return the SHA-256 of the names, shapes and little-endian bytes of the parameters, in the order of the names."""
     digest = hashlib.sha256()
     for name, a in sorted(flatten(params).items()):
         digest.update(f"{name} {a.dtype.str} {a.shape}\n".encode())
@@ -63,12 +64,12 @@ class Checkpointer:
     Parameters
     ----------
     dpath
-        The folder; made on the first save.
+        The folder, which the first save creates.
     writer
-        ``writer(path, force=True)``: a context manager that yields a temporary path and renames it into place
-        (``vcelltools.io.atomic.atomic_file``).
+        A context manager ``writer(path, force=True)`` that yields a temporary path and renames it to ``path`` at the
+        end (``vcelltools.io.write.atomic.atomic_file``).
     keep
-        How many to keep.
+        Number of checkpoints to keep.
     """
 
     def __init__(self, dpath: Path, writer: Writer, keep: int = 2) -> None:
@@ -84,7 +85,7 @@ class Checkpointer:
         return stem.with_suffix(".safetensors"), stem.with_suffix(".json")
 
     def save(self, step: int, state: Any, meta: dict[str, Any]) -> str:
-        """Write the state (a pytree with ``params``) and its manifest; return the parameters' hash."""
+        """Write the state (a pytree with ``params``) and its manifest, and return the hash of the parameters."""
         from safetensors import SafetensorError
         from safetensors.numpy import save_file
 
@@ -96,7 +97,7 @@ class Checkpointer:
         with self._writer(tensors_fpath, force=True) as tmp:
             try:
                 save_file(arrays, tmp)
-            except SafetensorError as e:  # a full disk has no type of its own there
+            except SafetensorError as e:  # safetensors raises no OSError on a full disk
                 raise OSError(str(e)) from e
             digest = hash_file(tmp)
         manifest = {
@@ -110,22 +111,22 @@ class Checkpointer:
         with self._writer(manifest_fpath, force=True) as tmp:
             tmp.write_text(json.dumps(manifest, indent=1, sort_keys=True) + "\n", encoding="utf-8")
         for old in self.steps()[: -self._keep]:
-            for fpath in reversed(self._paths(old)):  # the manifest first: never one without its tensors
+            for fpath in reversed(self._paths(old)):  # the manifest first, so that none is left without its tensors
                 fpath.unlink(missing_ok=True)
         return params_sha256
 
     def load(self, template: Any, *, step: int | None = None) -> Checkpoint | None:
-        """Return the newest whole checkpoint (or the one of ``step``); None where the folder has none.
+        """Return the newest undamaged checkpoint, or that of ``step``; None if the folder has none.
 
         Parameters
         ----------
         template
-            A pytree of the state's structure, with arrays or ``jax.ShapeDtypeStruct`` leaves.
+            A pytree with the structure of the state, with arrays or ``jax.ShapeDtypeStruct`` leaves.
 
         Raises
         ------
         DataError
-            When every checkpoint is damaged, or their arrays are not those of the template.
+            If every checkpoint is damaged, or its arrays do not match the template.
         """
         candidates = [step] if step is not None else list(reversed(self.steps()))
         skipped: list[str] = []
@@ -141,17 +142,9 @@ class Checkpointer:
             return Checkpoint(number, state, manifest["meta"], manifest["params_sha256"], tuple(skipped))
         if skipped:
             raise DataError(
-                "; ".join(skipped), hint="no whole checkpoint is left: train again with --no-resume --force"
+                "; ".join(skipped),
+                hint=f"every checkpoint is damaged: train again with {spell('resume', False)} {spell('force', True)}",
             )
-        return None
-
-    def newest_meta(self) -> dict[str, Any] | None:
-        """Return what the newest readable manifest says of its run; None where there is none."""
-        for number in reversed(self.steps()):
-            try:
-                return read_manifest(self._paths(number)[1])["meta"]
-            except DataError:
-                continue
         return None
 
 
@@ -161,17 +154,17 @@ def _hash_manifest(manifest: dict[str, Any]) -> str:
 
 
 def read_manifest(fpath: Path) -> dict[str, Any]:
-    """Return a manifest, or raise a DataError that says what is wrong with it."""
+    """Return a manifest, or raise a DataError that describes its fault."""
     try:
         manifest = json.loads(fpath.read_text(encoding="utf-8"))
     except (OSError, ValueError) as e:
-        raise DataError(f"{fpath}: unreadable: {e}") from e
+        raise DataError(f"{fpath} cannot be read: {e}") from e
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
-        raise DataError(f"{fpath}: not a checkpoint manifest of format {FORMAT}")
+        raise DataError(f"{fpath} is not a checkpoint manifest of format {FORMAT}")
     if not {"step", "sha256", "params_sha256", "meta"} <= manifest.keys():
-        raise DataError(f"{fpath}: keys are missing")
+        raise DataError(f"{fpath} lacks keys")
     if manifest.get("manifest_sha256") != _hash_manifest(manifest):
-        raise DataError(f"{fpath}: damaged: its SHA-256 is not the one it states")
+        raise DataError(f"{fpath} is damaged: its SHA-256 differs from the one that it states")
     return manifest
 
 
@@ -180,9 +173,9 @@ def _read_tensors(fpath: Path, sha256: str) -> dict[str, np.ndarray]:
     from safetensors.numpy import load_file
 
     if not fpath.exists():
-        raise DataError(f"{fpath}: missing")
+        raise DataError(f"{fpath} is missing")
     if hash_file(fpath) != sha256:
-        raise DataError(f"{fpath}: damaged: its SHA-256 is not the manifest's")
+        raise DataError(f"{fpath} is damaged: its SHA-256 differs from the one in the manifest")
     try:
         return load_file(fpath)
     except SafetensorError as e:
@@ -193,14 +186,19 @@ def _fill(template: Any, arrays: dict[str, np.ndarray], fpath: Path) -> Any:
     leaves, tree = jax.tree_util.tree_flatten_with_path(template)
     names = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in leaves]
     if lacking := sorted(set(names) - arrays.keys()):
-        raise DataError(f"{fpath}: lacks {lacking[0]} ({len(lacking)} in all)", hint="it belongs to another model")
+        raise DataError(
+            f"{fpath} lacks {lacking[0]} ({len(lacking)} arrays in all)", hint="it belongs to another model"
+        )
     if extra := sorted(arrays.keys() - set(names)):
-        raise DataError(f"{fpath}: has {extra[0]} too many ({len(extra)} in all)", hint="it belongs to another model")
+        raise DataError(
+            f"{fpath} has {extra[0]}, which the model lacks ({len(extra)} arrays in all)",
+            hint="it belongs to another model",
+        )
     for name, (_, leaf) in zip(names, leaves, strict=True):
         a = arrays[name]
         if a.shape != leaf.shape or a.dtype != leaf.dtype:
             raise DataError(
-                f"{fpath}: {name} is {a.dtype}{list(a.shape)}, the model has {leaf.dtype}{list(leaf.shape)}",
+                f"{fpath}: {name} is {a.dtype}{list(a.shape)}, but the model has {leaf.dtype}{list(leaf.shape)}",
                 hint="it belongs to another model",
             )
     return jax.tree_util.tree_unflatten(tree, [arrays[name] for name in names])

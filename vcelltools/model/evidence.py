@@ -1,11 +1,11 @@
-"""What is known of an effect before the network sees a cell, and how far each gene of it is to be believed.
+"""Weight the prior effect of each gene by the evidence for it.
 
-The prior of a run splits into what perturbations *share* in the context and what is the perturbation's *own*. How
-much of either survives in a new context differs from gene to gene: with the size of the effect against its standard
-error, with how well the gene's effects agree between contexts, with how strongly the gene is expressed, and it is
-special for the gene that was targeted. A small network, the same for all genes, learns this: every run teaches it as
-often as there are genes, so that some dozens of perturbations suffice where the transformer's own weights would
-remember noise.
+The prior of a run has two parts: the *shared* effect of all perturbations in the context, and the *own* part, which is
+specific to the perturbation. The share of each part that recurs in a new context differs between genes. It depends on
+the size of the effect relative to its standard error, on the agreement of the gene's effects between contexts, on the
+expression of the gene, and on whether it is the targeted gene. A small network, shared by all genes, learns these
+weights. Every gene of every run is a training example, so some dozens of perturbations suffice, whereas the
+transformer would overfit the noise.
 """
 
 from __future__ import annotations
@@ -22,20 +22,20 @@ _LARGEST_Z = 6.0
 
 
 class Evidence(NamedTuple):
-    """What is known of the effects of some sets; all float32 (b, g), effects in log1p CP10K."""
+    """Evidence on the effects of sets; all arrays are float32 (b, g), effects in log1p CP10K."""
 
     prior: jax.Array
-    """The effect to start from: ``shared`` plus the perturbation's own."""
+    """The prior effect: the shared plus the perturbation-specific part."""
     shared: jax.Array
-    """What perturbations share in the context."""
+    """The shared effect of all perturbations in the context."""
     error: jax.Array
-    """Standard error of the perturbation's own part."""
+    """Standard error of the perturbation-specific part."""
     control: jax.Array
     """Mean of the context's control cells."""
     own_gene: jax.Array
-    """1 at the targeted gene, else 0."""
+    """1 at the targeted gene, 0 elsewhere."""
     information: jax.Array
-    """Variance of true effects over that of the noise, from the agreement between contexts; 0: nothing measured."""
+    """Variance of the true effects over the noise variance, from the agreement between contexts; 0 if not measured."""
 
 
 def make_tables(
@@ -48,22 +48,22 @@ def make_tables(
     variance_g: np.ndarray | None = None,
     ratio_g: np.ndarray | None = None,
 ) -> dict[str, np.ndarray]:
-    """Return the tables that :func:`read_evidence` reads; what is not given is zero, or -1.
+    """Return the tables that :func:`read_evidence` reads; missing values are zero, or -1.
 
     Parameters
     ----------
     prior_kg, shared_kg
-        (k, g): by run.
+        (k, g): one row per run.
     cells_k
-        (k,): cells that the perturbation's own part was measured on, 0 where it was not.
+        (k,): number of cells behind the perturbation-specific part, 0 if it was not measured.
     target_k
-        (k,): column of the run's own gene, -1 without one.
+        (k,): column of the targeted gene, -1 without one.
     control_cg
-        (c, g): by context.
+        (c, g): one row per context.
     variance_g
-        (g,): of one control cell.
+        (g,): variance between control cells.
     ratio_g
-        (g,): variance of true effects over the noise variance of one cell's worth of effect.
+        (g,): variance of the true effects over the noise variance of an effect measured on one cell.
     """
     k, g = prior_kg.shape
     given = {
@@ -83,7 +83,7 @@ def make_tables(
 
 
 def get_table_shapes(n_runs: int, n_contexts: int, genes: int) -> dict[str, tuple[tuple[int, ...], type]]:
-    """Return shape and dtype of every table of :func:`make_tables`."""
+    """Return the shape and dtype of every table of :func:`make_tables`."""
     f = np.float32
     return {
         "prior": ((n_runs, genes), f),
@@ -97,7 +97,7 @@ def get_table_shapes(n_runs: int, n_contexts: int, genes: int) -> dict[str, tupl
 
 
 def read_evidence(tables: dict[str, jax.Array], run_b: jax.Array, context_b: jax.Array) -> Evidence:
-    """Return the evidence of the sets of runs in contexts."""
+    """Return the evidence for sets of the given runs and contexts."""
     prior = tables["prior"][run_b]
     shape = prior.shape
     cells = jnp.broadcast_to(tables["cells"][run_b][:, None], shape)
@@ -113,13 +113,13 @@ def read_evidence(tables: dict[str, jax.Array], run_b: jax.Array, context_b: jax
 
 
 def init_judge(key: jax.Array) -> dict[str, jax.Array]:
-    """Return the small network's parameters; it starts by believing everything."""
+    """Return the parameters of the small network; initially it keeps every prior effect unchanged."""
     w = jax.random.truncated_normal(key, -2.0, 2.0, (N_FACTS, WIDTH), jnp.float32) / np.sqrt(N_FACTS)
     return {"w": w, "b": jnp.zeros((WIDTH,)), "out": jnp.zeros((WIDTH, 3)), "out_b": jnp.zeros((3,))}
 
 
 def judge_prior(params: dict[str, jax.Array], evidence: Evidence, scale: float) -> jax.Array:
-    """Return the effect (b, g) that the evidence supports: the prior's parts, each gene weighed by its facts."""
+    """Return the effects (b, g) in which the parts of the prior are weighted per gene by the evidence."""
     e = evidence
     own = e.prior - e.shared
     z = jnp.clip(own / (e.error + 1e-4), -_LARGEST_Z, _LARGEST_Z) / 2

@@ -1,11 +1,11 @@
 """Losses between two sets of cells: energy distance, mean squared error of the means, Sinkhorn divergence.
 
-All take ``x`` (predicted) and ``y`` (measured), (b, s, g) and (b, t, g), and return one float32 value a set.
+All take ``x`` (predicted) and ``y`` (measured), (b, s, g) and (b, t, g), and return one float32 value per set.
 
-The energy distance (Székely & Rizzo 2013) is used with the factor of geomloss, one half of the usual one:
+The energy distance (Székely & Rizzo 2013) has the factor of geomloss, which is half the usual one:
 ``mean |x-y| - mean |x-x'| / 2 - mean |y-y'| / 2``. It is computed in Gram form, ``|x-y|² = |x|² + |y|² - 2 x·y``,
-so that nothing of shape (b, s, t, g) ever exists; norms are taken from the very values that enter the product, so
-that rounding to bfloat16 cancels. The gradient is written out: it is two products of the same size.
+so that no array of shape (b, s, t, g) is made. The norms are computed from the same values as the product, so that
+rounding to bfloat16 cancels. The gradient is written explicitly, as two products of the same size.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 
 F32 = jnp.float32
-_COINCIDENT = 1e-6  # of |x|² + |y|²: closer pairs are one point to float32, and pull nowhere
+_COINCIDENT = 1e-6  # as a share of |x|² + |y|²: closer pairs coincide in float32 and have no gradient
 
 
 def _precision(x: jax.Array) -> jax.lax.Precision | None:
@@ -34,9 +34,9 @@ def _squares(x: jax.Array, y: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 def _distances(x: jax.Array, y: jax.Array, same: bool) -> tuple[jax.Array, jax.Array]:
-    """Return the distances (b, s, t) and their inverses, zero where two cells coincide or are one."""
+    """Return the distances (b, s, t) and their inverses, which are zero if two cells coincide or are the same cell."""
     squares, scale = _squares(x, y)
-    apart = ~(squares <= _COINCIDENT * scale)  # so that a NaN is not taken for a coincidence
+    apart = ~(squares <= _COINCIDENT * scale)  # written so that a NaN does not count as coincident
     if same:
         apart = apart & ~jnp.broadcast_to(jnp.eye(x.shape[1], dtype=bool)[None], apart.shape)
     root = jnp.where(apart, jnp.sqrt(jnp.where(apart, squares, 1.0)), 0.0)
@@ -47,15 +47,15 @@ class Energy(NamedTuple):
     """The energy distance of each set, float32 (b,)."""
 
     biased: jax.Array
-    """V-statistic: non-negative, with a floor that depends on the set's size."""
+    """V-statistic: non-negative, with a lower bound that depends on the size of the set."""
     unbiased: jax.Array
-    """U-statistic: zero on average where both sets come from one distribution; may be negative."""
+    """U-statistic: zero on average if both sets come from one distribution; it may be negative."""
     floor: jax.Array
-    """What the V-statistic scores, on average, for a second sample of the measured distribution."""
+    """Expected V-statistic of a second sample from the measured distribution."""
 
 
 def energy_distance(x: jax.Array, y: jax.Array) -> Energy:
-    """Return V- and U-statistic of the energy distance and the floor, from one set of distances."""
+    """Return the V- and U-statistics of the energy distance and the floor, computed from the same distances."""
     terms = _energy_terms(x, y)
     return _combine(*terms, x.shape[1], y.shape[1])
 
@@ -100,7 +100,7 @@ def _energy_backward(saved, cotangents):
 
     cross = scaled(cotangents[0], wxy, s * t)
     inner = scaled(cotangents[1], wxx, s * (s - 1) / 2)
-    # both pulls on x in one product: half the passes over what is as large as the cells
+    # both gradients of x in one product halve the passes over arrays as large as the cells
     dx = _pull(jnp.concatenate([cross, inner], axis=2), x, jnp.concatenate([y, x], axis=1))
     dy = _pull(cross.swapaxes(1, 2), y, x) + _pull(scaled(cotangents[2], wyy, t * (t - 1) / 2), y, y)
     return dx.astype(x.dtype), dy.astype(y.dtype)
@@ -110,10 +110,10 @@ _energy_terms.defvjp(_energy_forward, _energy_backward)
 
 
 def mean_squared_error(x: jax.Array, y: jax.Array) -> jax.Array:
-    """Return the sum over genes of the squared difference of the sets' means, float32 (b,).
+    """Return the squared difference of the sets' means, summed over genes, float32 (b,).
 
-    The sum, not the mean: the energy distance of a small shift grows with its square too, so that the two losses
-    have comparable sizes and weights.
+    The sum, not the mean, makes this loss comparable in size to the energy distance, which grows with the square of a
+    small shift too.
     """
     difference = jnp.mean(x.astype(F32), axis=1) - jnp.mean(y.astype(F32), axis=1)
     return jnp.sum(jnp.square(difference), axis=-1)
@@ -123,8 +123,8 @@ def mean_squared_error(x: jax.Array, y: jax.Array) -> jax.Array:
 def sinkhorn_divergence(x: jax.Array, y: jax.Array, *, blur: float = 0.05, iterations: int = 30) -> jax.Array:
     """Return the debiased Sinkhorn divergence (Feydy et al. 2019) for the cost |x-y|²/2, float32 (b,).
 
-    ``blur`` is the temperature as a share of the mean cost. The gradient is that of the transported cost with the
-    plan held fixed (the envelope theorem), which at convergence is exact.
+    ``blur`` is the temperature as a share of the mean cost. The gradient is that of the transport cost with a fixed
+    plan (envelope theorem), which is exact at convergence.
     """
     cost_scale = jax.lax.stop_gradient(jnp.mean(_squares(x, y)[0], axis=(-1, -2)) / 2 + 1e-12)
     heat = blur * cost_scale
@@ -142,7 +142,7 @@ def _entropic_cost(cost: jax.Array, heat: jax.Array, iterations: int) -> jax.Arr
     log_s, log_t = -jnp.log(jnp.asarray(s, F32)), -jnp.log(jnp.asarray(t, F32))
 
     def round_(_, potentials):
-        f, g = potentials  # averaged updates keep the symmetric problems from oscillating
+        f, g = potentials  # averaged updates prevent oscillation of symmetric problems
         f2 = -jax.nn.logsumexp(jnp.broadcast_to(g[:, None, :], fixed.shape) + log_t - fixed, axis=2)
         g2 = -jax.nn.logsumexp(jnp.broadcast_to(f[:, :, None], fixed.shape) + log_s - fixed, axis=1)
         return 0.5 * (f + f2), 0.5 * (g + g2)
@@ -158,7 +158,7 @@ def _entropic_cost(cost: jax.Array, heat: jax.Array, iterations: int) -> jax.Arr
 
 
 class LossWeights(NamedTuple):
-    """The mixture: each loss times its weight."""
+    """Weights of the losses between sets."""
 
     energy: float = 1.0
     mse: float = 0.0
@@ -166,14 +166,14 @@ class LossWeights(NamedTuple):
 
 
 class EffectWeights(NamedTuple):
-    """The mixture of the losses of a set's mean effect; see :func:`effect_loss`."""
+    """Weights of the losses of the mean effect of a set; see :func:`effect_loss`."""
 
     delta: float = 0.0
     pearson: float = 0.0
     rank: float = 0.0
 
 
-_SOFTNESS = 0.02  # of the effects' scale: differences of distances that hardly matter for the order
+_SOFTNESS = 0.02  # differences of distances below this share of the effects' scale hardly change the rank
 
 
 def effect_loss(
@@ -188,14 +188,14 @@ def effect_loss(
 ) -> jax.Array:
     """Return the weighted loss (b,) of predicted effects (b, g) against those measured on all cells of the run.
 
-    A run's effect is known much better than a set of its cells tells, so these losses carry far less noise.
+    The measured effect of a run is much more precise than that of a set of its cells, so these losses are less noisy.
 
-    - ``delta``: mean squared error in units of ``scale``;
-    - ``pearson``: one minus the correlation over genes;
-    - ``rank``: how often, softly, the effect lies nearer (L1) to the measured effect of another run of the context,
-      ``rivals`` (b, r, g), than to its own: what perturbation discrimination counts.
+    - ``delta``: mean squared error in units of ``scale``.
+    - ``pearson``: one minus the correlation over genes.
+    - ``rank``: a smooth count of how often the effect is nearer (L1) to the measured effect of another run of the
+      context, ``rivals`` (b, r, g), than to that of its own run. This is what perturbation discrimination counts.
 
-    ``counts`` (b, g) says which genes count for discrimination, ``rival_counts`` (b, r) which rivals do.
+    ``counts`` (b, g) selects the genes that count for discrimination, ``rival_counts`` (b, r) the rivals.
     """
     total = jnp.zeros_like(effect[:, 0])
     if weights.delta:
@@ -219,7 +219,7 @@ def effect_loss(
 def set_loss(
     x: jax.Array, y: jax.Array, weights: LossWeights, *, unbiased: bool = False, dtype=F32
 ) -> tuple[jax.Array, Energy]:
-    """Return the weighted loss of each set (b,) and its energy distances, whatever the weights."""
+    """Return the weighted loss (b,) of each set, and its energy distances, which do not depend on the weights."""
     low_x, low_y = x.astype(dtype), y.astype(dtype)
     energy = energy_distance(low_x, low_y)
     total = jnp.zeros_like(energy.biased)

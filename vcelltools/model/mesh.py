@@ -1,12 +1,12 @@
-"""Devices: the mesh, the processes, and where the store's rows live.
+"""Devices, processes, and the placement of the store's rows.
 
-One axis, ``data``: every device holds the parameters and works on its share of the sets. The rows of the store are
+There is one axis, ``data``: every device holds the parameters and processes its share of the sets. The rows are
 
-- ``replicated``: whole in every device's memory; a step receives row numbers alone (some kilobytes);
-- ``sharded``: spread over the devices; a step gathers the wanted rows by one reduce-scatter;
-- ``host``: in host memory; a step receives the cells themselves, read ahead by a thread.
+- ``replicated``: complete in the memory of every device; a step receives only row numbers (some kilobytes);
+- ``sharded``: spread over the devices; a step gathers the requested rows by one reduce-scatter;
+- ``host``: in host memory; a step receives the cells themselves, which a thread reads ahead.
 
-All three give the same batches, hence the same results.
+All three give the same batches and therefore the same results.
 """
 
 from __future__ import annotations
@@ -23,23 +23,22 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from vcelltools.errors import EnvironmentFault, UsageError
+from vcelltools.errors import EnvironmentFault, UsageError, spell
 
 AXIS = "data"
-ROW_MULTIPLE = 128  # columns; otherwise XLA:TPU copies the whole store in every step
 FEEDS = ("replicated", "sharded", "host")
 
 
 def choose_platform(*, tpu: bool) -> None:
-    """Settle, before any device is touched, what JAX may look for.
+    """Restrict the platforms that JAX searches, before any device is used.
 
-    Without ``tpu`` on a machine that has neither an accelerator's device file nor ``JAX_PLATFORMS`` set, that is the
-    CPU alone: an installed TPU or GPU plug-in then neither searches nor warns.
+    If ``tpu`` is false and the machine has neither the device file of an accelerator nor ``JAX_PLATFORMS`` set, JAX is
+    restricted to the CPU, so that an installed TPU or GPU plug-in neither searches nor warns.
 
     Raises
     ------
     EnvironmentFault
-        With ``tpu``, where the TPU runtime or a TPU is missing.
+        If ``tpu`` is true and the TPU runtime or a TPU is missing.
     """
     has_tpu = any(Path("/dev").glob("accel[0-9]*")) or any(Path("/dev/vfio").glob("[0-9]*"))
     has_gpu = any(Path("/dev").glob("nvidia[0-9]*")) or Path("/dev/kfd").exists()
@@ -48,57 +47,62 @@ def choose_platform(*, tpu: bool) -> None:
             jax.config.update("jax_platforms", "cpu")
         return
     if find_spec("libtpu") is None:
-        raise EnvironmentFault("--tpu: the TPU runtime is not installed", hint="pip install 'vcelltools[tpu]'")
+        raise EnvironmentFault(
+            f"{spell('tpu', True)}: the TPU runtime is not installed", hint="pip install 'vcelltools[tpu]'"
+        )
     if not has_tpu:
         raise EnvironmentFault(
-            "--tpu: this machine has no TPU", hint="run on a TPU VM (docs/tpu.md), or --dry-run --topology v5e-16"
+            f"{spell('tpu', True)}: this machine has no TPU",
+            hint=f"run on a TPU VM (docs/tpu.md), or {spell('dry_run', True)} {spell('topology', 'v5e-16')}",
         )
     jax.config.update("jax_platforms", "tpu,cpu")
     try:
         devices = jax.devices("tpu")
     except RuntimeError as e:
-        raise EnvironmentFault(f"--tpu: the TPU does not start: {str(e).splitlines()[0]}") from e
+        raise EnvironmentFault(f"{spell('tpu', True)}: the TPU cannot be started: {str(e).splitlines()[0]}") from e
     if not devices:
-        raise EnvironmentFault("--tpu: this machine has no TPU")
+        raise EnvironmentFault(f"{spell('tpu', True)}: this machine has no TPU")
 
 
 def make_mesh(devices: Any = None) -> Mesh:
-    """Return the one-axis mesh over all devices of all processes, or over the given ones."""
+    """Return the one-axis mesh over all devices of all processes, or over the given devices."""
     return Mesh(np.array(jax.devices() if devices is None else devices).reshape(-1), (AXIS,))
 
 
 def start_processes(spec: str) -> None:
-    """Join a run of several processes: ``auto`` on a TPU pod or a cluster, else ``ADDRESS:PORT,COUNT,ID``.
+    """Join a run of several processes; ``spec`` is ``auto`` (TPU pod or cluster) or ``ADDRESS:PORT,COUNT,ID``.
 
     Raises
     ------
     UsageError
-        When ``spec`` has neither form.
+        If ``spec`` has neither form.
     EnvironmentFault
-        When the processes do not find each other.
+        If the processes do not find each other.
     """
     if spec == "auto":
         arguments: dict[str, Any] = {}
     else:
         parts = spec.split(",")
         if len(parts) != 3 or not parts[1].isdigit() or not parts[2].isdigit():
-            raise UsageError(f"--distributed {spec}: not understood", hint="auto, or ADDRESS:PORT,COUNT,ID")
+            raise UsageError(f"{spell('distributed')} {spec} is not understood", hint="auto, or ADDRESS:PORT,COUNT,ID")
         arguments = {"coordinator_address": parts[0], "num_processes": int(parts[1]), "process_id": int(parts[2])}
         jax.config.update("jax_cpu_collectives_implementation", "gloo")
     try:
         jax.distributed.initialize(**arguments)
     except (RuntimeError, ValueError) as e:
         line = str(e).splitlines()[0]
-        raise EnvironmentFault(f"the processes did not find each other: {line}", hint="check --distributed") from e
+        raise EnvironmentFault(
+            f"the processes did not find each other: {line}", hint=f"check {spell('distributed')}"
+        ) from e
 
 
 def sharding(mesh: Mesh, split: bool) -> NamedSharding:
-    """Return the sharding of an array split along its first axis, or whole on every device."""
+    """Return the sharding of an array that is split along its first axis, or complete on every device."""
     return NamedSharding(mesh, P(AXIS) if split else P())
 
 
 def replicate(mesh: Mesh, tree: Any) -> Any:
-    """Put host arrays, equal in every process, whole on every device."""
+    """Copy host arrays, which are equal in every process, to every device."""
     target = sharding(mesh, split=False)
 
     def put(a: Any) -> jax.Array:
@@ -109,17 +113,17 @@ def replicate(mesh: Mesh, tree: Any) -> Any:
 
 
 def local_share(mesh: Mesh, n_sets: int) -> slice:
-    """Return which of ``n_sets`` global sets this process feeds.
+    """Return the slice of the ``n_sets`` global sets that this process provides.
 
     Raises
     ------
     UsageError
-        When the sets do not divide evenly over the devices.
+        If the sets do not divide evenly over the devices.
     """
     n_devices = mesh.devices.size
     if n_sets % n_devices:
         raise UsageError(
-            f"{n_sets} sets a step do not divide over {n_devices} devices",
+            f"{n_sets} sets per step do not divide evenly over {n_devices} devices",
             hint=f"choose a multiple of {n_devices}",
         )
     mine = [i for i, d in enumerate(mesh.devices.ravel()) if d.process_index == jax.process_index()]
@@ -130,21 +134,21 @@ def local_share(mesh: Mesh, n_sets: int) -> slice:
 
 
 def feed(mesh: Mesh, batch: dict[str, np.ndarray], n_sets: int) -> dict[str, jax.Array]:
-    """Make this process's share of a batch (arrays with the sets first) part of the global batch."""
+    """Add this process's share of a batch (arrays with sets as the first axis) to the global batch."""
     target = sharding(mesh, split=True)
     return {k: jax.make_array_from_process_local_data(target, v, (n_sets, *v.shape[1:])) for k, v in batch.items()}
 
 
 def device_memory() -> int | None:
-    """Return the bytes that one accelerator's memory holds; None on a CPU, which tells no limit."""
+    """Return the memory of one accelerator in bytes; None on a CPU, which reports no limit."""
     stats = jax.local_devices()[0].memory_stats() if jax.default_backend() != "cpu" else None
     return int(stats["bytes_limit"]) if stats and "bytes_limit" in stats else None
 
 
 def choose_feed(n_rows: int, columns: int, n_devices: int, memory: int | None, share: float = 0.5) -> str:
-    """Return the feed for a float16 store: in device memory where it takes at most ``share`` of it, else by shards.
+    """Return the feed of a float16 store: device memory if it takes at most ``share`` of it, otherwise shards.
 
-    On a CPU (``memory`` None) the cells stay where they are, mapped from the disk: ``host``.
+    On a CPU (``memory`` is None), the cells stay in their memory map: ``host``.
     """
     if memory is None:
         return "host"
@@ -155,10 +159,9 @@ def choose_feed(n_rows: int, columns: int, n_devices: int, memory: int | None, s
 
 
 def place_rows(mesh: Mesh, rows: np.ndarray | list[np.ndarray], how: str) -> jax.Array | None:
-    """Put the store's rows (n, columns) float16 on the devices, ``replicated`` or ``sharded``; None for ``host``.
+    """Copy the rows (n, columns) float16 of a store to the devices, ``replicated`` or ``sharded``; None for ``host``.
 
-    ``rows`` may be a list of blocks (memory maps) that follow each other. Nothing larger than one device's share
-    is copied on the host.
+    ``rows`` may be a list of consecutive blocks (memory maps). The host never copies more than the share of one device.
     """
     if how == "host":
         return None
@@ -183,7 +186,7 @@ def place_rows(mesh: Mesh, rows: np.ndarray | list[np.ndarray], how: str) -> jax
 def row_reader(how: str, genes: int) -> Callable[[Any, jax.Array], jax.Array]:
     """Return ``read(rows, wanted) -> cells``, to be called inside ``shard_map``.
 
-    ``wanted`` is what the batch holds: row numbers (b, s) int32, or with ``host`` the cells (b, s, columns) themselves.
+    ``wanted`` comes from the batch: row numbers (b, s) int32, or for ``host`` the cells (b, s, columns) themselves.
     """
     if how == "host":
         return lambda rows, wanted: wanted[..., :genes]
@@ -191,13 +194,13 @@ def row_reader(how: str, genes: int) -> Callable[[Any, jax.Array], jax.Array]:
         return lambda rows, wanted: rows.at[wanted].get(mode="promise_in_bounds")[..., :genes]
     if how == "sharded":
         return lambda rows, wanted: _gather_shards(rows, wanted)[..., :genes]
-    raise UsageError(f"feed {how}: unknown", hint=", ".join(FEEDS))
+    raise UsageError(f"feed {how!r} is not known", hint=f"one of: {', '.join(FEEDS)}")
 
 
 def _gather_shards(rows: jax.Array, wanted: jax.Array) -> jax.Array:
-    """Collect rows that live on other devices: everyone offers what it has, one reduce-scatter delivers.
+    """Collect rows from other devices by one reduce-scatter.
 
-    Each row has one owner and all others offer zeros, so the sum is exact in float16.
+    Every device contributes the rows that it holds and zeros for all others, so the sum is exact in float16.
     """
     everyone = jax.lax.all_gather(wanted, AXIS, tiled=True)
     local = everyone - jax.lax.axis_index(AXIS) * rows.shape[0]

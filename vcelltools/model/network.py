@@ -1,16 +1,16 @@
-"""A transformer over sets of cells: control cells and a perturbation in, the perturbed cells out.
+"""A transformer over sets of cells: predicts perturbed cells from control cells and a perturbation.
 
-The state-transition set-up of Arc Institute's STATE (Adduri et al. 2025, bioRxiv 2025.06.26.661135), in plain
-pytrees. A set is ``s`` control cells of one context; every cell is encoded, the perturbation's code is added, a
-bidirectional transformer without positions lets the cells see each other (so permuting the cells permutes the
-output), and a decoder gives each cell its change.
+It follows the state-transition model of Arc Institute's STATE (Adduri et al. 2025, bioRxiv 2025.06.26.661135), in plain
+pytrees. A set is ``s`` control cells of one context. Every cell is encoded, the code of the perturbation is added, a
+bidirectional transformer without positions lets the cells attend to each other (so permuting the cells permutes the
+output), and a decoder predicts the change of each cell.
 
-What is ours is the starting point. The network receives, per set, the *prior*: the effect of the perturbation as
-measured elsewhere (see :mod:`vcelltools.model.baselines`). The output is ``control + judged * (1 + gate) + change``,
-where ``judged`` is the prior with every gene weighed by what is known of it (:mod:`vcelltools.model.evidence`). Judge,
-``gate`` and ``change`` do nothing at the start: an untrained network *is* its prior, and training learns what to
-shrink, what to stress and what to add. Where a loss of effects teaches the judge, a prediction takes from the rest
-as large a share as validation groups find good.
+The starting point differs from STATE. The network receives, per set, the *prior*: the effect of the perturbation
+measured in other contexts (see :mod:`vcelltools.model.baselines`). The output is
+``control + judged * (1 + gate) + change``, where ``judged`` is the prior, weighted per gene by the evidence
+(:mod:`vcelltools.model.evidence`). The judge, ``gate`` and ``change`` have no influence initially: an untrained network
+returns its prior, and training learns what to shrink, amplify and add. If losses of effects train the judge, the share
+of the remaining change in a prediction is chosen on validation groups.
 """
 
 from __future__ import annotations
@@ -39,35 +39,35 @@ class ModelConfig:
     """The shape of the network."""
 
     genes: int
-    """Genes in and out."""
+    """Number of genes, in the input and the output."""
     perturbations: int
-    """Perturbations in the vocabulary."""
+    """Number of perturbations in the vocabulary."""
     contexts: int = 0
-    """Contexts (batches, cell lines) with an embedding; 0 leaves the batch embedding out."""
+    """Number of contexts (batches, cell lines) with an embedding; 0 for no batch embedding."""
     features: int = 0
-    """Columns of the perturbations' feature file; 0 without one."""
+    """Number of features per perturbation; 0 for no features."""
     identity: bool = True
-    """Whether each perturbation has an embedding of its own."""
+    """Whether each perturbation has its own embedding."""
     hidden: int = 128
     """Width h."""
     layers: int = 4
-    """Transformer layers."""
+    """Number of transformer layers."""
     heads: int = 8
-    """Attention heads."""
+    """Number of attention heads."""
     ff: int = 512
     """Width of the gated feed-forward layer."""
     depth: int = 1
-    """Hidden layers of each encoder and of the decoder."""
+    """Number of hidden layers of each encoder and of the decoder."""
     effect_scale: float = 1.0
-    """Typical size of an effect on a gene (root mean square, log1p CP10K); priors and changes are in its units."""
+    """Typical size of an effect on a gene (root mean square, log1p CP10K), which is the unit of priors and changes."""
     nonnegative: bool = False
-    """Cut the output at zero."""
+    """Replace negative outputs by zero."""
 
     def __post_init__(self) -> None:
         if self.hidden % self.heads:
             raise ValueError(f"hidden ({self.hidden}) is not a multiple of heads ({self.heads})")
         if min(self.genes, self.perturbations, self.layers, self.depth) < 1:
-            raise ValueError("genes, perturbations, layers and depth are at least 1")
+            raise ValueError("genes, perturbations, layers and depth must be at least 1")
 
     def to_json(self) -> dict[str, Any]:
         """Return the fields as plain values."""
@@ -90,9 +90,9 @@ def _mlp(key: jax.Array, widths: list[int]) -> list[Params]:
 
 
 def init_params(config: ModelConfig, key: jax.Array) -> Params:
-    """Return float32 parameters; layers are stacked along a leading axis, ready for a scan.
+    """Return float32 parameters; layers are stacked along a leading axis, for a scan.
 
-    The decoder's last layer, the gate and the judge's output are zero: the network starts at ``control + prior``.
+    The decoder's last layer, the gate and the judge's output are zero: the initial output is ``control + prior``.
     """
     g, h, f, n_layers = config.genes, config.hidden, config.ff, config.layers
     keys = iter(jax.random.split(key, 16))
@@ -135,7 +135,7 @@ def count_params(params: Params) -> int:
 
 
 def check_ids(name: str, ids: np.ndarray, bound: int) -> None:
-    """Raise an IndexError where an id lies outside ``[0, bound)``: a gather in JAX would clamp it silently."""
+    """Raise an IndexError if an id lies outside ``[0, bound)``: a gather in JAX would clamp it silently."""
     ids = np.asarray(ids)
     if ids.size and (int(ids.min()) < 0 or int(ids.max()) >= bound):
         bad = ids[(ids < 0) | (ids >= bound)].ravel()[0]
@@ -154,14 +154,14 @@ def _run_mlp(layers: list[Params], x: jax.Array) -> jax.Array:
 
 
 def _rms_norm(x: jax.Array, weight: jax.Array) -> jax.Array:
-    """Root-mean-square norm over the last axis, in float32 whatever ``x`` is."""
+    """Root-mean-square norm over the last axis, computed in float32 for any ``x``."""
     x32 = x.astype(jnp.float32)
     y = x32 * jax.lax.rsqrt(jnp.mean(jnp.square(x32), axis=-1, keepdims=True) + 1e-6)
     return (y * jnp.broadcast_to(weight, y.shape)).astype(x.dtype)
 
 
 def _attend(p: Params, x: jax.Array, heads: int) -> jax.Array:
-    """Attention over the cells of a set, both ways and without positions. ``x``: (b, s, h)."""
+    """Bidirectional attention over the cells of a set, without positions. ``x``: (b, s, h)."""
     b, s, h = x.shape
     qkv = (x @ p["qkv"].astype(x.dtype)).reshape(b, s, 3, heads, h // heads)
     q, k, v = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
@@ -214,17 +214,17 @@ def forward(
     control_bsg
         Control cells, log1p CP10K, any float dtype.
     evidence
-        The effect to start from (zeros where nothing is known), and what is known of it.
+        The prior effects (zeros if there are none) and the evidence for them.
     pert_b, context_b
         int32 ids, already checked by :func:`check_ids`.
     features_bf
         float32 (b, f), with ``config.features`` columns.
     dtype
-        What the matrix products run in; sums, norms and the output stay float32.
+        Dtype of the matrix products; sums, norms and the output stay float32.
     scan
-        Scan over the layers (short compilation, for TPU) or unroll them (quicker on a CPU).
+        Scan over the layers (shorter compilation, for TPUs) or unroll them (faster on a CPU).
     fixed_judge
-        No gradient reaches the judge: other losses teach it.
+        Stop gradients to the judge, which other losses train.
     """
     control32 = control_bsg.astype(jnp.float32)
     scaled_prior = (evidence.prior / config.effect_scale).astype(dtype)

@@ -1,7 +1,7 @@
-"""One training step: the loss of a share of the sets, float32 gradients averaged over the devices, one update.
+"""One training step: the losses of the sets, float32 gradients averaged over the devices, and one update.
 
-``shard_map`` with an explicit ``pmean``: left to itself, XLA reduces gradients that were computed in bfloat16 in
-bfloat16. The state is donated, shapes never change, and everything but the row numbers stays on the devices.
+The step uses ``shard_map`` with an explicit ``pmean``, because XLA would otherwise reduce bfloat16 gradients in
+bfloat16. The state is donated, shapes never change, and only row numbers are sent to the devices.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from vcelltools.model.network import ModelConfig, Params, forward, init_params
 
 METRICS = ("loss", "energy", "excess", "floor", "mse", "effect_l1", "grad_norm", "update_norm", "param_norm")
 _JUDGE_RATE = 10.0
-_CPU_CELLS = 256  # in a microbatch: 2 MB for each float32 value of 2,000 genes
+_CPU_CELLS = 256  # per microbatch: one float32 array over 2,000 genes takes 2 MB
 
 
 @dataclass(frozen=True, kw_only=True)
 class StepConfig:
-    """How a step optimises."""
+    """Settings of the optimiser, the losses and the precision."""
 
     steps: int = 10_000
     """Length of the learning-rate schedule."""
@@ -40,14 +40,14 @@ class StepConfig:
     schedule: str = "cosine"
     """``cosine`` (to a tenth), ``linear`` (to zero) or ``constant``."""
     weight_decay: float = 1e-2
-    """Decoupled weight decay (AdamW), on matrices alone."""
+    """Decoupled weight decay (AdamW), only on matrices."""
     clip: float = 1.0
-    """Largest norm of the gradient; 0 never clips."""
+    """Maximum norm of the gradient; 0 disables clipping."""
     ema: float = 0.99
-    """Decay of the moving average of the parameters, used for evaluation and prediction; 0 switches it off."""
+    """Decay of the moving average of the parameters, used for evaluation and prediction; 0 disables it."""
     accumulate: int = 0
-    """Microbatches a step and device: the gradient is their mean. 0: one, but on a CPU so many that what a microbatch
-    computes stays in the caches (:func:`choose_microbatches`)."""
+    """Microbatches per step and device, whose gradients are averaged. 0 chooses the number: 1, or on a CPU so many that
+    the arrays of a microbatch stay in the caches (:func:`choose_microbatches`)."""
     energy: float = 1.0
     """Weight of the energy distance."""
     mse: float = 0.0
@@ -55,23 +55,23 @@ class StepConfig:
     sinkhorn: float = 0.0
     """Weight of the Sinkhorn divergence."""
     delta: float = 0.0
-    """Weight of the squared error of the mean effect against that of all cells of the run."""
+    """Weight of the squared error of the mean effect relative to the effect over all cells of the run."""
     pearson: float = 0.0
-    """Weight of one minus the correlation of the two."""
+    """Weight of one minus the correlation of these two effects."""
     rank: float = 0.0
-    """Weight of the discrimination between runs of one context; batches then name ``rivals``."""
+    """Weight of the discrimination between runs of one context; batches then contain ``rivals``."""
     unbiased: bool = False
-    """The U-statistic of the energy distance in place of the V-statistic."""
+    """Use the U-statistic of the energy distance instead of the V-statistic."""
     bfloat16: bool = False
-    """Matrix products in bfloat16 (parameters, sums and losses stay float32)."""
+    """Compute matrix products in bfloat16 (parameters, sums and losses stay float32)."""
     scan: bool = False
-    """Scan over the layers rather than unroll them."""
+    """Scan over the layers instead of unrolling them."""
 
     def __post_init__(self) -> None:
         if self.schedule not in ("cosine", "linear", "constant"):
-            raise ValueError(f"schedule {self.schedule!r}: cosine, linear or constant")
+            raise ValueError(f"schedule {self.schedule!r} is not cosine, linear or constant")
         if not 0 <= self.ema < 1:
-            raise ValueError(f"ema {self.ema}: from 0 to below 1")
+            raise ValueError(f"ema is {self.ema}, but must be at least 0 and below 1")
         if not any((self.energy, self.mse, self.sinkhorn, self.delta, self.pearson, self.rank)):
             raise ValueError("every loss has weight 0")
 
@@ -81,7 +81,7 @@ class StepConfig:
 
 
 class TrainState(NamedTuple):
-    """What a checkpoint holds."""
+    """The state that a checkpoint holds."""
 
     step: jax.Array
     params: Params
@@ -104,9 +104,9 @@ def make_schedule(config: StepConfig) -> optax.Schedule:
 
 
 def make_optimizer(config: StepConfig) -> optax.GradientTransformation:
-    """Return AdamW with the schedule, clipping by the global norm first.
+    """Return AdamW with the schedule, after clipping by the global norm.
 
-    The judge has few parameters and every gene teaches it: it learns ten times faster and does not decay.
+    The judge has few parameters, which every gene trains. Its learning rate is ten times higher, and it has no decay.
     """
 
     def judges(params: Params, inside: Any, outside: Any) -> Any:
@@ -124,14 +124,14 @@ def make_optimizer(config: StepConfig) -> optax.GradientTransformation:
 
 
 def init_state(model: ModelConfig, config: StepConfig, seed: int) -> TrainState:
-    """Return the state before the first step; a pure function of the configurations and the seed."""
+    """Return the state before the first step; it depends only on the configurations and the seed."""
     params = init_params(model, jax.random.key(seed))
     ema = jax.tree.map(jnp.copy, params) if config.ema else {}
     return TrainState(jnp.zeros((), jnp.int32), params, ema, make_optimizer(config).init(params))
 
 
 def eval_params(state: TrainState) -> Params:
-    """Return the parameters to evaluate and predict with: the moving average where there is one."""
+    """Return the parameters for evaluation and prediction: the moving average if there is one."""
     return state.ema or state.params
 
 
@@ -145,8 +145,9 @@ def make_data(
 ) -> dict[str, np.ndarray]:
     """Return the tables that every step reads.
 
-    Priors by run and what is known of them (``evidence``: see :func:`vcelltools.model.evidence.make_tables`), gene
-    masks by data set, features by perturbation, and by run the measured effects that the losses of effects aim at.
+    They hold the priors by run and the evidence for them (``evidence``: see
+    :func:`vcelltools.model.evidence.make_tables`), gene masks by data set, features by perturbation, and the measured
+    effects by run, which are the targets of the losses of effects.
     """
     data = {**make_tables(prior_kg, **evidence), **make_masks(mask_dg, features_pf)}
     if effect_kg is not None:
@@ -155,7 +156,7 @@ def make_data(
 
 
 def make_masks(mask_dg: np.ndarray, features_pf: np.ndarray | None = None) -> dict[str, np.ndarray]:
-    """Return the tables by data set and by perturbation; no mask where every data set measures every gene."""
+    """Return the tables by data set and by perturbation; there is no mask if every data set measures every gene."""
     data = {} if np.all(mask_dg == 1) else {"mask": np.asarray(mask_dg, np.float32)}
     if features_pf is not None:
         data["features"] = np.asarray(features_pf, np.float32)
@@ -181,11 +182,11 @@ def _run_forward(
 
 
 def _judge(model: ModelConfig, params: Params, data: dict, batch: dict) -> jax.Array:
-    """Return the judged priors (b, g), which alone the losses of effects teach, and which they alone teach.
+    """Return the judged priors (b, g). Only the losses of effects train the judge, and they train nothing else.
 
-    Measured effects are few, some hundreds: the transformer would learn them by heart, noise included. And the losses
-    between sets of cells have no use for effects below the noise of a set: they would have the judge shrink them all,
-    at the cost of discrimination.
+    There are only some hundreds of measured effects, so the transformer would overfit them, including their noise. The
+    losses between sets of cells are insensitive to effects below the noise of a set. They would make the judge shrink
+    all of these effects, at the cost of discrimination.
     """
     return judge_prior(params["judge"], read_evidence(data, batch["prior"], batch["context"]), model.effect_scale)
 
@@ -193,7 +194,7 @@ def _judge(model: ModelConfig, params: Params, data: dict, batch: dict) -> jax.A
 def _effect_loss(
     model: ModelConfig, weights: EffectWeights, data: dict, batch: dict, effect_bg: jax.Array, mask_bg: jax.Array
 ) -> jax.Array:
-    """Return the losses of the sets' mean effects, over the genes that their data sets measure."""
+    """Return the losses of the sets' mean effects over the genes that their data sets measure."""
     own = jax.lax.broadcasted_iota(jnp.int32, mask_bg.shape, 1) == data["target"][batch["prior"]][:, None]
     rivals = rival_counts = None
     if weights.rank:
@@ -221,7 +222,7 @@ def make_loss(model: ModelConfig, config: StepConfig, feed: str) -> Callable:
         control = read(data.get("rows"), batch["control"]).astype(jnp.float32)
         target = read(data.get("rows"), batch["target"]).astype(jnp.float32)
         mask = data["mask"][batch["dataset"]] if "mask" in data else None
-        if mask is not None:  # genes that the set's data set did not measure
+        if mask is not None:  # exclude genes that the data set of a set does not measure
             control, target = control * mask[:, None], target * mask[:, None]
         out = _run_forward(model, config, params, data, batch, control)
         if mask is not None:
@@ -247,7 +248,7 @@ def make_loss(model: ModelConfig, config: StepConfig, feed: str) -> Callable:
 
 
 def choose_microbatches(n_sets: int, set_size: int) -> int:
-    """Return in how many microbatches a CPU computes so many sets soonest: of at most 256 cells, where sets allow."""
+    """Return the number of microbatches for a CPU: each has at most 256 cells, or one set if sets are larger."""
     return next(
         d for d in range(1, n_sets + 1) if n_sets % d == 0 and (n_sets // d * set_size <= _CPU_CELLS or d == n_sets)
     )
@@ -277,10 +278,10 @@ def _accumulated(loss: Callable, accumulate: int, platform: str) -> Callable:
 def make_step(model: ModelConfig, config: StepConfig, mesh: Mesh, feed: str) -> Callable:
     """Return the compiled ``step(state, data, batch) -> (state, metrics)``; ``state`` is donated.
 
-    ``data`` holds the tables of :func:`make_data` and, unless fed from the host, ``rows``; ``batch`` holds, with the
-    global sets first, ``control`` and ``target`` (row numbers, or cells), ``pert``, ``context``, ``prior`` and
-    ``dataset`` (int32); for the losses of effects also ``measured`` (rows of the table of effects) and ``rivals``
-    (b, r) of the same context. ``metrics`` are float32 means over all sets: the names in :data:`METRICS`.
+    ``data`` holds the tables of :func:`make_data` and, unless the feed is ``host``, ``rows``. ``batch`` has the global
+    sets as the first axis: ``control`` and ``target`` (row numbers, or cells), ``pert``, ``context``, ``prior`` and
+    ``dataset`` (int32), and for the losses of effects also ``measured`` (rows of the table of effects) and ``rivals``
+    (b, r) of the same context. ``metrics`` are float32 means over all sets, named as in :data:`METRICS`.
     """
     optimizer = make_optimizer(config)
     platform = mesh.devices.flat[0].platform
@@ -292,7 +293,7 @@ def make_step(model: ModelConfig, config: StepConfig, mesh: Mesh, feed: str) -> 
         updates, opt = optimizer.update(grads, state.opt, state.params)
         params = optax.apply_updates(state.params, updates)
         ema = state.ema
-        if config.ema:  # a short run-in: the first averages must not remember the initial values
+        if config.ema:  # a short warm-up, so that the initial values do not dominate the first averages
             decay = jnp.minimum(config.ema, (1.0 + state.step) / (10.0 + state.step)).astype(jnp.float32)
             ema = jax.tree.map(lambda e, p: e + (1.0 - decay) * (p - e), ema, params)
         metrics["grad_norm"] = optax.tree.norm(grads)
@@ -309,7 +310,7 @@ def make_step(model: ModelConfig, config: StepConfig, mesh: Mesh, feed: str) -> 
 
 
 def make_predict(model: ModelConfig, config: StepConfig) -> Callable:
-    """Return the compiled ``predict(params, data, batch) -> cells (b, s, g)``, fed with the control cells."""
+    """Return the compiled ``predict(params, data, batch) -> cells (b, s, g)``, which takes cells, not row numbers."""
 
     @jax.jit
     def predict(params: Params, data: dict, batch: dict) -> jax.Array:
@@ -320,7 +321,7 @@ def make_predict(model: ModelConfig, config: StepConfig) -> Callable:
 
 
 def make_effect(model: ModelConfig, config: StepConfig) -> Callable:
-    """Return the compiled ``effect(params, data, batch) -> (mean change, judged)``, (b, g), fed with control cells."""
+    """Return the compiled ``effect(params, data, batch) -> (mean change, judged)``, both (b, g), which takes cells."""
 
     @jax.jit
     def effect(params: Params, data: dict, batch: dict) -> tuple[jax.Array, jax.Array]:

@@ -1,7 +1,7 @@
-"""What the real TPU compiler says of the training step, without a TPU.
+"""Figures of the training step from the TPU compiler, without a TPU.
 
-libtpu compiles for a described topology on any machine. Memory, FLOPs, bytes, donation and collectives below are
-read from the program it made. The roofline is arithmetic on the chip's published peaks.
+libtpu compiles for a described topology on any machine. Memory, FLOPs, bytes, donation and collectives are read from
+the compiled program. The roofline is computed from the published peaks of the chip.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from vcelltools.model.step import StepConfig, init_state, make_step
 
 @dataclass(frozen=True)
 class Chip:
-    """Published peaks of one TPU chip (cloud.google.com/tpu/docs/system-architecture-tpu-vm)."""
+    """Published peak figures of one TPU chip (cloud.google.com/tpu/docs/system-architecture-tpu-vm)."""
 
     hbm_bytes: int
     hbm_bytes_per_s: float
     flops_per_s: float
-    """bfloat16."""
+    """In bfloat16."""
     link_bytes_per_s: float
-    """Interchip links, all together."""
+    """All interchip links together."""
 
 
 CHIPS = {
@@ -57,7 +57,7 @@ def parse_topology(text: str) -> tuple[str, str]:
     Raises
     ------
     UsageError
-        When the name is none of the known ones.
+        If the topology is not known.
     """
     match = re.fullmatch(r"(v\d+[a-z]*)[-:](\d+(?:x\d+)*)", text.strip().lower())
     known = ", ".join(f"{g}-{n}" for g, shapes in _SHAPES.items() for n in shapes)
@@ -68,7 +68,7 @@ def parse_topology(text: str) -> tuple[str, str]:
             return generation, shapes[int(match[2])]
         if match[2] in shapes.values():
             return generation, match[2]
-    raise UsageError(f"topology {text}: unknown", hint=f"one of {known}, or as v5e:4x4")
+    raise UsageError(f"topology {text!r} is not known", hint=f"one of {known}, or a form such as v5e:4x4")
 
 
 def get_devices(generation: str, shape: str) -> list[Any]:
@@ -77,12 +77,12 @@ def get_devices(generation: str, shape: str) -> list[Any]:
     Raises
     ------
     EnvironmentFault
-        When libtpu is not installed or cannot describe the topology.
+        If libtpu is not installed or cannot describe the topology.
     """
-    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # there is no metadata server to ask
+    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # there is no metadata server to query
     os.environ.setdefault("TPU_STDERR_LOG_LEVEL", "3")
     os.environ.setdefault("TPU_MIN_LOG_LEVEL", "3")
-    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # compiling holds no chip: no lock is needed
+    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # compilation occupies no chip, so no lock is needed
     try:
         import libtpu  # noqa: F401
     except ImportError:
@@ -93,14 +93,14 @@ def get_devices(generation: str, shape: str) -> list[Any]:
 
     try:
         return topologies.get_topology_desc(f"{generation}:{shape}", "tpu").devices
-    except Exception as e:  # the plug-in raises its own runtime errors
+    except Exception as e:  # the plug-in raises its own error types
         line = str(e).splitlines()[0][:300]
-        raise EnvironmentFault(f"the TPU compiler does not describe {generation}:{shape}: {line}") from e
+        raise EnvironmentFault(f"the TPU compiler cannot describe {generation}:{shape}: {line}") from e
 
 
 @dataclass(frozen=True)
 class Plan:
-    """The compiled step, in figures per chip."""
+    """Figures of the compiled step, per chip."""
 
     topology: str
     chips: int
@@ -129,6 +129,45 @@ class Plan:
         return dict(self.__dict__)
 
 
+def _describe_inputs(
+    model: ModelConfig,
+    config: StepConfig,
+    mesh: jax.sharding.Mesh,
+    feed: str,
+    *,
+    sets: tuple[int, int],
+    rows: tuple[int, int],
+    runs: tuple[int, int],
+    n_datasets: int,
+    n_rivals: int,
+) -> tuple[Any, dict[str, Any], dict[str, Any]]:
+    """Return the shapes, dtypes and shardings of the inputs of a step: state, resident data and batch."""
+    (n_sets, set_size), (n_rows, columns), (n_runs, n_contexts) = sets, rows, runs
+    whole, split = sharding(mesh, split=False), sharding(mesh, split=True)
+
+    def struct(shape, dtype, where=whole):
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=where)
+
+    state = jax.tree.map(lambda a: struct(a.shape, a.dtype), jax.eval_shape(lambda: init_state(model, config, 0)))
+    tables = get_table_shapes(n_runs, n_contexts, model.genes)
+    data = {k: struct(shape, dtype) for k, (shape, dtype) in tables.items()}
+    data |= {k: struct((n, model.genes), jnp.float32) for k, n in (("mask", n_datasets), ("effect", n_runs))}
+    if model.features:
+        data["features"] = struct((model.perturbations, model.features), jnp.float32)
+    if feed != "host":
+        held = -(-n_rows // mesh.devices.size) * mesh.devices.size if feed == "sharded" else n_rows
+        data["rows"] = struct((held, columns), jnp.float16, split if feed == "sharded" else whole)
+    ids = {k: struct((n_sets,), jnp.int32, split) for k in ("pert", "context", "prior", "dataset", "measured")}
+    if feed == "host":
+        cells = struct((n_sets, set_size, columns), jnp.float16, split)
+    else:
+        cells = struct((n_sets, set_size), jnp.int32, split)
+    batch = {**ids, "control": cells, "target": cells}
+    if config.rank:
+        batch["rivals"] = struct((n_sets, n_rivals), jnp.int32, split)
+    return state, data, batch
+
+
 def plan_step(
     model: ModelConfig,
     config: StepConfig,
@@ -144,20 +183,20 @@ def plan_step(
     n_rivals: int = 15,
     feed: str,
 ) -> Plan:
-    """Compile one training step for a TPU topology and return what the compiler says.
+    """Compile one training step for a TPU topology and return the compiler's figures.
 
     Parameters
     ----------
     n_sets
-        Sets in a global batch.
+        Number of sets in a global batch.
     n_rows, columns
         Shape of the store's float16 rows.
     n_runs, n_contexts
-        Rows of the tables of effects, and of those by cell line.
+        Number of rows of the tables by run, and of those by cell line.
     n_rivals
-        Runs that each set is told apart from, where the losses ask for it.
+        Number of other runs that each set is compared with, if a loss needs them.
     feed
-        Where the rows live: see :mod:`vcelltools.model.mesh`.
+        Placement of the rows, see :mod:`vcelltools.model.mesh`.
     """
     generation, shape = parse_topology(topology)
     devices = get_devices(generation, shape)
@@ -165,40 +204,24 @@ def plan_step(
     mesh = make_mesh(devices)
     n_devices = mesh.devices.size
     if n_sets % n_devices:
-        raise UsageError(f"{n_sets} sets a step do not divide over {n_devices} chips", hint="choose a multiple")
-    whole, split = sharding(mesh, split=False), sharding(mesh, split=True)
-
-    def struct(shape, dtype, where=whole):
-        return jax.ShapeDtypeStruct(shape, dtype, sharding=where)
-
-    state = jax.tree.map(lambda a: struct(a.shape, a.dtype), jax.eval_shape(lambda: init_state(model, config, 0)))
-    tables = get_table_shapes(n_runs, n_contexts, model.genes)
-    data = {k: struct(shape, dtype) for k, (shape, dtype) in tables.items()}
-    data |= {k: struct((n, model.genes), jnp.float32) for k, n in (("mask", n_datasets), ("effect", n_runs))}
-    if model.features:
-        data["features"] = struct((model.perturbations, model.features), jnp.float32)
-    if feed != "host":
-        held = -(-n_rows // n_devices) * n_devices if feed == "sharded" else n_rows
-        data["rows"] = struct((held, columns), jnp.float16, split if feed == "sharded" else whole)
-    ids = {k: struct((n_sets,), jnp.int32, split) for k in ("pert", "context", "prior", "dataset", "measured")}
-    if feed == "host":
-        cells = struct((n_sets, set_size, columns), jnp.float16, split)
-    else:
-        cells = struct((n_sets, set_size), jnp.int32, split)
-    batch = {**ids, "control": cells, "target": cells}
-    if config.rank:
-        batch["rivals"] = struct((n_sets, n_rivals), jnp.int32, split)
-
+        raise UsageError(
+            f"{n_sets} sets per step do not divide evenly over {n_devices} chips", hint="choose a multiple"
+        )
+    state, data, batch = _describe_inputs(
+        model, config, mesh, feed, sets=(n_sets, set_size), rows=(n_rows, columns), runs=(n_runs, n_contexts),
+        n_datasets=n_datasets, n_rivals=n_rivals,
+    )  # fmt: skip
     began = time.perf_counter()
     step: Any = make_step(model, config, mesh, feed)
     compiled = step.lower(state, data, batch).compile()
     seconds = time.perf_counter() - began
     memory, text = compiled.memory_analysis(), compiled.as_text()
-    # the compiler counts the body of a scan once: take the work from the unrolled program
+    # the compiler counts the body of a scan once, so the work comes from the unrolled program
     unrolled: Any = make_step(model, replace(config, scan=False), mesh, feed) if config.scan else None
     cost = (unrolled.lower(state, data, batch).compile() if unrolled else compiled).cost_analysis()
     state_bytes = sum(int(np.prod(a.shape)) * a.dtype.itemsize for a in jax.tree.leaves(state))
-    store_bytes = 0 if feed == "host" else 2 * held * columns // (n_devices if feed == "sharded" else 1)
+    rows = data["rows"].shape if feed != "host" else (0, 0)
+    store_bytes = 2 * rows[0] * rows[1] // (n_devices if feed == "sharded" else 1)
     hbm = int(
         memory.argument_size_in_bytes
         + memory.output_size_in_bytes
@@ -240,7 +263,7 @@ _COLLECTIVE = re.compile(
 
 
 def count_collectives(hlo: str) -> dict[str, int]:
-    """Return how often each collective stands in a compiled program."""
+    """Return the number of occurrences of each collective in a compiled program."""
     counts: dict[str, int] = {}
     for match in _COLLECTIVE.finditer(hlo):
         counts[match["op"]] = counts.get(match["op"], 0) + 1
@@ -248,14 +271,14 @@ def count_collectives(hlo: str) -> dict[str, int]:
 
 
 def get_reduce_dtype(hlo: str, n_params: int) -> str:
-    """Return the dtype in which the gradients are all-reduced: ``f32``, or a list where there are several.
+    """Return the dtype in which the gradients are all-reduced: ``f32``, or a list if there are several.
 
-    Integers are not looked at: they are row numbers, and packed rows of a store spread over the chips.
+    Integers are ignored: they are row numbers, and packed rows of a sharded store.
 
     Raises
     ------
     RuntimeError
-        When the all-reduces together do not even hold the parameters: the program averages no gradients.
+        If the all-reduces together hold fewer values than the parameters, so that the gradients are not averaged.
     """
     elements: dict[str, int] = {}
     for match in _COLLECTIVE.finditer(hlo):
@@ -265,6 +288,6 @@ def get_reduce_dtype(hlo: str, n_params: int) -> str:
                 elements[dtype] = elements.get(dtype, 0) + n
     if not elements:
         return "none"
-    if sum(elements.values()) < 0.95 * n_params:  # equal gradients (two biases on one sum) are reduced once
+    if sum(elements.values()) < 0.95 * n_params:  # equal gradients (of two biases of one sum) are reduced once
         raise RuntimeError("the compiled step reduces fewer values than the model has parameters")
     return ",".join(sorted(elements))

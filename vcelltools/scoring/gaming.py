@@ -1,6 +1,6 @@
-"""Signs that a score was earned by a trick, not by a prediction: arrays in, plain sentences out.
+"""Check for signs that a score results from gaming the metrics rather than from a good prediction.
 
-None of these is forbidden by a metric, and each of them has lifted a score without any knowledge of biology. A flag
+No metric forbids any of these, and each of them has raised scores without any knowledge of biology. A flag
 is a question to the author, not a verdict.
 """
 
@@ -17,24 +17,27 @@ EFFECT = (0.5, 2.0)
 SAME_RESPONSE = 0.95
 CONTROLS = 0.1
 LIBRARY = (0.5, 2.0)
+COPIES = 0.01
 
 
 @dataclass(frozen=True, kw_only=True)
 class Evidence:
-    """What the panel looks at; everything but the profiles may be None where it is not known.
+    """The evidence for the panel; everything except the profiles may be None if it is unknown.
 
     Attributes
     ----------
     real_pg, pred_pg
         (p, g) mean log profile of each perturbation.
     real_control_g, pred_control_g
-        (g,) mean log profile of the controls that each side brought along; None where the prediction's are not read.
+        (g,) mean log profile of the controls of each side; None if those of the prediction are not read.
     real_spread_p, pred_spread_p
         (p,) variance between the cells of a perturbation, summed over genes.
     real_significant_p, pred_significant_p
         (p,) number of significant genes.
+    real_copied, pred_copied
+        Fraction of cells that are copies of another cell with the same label.
     library_ratio
-        Median counts of a predicted cell over that of a true one (counts alone).
+        Ratio of the median counts of predicted and true cells (only for counts).
     """
 
     real_pg: np.ndarray
@@ -45,6 +48,8 @@ class Evidence:
     pred_spread_p: np.ndarray | None = None
     real_significant_p: np.ndarray | None = None
     pred_significant_p: np.ndarray | None = None
+    real_copied: float | None = None
+    pred_copied: float | None = None
     library_ratio: float | None = None
 
 
@@ -57,13 +62,13 @@ class Check:
     name
         Short name.
     value
-        What was measured.
+        The measured value.
     low, high
-        The range in which it is not remarkable.
+        The unremarkable range.
     flagged
-        Whether it lies outside.
+        Whether the value is outside that range.
     text
-        A sentence that says what it means.
+        A sentence that explains it.
     """
 
     name: str
@@ -77,7 +82,7 @@ class Check:
 def check_gaming(e: Evidence) -> list[Check]:
     """Return every check that the evidence allows, flagged or not.
 
-    The ratios are medians over perturbations, so that a few odd ones do not decide.
+    The ratios are medians over perturbations, so that a few outliers do not decide.
     """
     out = [
         *_check_spread(e),
@@ -85,6 +90,7 @@ def check_gaming(e: Evidence) -> list[Check]:
         _check_effects(e),
         *_check_same_response(e),
         *_check_controls(e),
+        *_check_copies(e),
         _check_double_log(e),
     ]
     if e.library_ratio is not None:
@@ -97,7 +103,7 @@ def check_gaming(e: Evidence) -> list[Check]:
                 r,
                 low,
                 high,
-                f"A predicted cell has {size}; the rank test feels the difference.",
+                f"A predicted cell has {size}, which affects the rank test.",
                 f"A predicted cell has {size}.",
             )
         )
@@ -124,13 +130,13 @@ def _check_spread(e: Evidence) -> list[Check]:
     return [
         _make(
             "cell-to-cell variance", r, low, high,
-            f"The cells of a predicted perturbation vary {word} than true ones do ({r:.2g} times): "
-            f"{'tests call far too many genes significant' if r < 1 else 'true effects drown in noise'}.",
-            f"The cells of a predicted perturbation vary as true ones do ({r:.2g} times).",
+            f"The cells of a predicted perturbation vary {word} than true ones ({r:.2g} times): "
+            f"{'tests call far too many genes significant' if r < 1 else 'noise hides true effects'}.",
+            f"The cells of a predicted perturbation vary like true ones ({r:.2g} times).",
         ),
         Check(
             name="collapsed to the mean", value=r, low=COLLAPSED, high=float("inf"), flagged=collapsed,
-            text="Every cell of a perturbation is (nearly) the same: the prediction is its own mean, copied."
+            text="All cells of a perturbation are (nearly) equal: the prediction consists of copies of its mean."
             if collapsed else "The cells of a perturbation differ from one another.",
         ),
     ]  # fmt: skip
@@ -141,8 +147,8 @@ def _check_significant(e: Evidence) -> list[Check]:
         return []
     r = _median_ratio(e.pred_significant_p + 1.0, e.real_significant_p + 1.0)
     low, high = SIGNIFICANT
-    said = f"{r:.2g} times as many genes significant as the truth does"
-    return [_make("significant genes", r, low, high, f"The prediction calls {said}; overlap scores follow the count.",
+    said = f"{r:.2g} times as many genes significant as the truth"
+    return [_make("significant genes", r, low, high, f"The prediction calls {said}, which changes overlap scores.",
                   f"The prediction calls {said}.")]  # fmt: skip
 
 
@@ -156,8 +162,8 @@ def _check_effects(e: Evidence) -> Check:
     r = _median_ratio(np.linalg.norm(pred, axis=1), np.linalg.norm(real, axis=1))
     low, high = EFFECT
     said = f"Predicted effects are {r:.2g} times as large as true ones"
-    why = "distances between perturbations grow with them" if r > 1 else "predicting little is the safe bet of an error"
-    return _make("effect size", r, low, high, f"{said}: {why}.", f"{said}.")
+    why = "this increases distances between perturbations" if r > 1 else "this lowers errors without any knowledge"
+    return _make("effect size", r, low, high, f"{said}; {why}.", f"{said}.")
 
 
 def _mean_cosine(effect_pg: np.ndarray) -> float:
@@ -177,7 +183,7 @@ def _check_same_response(e: Evidence) -> list[Check]:
         return []
     high = max(SAME_RESPONSE, truth + 0.02)
     said = f"mean cosine {r:.2f}; {truth:.2f} in the truth"
-    bad = f"The predicted effects of different perturbations are nearly the same ({said}): nothing tells them apart."
+    bad = f"The predicted effects of different perturbations are nearly the same ({said}): nothing distinguishes them."
     good = f"Predicted effects differ between perturbations ({said})."
     return [_make("one response for all", r, -1.0, high, bad, good)]
 
@@ -189,13 +195,22 @@ def _check_controls(e: Evidence) -> list[Check]:
     gap = float(np.linalg.norm(e.pred_control_g - e.real_control_g))
     r = gap / size if size > 0 else 0.0
     return [_make("own controls", r, 0.0, CONTROLS,
-                  f"The prediction's controls differ from the truth's by {r:.0%} of a typical effect; effects measured "
-                  "against them are not the truth's.",
-                  "The prediction's controls are the truth's.")]  # fmt: skip
+                  f"The controls of the prediction differ from those of the truth by {r:.0%} of a typical effect, so "
+                  "effects measured against them are not comparable.",
+                  "The controls of the prediction are those of the truth.")]  # fmt: skip
+
+
+def _check_copies(e: Evidence) -> list[Check]:
+    if e.pred_copied is None or e.real_copied is None:
+        return []
+    said = f"{e.pred_copied:.0%} of the predicted cells are copies of another one with the same label"
+    return [_make("copied cells", e.pred_copied, 0.0, e.real_copied + COPIES,
+                  f"{said}: the rank test treats each as an independent observation, and calls more genes significant.",
+                  f"{said}.")]  # fmt: skip
 
 
 def _check_double_log(e: Evidence) -> Check:
-    """Compare the mean profile with the truth's, and with log1p of the truth's."""
+    """Compare the mean profile with that of the truth, and with log1p of it."""
     real, pred = e.real_pg.mean(axis=0), e.pred_pg.mean(axis=0)
     plain = float(np.linalg.norm(pred - real))
     logged = float(np.linalg.norm(pred - np.log1p(np.maximum(real, 0))))
@@ -203,7 +218,7 @@ def _check_double_log(e: Evidence) -> Check:
     flagged = bool(r > 2 and plain > 0.05 * float(np.linalg.norm(real)))
     return Check(
         name="log1p taken twice", value=min(r, 1e6), low=0.0, high=2.0, flagged=flagged,
-        text=f"The predicted means lie {min(r, 1e6):.2g} times closer to log1p of the true means than to the means "
-        "themselves: log1p was probably taken twice." if flagged
-        else "The predicted means are on the truth's scale.",
+        text=f"The predicted means are {min(r, 1e6):.2g} times closer to log1p of the true means than to the means "
+        "themselves, so log1p was probably applied twice." if flagged
+        else "The predicted means are on the scale of the truth.",
     )  # fmt: skip

@@ -1,6 +1,6 @@
-"""The challenges' rules for submissions, dated: what a container of each year must hold.
+"""The dated rules of the challenges for submissions: the required content of containers of each year.
 
-A rule that moved has one entry for each date from which it held; :func:`get_rules_2025` picks by the day.
+A rule that changed has one entry per start date; :func:`get_rules_2025` selects by the day.
 
 Sources: cell-eval 0.6.6 and 0.8.2 (2025), vcc-cli 0.3.0 and cell-eval2 0.20.0 (2026).
 """
@@ -13,7 +13,7 @@ from datetime import date
 
 @dataclass(frozen=True, kw_only=True)
 class Rules2025:
-    """What a 2025 ``.vcc`` must hold, from ``since`` on."""
+    """The requirements for a 2025 ``.vcc``, from ``since`` on."""
 
     version: str
     since: date
@@ -27,7 +27,7 @@ class Rules2025:
 
 @dataclass(frozen=True, kw_only=True)
 class Rules2026:
-    """What a 2026 ``.vcc`` must hold, and the caps that scoring enforces."""
+    """The requirements for a 2026 ``.vcc``, and the limits that scoring enforces."""
 
     version: str
     since: date
@@ -42,7 +42,6 @@ class Rules2026:
     schema: int = 1
     control: str = "non-targeting"
     members: tuple[str, ...] = ("meta.json", "pred.h5ad.zst")
-    zstd_level: int = 3
 
 
 RULES_2025 = (
@@ -65,7 +64,7 @@ RULES_2026 = Rules2026(
 
 
 def get_rules_2025(day: date | None = None) -> Rules2025:
-    """Return the rules that held on ``day`` (default: the last)."""
+    """Return the rules that applied on ``day`` (by default, the latest)."""
     if day is None:
         return RULES_2025[-1]
     held = [r for r in RULES_2025 if r.since <= day]

@@ -1,4 +1,4 @@
-"""Baselines and the slice's scores on effects whose truth is known."""
+"""Baselines and scores on effects whose truth is known."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from vcelltools.model.baselines import (
     restore_spread,
 )
 from vcelltools.model.metrics import Slice, evaluate_effects
-from vcelltools.pipelines.evaluate import choose_share
+from vcelltools.training.evaluate import choose_share
 
 P, C, G, F = 40, 3, 60, 6
 
 
 def make_effects(rng, noise=0.5, held=(), features=True):
-    """Effects of P perturbations in C contexts: linear in features, a shift a context shares, noise by cells."""
+    """Return effects of P perturbations in C contexts: linear in features, with a shared shift and noise by cells."""
     features_pf = rng.normal(size=(P, F))
     truth_pg = features_pf @ rng.normal(size=(F, G)) / np.sqrt(F)
     shift_cg = 0.5 * rng.normal(size=(C, G))
@@ -48,7 +48,7 @@ def test_a_run_never_predicts_itself(rng):
         after = cls(moved).predict(effects.pert_k[:1], effects.context_k[:1])
         if cls is PerturbationMean:
             np.testing.assert_allclose(after, before, atol=1e-9)
-        else:  # the noise estimate sees all runs; the prediction itself must not follow
+        else:  # the noise estimate uses all runs, but the prediction must not change
             assert np.abs(after - before).max() < 10.0
 
 
@@ -119,9 +119,9 @@ def test_one_context_alone_works(rng):
 
 
 def test_names():
-    with pytest.raises(UsageError, match="unknown"):
+    with pytest.raises(UsageError, match="not known"):
         fit_baseline("median", None)
-    with pytest.raises(UsageError, match="unknown"):
+    with pytest.raises(UsageError, match="not known"):
         fit_prior("median", None)
     effects, _ = make_effects(np.random.default_rng(0))
     assert not fit_prior("none", effects).predict(np.array([1]), np.array([1])).any()
@@ -155,7 +155,7 @@ def test_further_runs_of_the_context_are_rivals(rng):
     predicted = np.array([[0.8, 0.0], [0.0, 0.2]])
     rivals, where = np.array([[0.7, 0.0], [0.0, 0.3], [0.0, 0.2]]), np.array([0, 0, 1])
     s = evaluate_effects(predicted, measured, context, rival_rg=rivals, rival_context_r=where)
-    np.testing.assert_allclose(s.pds_k, [2 / 3, 2 / 3])  # of three others, one rival each lies nearer
+    np.testing.assert_allclose(s.pds_k, [2 / 3, 2 / 3])  # of three others, one rival each is nearer
     alone = evaluate_effects(predicted, measured, context)
     assert alone.pds_k.tolist() == [1.0, 1.0]
 
@@ -166,7 +166,7 @@ def test_own_gene_is_left_out_of_the_distance():
     predicted = truth.copy()
     own = np.array([0, 1])
     assert evaluate_effects(predicted, truth, np.zeros(2), None).pds == 1.0
-    # without its own gene, the zero rest of one is nearer to the truth than the other's knock-down
+    # without the targeted gene, the remaining zeros are nearer to the truth than the other's knock-down
     assert evaluate_effects(np.zeros((2, 3)), truth, np.zeros(2), own).pds == 1.0
 
 

@@ -1,4 +1,4 @@
-"""Checkpoints: what is written comes back to the bit; damage is found; another model is refused."""
+"""Checkpoints: bitwise round trips, detection of damage, and refusal of other models."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from vcelltools.errors import DataError, EnvironmentFault
-from vcelltools.io.atomic import atomic_file
+from vcelltools.io.write.atomic import atomic_file
 from vcelltools.model.checkpoint import Checkpointer, flatten, hash_params, read_manifest
 from vcelltools.model.network import make_config
 from vcelltools.model.step import StepConfig, init_state
@@ -49,11 +49,11 @@ def test_a_flipped_bit_falls_back_to_the_one_before(saved):
     fpath.write_bytes(raw)
     found = saved.load(make_state())
     assert found.step == 20
-    assert "step-00000030.safetensors: damaged" in found.skipped[0]
+    assert "step-00000030.safetensors is damaged" in found.skipped[0]
 
 
 def test_any_flipped_bit_of_a_manifest_is_noticed(saved):
-    """Or else what it says is as before: a space that became another white space."""
+    """Otherwise the manifest has the same content, for example if one white space replaced another."""
     fpath = saved.dpath / "step-00000030.json"
     whole = fpath.read_bytes()
     for at in range(len(whole)):
@@ -65,7 +65,7 @@ def test_any_flipped_bit_of_a_manifest_is_noticed(saved):
     fpath.write_bytes(whole.replace(b'"seed": 30', b'"seed": 31'))
     found = saved.load(make_state())
     assert found.step == 20
-    assert "step-00000030.json: damaged" in found.skipped[0]
+    assert "step-00000030.json is damaged" in found.skipped[0]
 
 
 @pytest.mark.parametrize("damage", ["truncate", "missing", "manifest"])
@@ -92,7 +92,7 @@ def test_an_empty_folder_has_none(tmp_path):
 
 
 def test_another_models_checkpoint_is_refused(saved):
-    with pytest.raises(DataError, match=r"cell/0/b is float32\[8\], the model has float32\[4\]"):
+    with pytest.raises(DataError, match=r"cell/0/b is float32\[8\], but the model has float32\[4\]"):
         saved.load(jax.eval_shape(lambda: make_state(hidden=4)))
 
 

@@ -1,4 +1,4 @@
-"""What is known of an effect, and how it is judged; the losses of effects."""
+"""The evidence for an effect, its weighting, and the losses of effects."""
 
 from __future__ import annotations
 
@@ -39,9 +39,9 @@ def test_evidence_is_read_by_run_and_context(tables):
     e = read_evidence({k: jnp.asarray(v) for k, v in tables.items()}, jnp.array([1, 2, 3]), jnp.array([0, 1, 1]))
     np.testing.assert_array_equal(e.prior, tables["prior"][1:])
     np.testing.assert_array_equal(e.control, tables["control"][[0, 1, 1]])
-    np.testing.assert_allclose(e.error[:, 0], [2 / 10, 2 / 5, 2.0])  # nothing measured: the error of one cell
+    np.testing.assert_allclose(e.error[:, 0], [2 / 10, 2 / 5, 2.0])  # not measured: the error of one cell
     np.testing.assert_array_equal(np.argwhere(np.asarray(e.own_gene)), [[0, 5], [2, 0]])
-    np.testing.assert_allclose(e.information[:, 0], [1e6, 2.5e5, 0.0])  # the ratio is cut at 1e4
+    np.testing.assert_allclose(e.information[:, 0], [1e6, 2.5e5, 0.0])  # the ratio is clipped at 1e4
 
 
 def test_tables_have_the_shapes_that_are_planned_for(tables):

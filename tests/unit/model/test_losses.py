@@ -1,4 +1,4 @@
-"""The losses against their definitions, written out pair by pair in float64."""
+"""The losses compared with their definitions, computed pair by pair in float64."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def naive_energy(x, y, unbiased):
 
 
 def broadcast_energy(x, y):
-    """The V-statistic with all differences in memory, for autodiff to take apart."""
+    """Return the V-statistic with all differences in memory, for automatic differentiation."""
 
     def mean_distance(a, b):
         square = jnp.sum((a[:, :, None, :] - b[:, None, :, :]) ** 2, axis=-1)

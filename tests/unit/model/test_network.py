@@ -1,4 +1,4 @@
-"""The network: where it starts, what it sees, what it refuses."""
+"""The network: its initial output, its inputs, and invalid ids."""
 
 from __future__ import annotations
 

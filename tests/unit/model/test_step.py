@@ -1,4 +1,4 @@
-"""The step: equal on any number of devices and by any feed; what a bad batch does; accumulation, EMA, schedule."""
+"""The training step: equal on any number of devices and any feed; invalid batches, accumulation, EMA, schedule."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def make_rows() -> np.ndarray:
 
 
 def make_batch(step: int, rows: np.ndarray | None = None, share: slice = slice(None)) -> dict[str, np.ndarray]:
-    """Row numbers, or with ``rows`` the cells themselves."""
+    """Return row numbers, or the cells themselves if ``rows`` is given."""
     r = np.random.default_rng(step)
     batch = {
         "control": r.integers(0, 200, (SETS, S), dtype=np.int32),
@@ -76,7 +76,7 @@ def test_eight_devices_equal_one(alone, how):
     losses, state = train(make_mesh(), how)
     np.testing.assert_allclose(losses, alone[0], atol=1e-6)
     for a, b in zip(jax.tree.leaves(state.params), jax.tree.leaves(alone[1].params), strict=True):
-        np.testing.assert_allclose(a, b, atol=1e-4)  # Adam divides rounding by the root of tiny squares
+        np.testing.assert_allclose(a, b, atol=1e-4)  # Adam divides rounding errors by the roots of tiny squares
 
 
 def test_two_processes_of_four_devices_equal_one(alone):
@@ -194,11 +194,11 @@ def test_the_feed_is_chosen_by_memory():
 
 
 def test_sets_must_divide_over_the_devices():
-    with pytest.raises(UsageError, match="12 sets a step do not divide over 8 devices"):
+    with pytest.raises(UsageError, match="12 sets per step do not divide evenly over 8 devices"):
         local_share(make_mesh(), 12)
 
 
-if __name__ == "__main__":  # one process of the two-process test
+if __name__ == "__main__":  # a process of the test with two processes
     jax.config.update("jax_num_cpu_devices", 4)
     from vcelltools.model.mesh import start_processes
 

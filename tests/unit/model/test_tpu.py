@@ -1,4 +1,4 @@
-"""The training step as the real TPU compiler makes it for v5e-16, without a TPU. Skips where libtpu is absent."""
+"""The training step, compiled by the TPU compiler for v5e-16 without a TPU; skipped without libtpu."""
 
 from __future__ import annotations
 
@@ -55,8 +55,67 @@ def test_the_step_for_v5e_16():
     assert plan["donated_bytes_per_chip"] >= plan["state_bytes_per_chip"]  # tiles are padded up, never down
     assert plan["temporary_bytes_per_chip"] < plan["store_bytes_per_chip"] / 10
     cells = 2 * 64 * 64 / 16
-    assert plan["flops_per_chip"] > 6 * 1e6 * cells / 2  # about six operations a parameter and control cell
+    assert plan["flops_per_chip"] > 6 * 1e6 * cells / 2  # about six operations per parameter and control cell
     assert 0 < plan["roofline_seconds"] < 1
+
+
+MIXTURE = """
+import json, sys
+import jax
+jax.config.update("jax_platforms", "cpu")
+from vcelltools.model.diffusion import make_diffusion_config
+from vcelltools.model.diffusion_plan import plan_diffusion
+topology, n_cells, fields = sys.argv[1], int(sys.argv[2]), json.loads(sys.argv[3])
+config = make_diffusion_config("moe-17b", **fields)
+print(json.dumps(plan_diffusion(config, topology=topology, n_cells=n_cells).to_json()))
+"""
+
+
+def compile_mixture(topology: str, n_cells: int, timeout: float, **fields) -> dict:
+    python = sys.executable if find_spec("libtpu") else peer_python("tpu")
+    env = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
+    env |= {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
+    command = [str(python), "-c", MIXTURE, topology, str(n_cells), json.dumps(fields)]
+    done = subprocess.run(command, env=env, cwd=ROOT, capture_output=True, text=True, timeout=timeout, check=False)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.mark.slow
+def test_a_narrow_mixture_of_experts_for_v5e_16():
+    """Return a narrow moe-17b with few layers, which compiles in seconds."""
+    plan = compile_mixture("v5e-16", 16, 300, genes=64, dim=128, heads=1, layers=1, pairs=1, perturbations=160)
+    assert plan["chips"] == 16 and plan["fits"]
+    d, layer = 128, 12 * 128**2 + 13 * 128
+    experts = 16 * (8 * d**2 + 5 * d)
+    rest = 160 * d + 160 * 32 + 32 * d + 65 * d + 64 * d + 2 * d + (d + 1) * 64 + 33 * d
+    assert plan["parameters"] == 2 * layer + experts + 16 * d + 2 * d + rest
+    assert plan["active_parameters"] < plan["parameters"] - experts * 14 // 16
+    # three numbers of four bytes per trained parameter, spread over the chips
+    assert plan["state_bytes_per_chip"] == pytest.approx((12 * plan["parameters"] - 8 * 160 * d) / 16, rel=0.25)
+    assert sum(plan["collectives"].values()) > 0 and "f32" in plan["gradient_reduce_dtype"]
+    assert plan["flops_per_chip"] > 6 * 2 * layer * 64, "a cell of 64 genes a chip, forward and backward"
+
+
+ASKED = os.environ.get("VCELLTOOLS_COMPILE_MOE")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not ASKED, reason="takes many minutes a topology: VCELLTOOLS_COMPILE_MOE=1 asks for it")
+@pytest.mark.parametrize(("topology", "fits"), [("v6e-16", True), ("v5e-64", True), ("v5e-16", False)])
+def test_the_large_mixture_of_experts(topology, fits):
+    chips = int(topology.split("-")[1])
+    plan = compile_mixture(topology, chips, 7200, genes=2000)
+    assert plan["parameters"] == 17_684_196_928 + 2000 * 3072 and plan["fits"] == fits
+
+
+def test_the_work_of_the_large_mixture_is_the_published_one():
+    """58 TFLOP per cell: six operations per active parameter and gene, and attention, plus capacity and remat."""
+    from vcelltools.model.diffusion import make_diffusion_config
+    from vcelltools.model.diffusion_plan import count_flops
+
+    found = count_flops(make_diffusion_config("moe-17b", genes=2000), 1) / 1e12
+    assert 58 * 4 / 3 < found < 58 * 4 / 3 * 1.25
 
 
 @pytest.mark.parametrize("name", ["v5e-16", "v5litepod-16", "v5e:4x4", "V5E-16", "v5lite:4x4"])

@@ -1,0 +1,66 @@
+"""The LZF kernel and the Fletcher checksum against h5py's filters, and on damaged chunks."""
+
+from __future__ import annotations
+
+import os
+
+import h5py
+import numpy as np
+import pytest
+
+from vcelltools.errors import DataError
+from vcelltools.io.hdf5.arrays import Hdf5Array
+from vcelltools.kernels.lzf import lzf_unpack
+
+
+def pack(tmp_path, values: np.ndarray) -> np.ndarray | None:
+    """Return ``values`` packed by h5py, or None where it kept them as they are."""
+    with h5py.File(tmp_path / "f.h5", "w") as f:
+        d = f.create_dataset("x", data=values, chunks=values.shape, compression="lzf")
+        mask, raw = d.id.read_direct_chunk((0,))
+    return None if mask else np.frombuffer(raw, np.uint8)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_what_h5py_packs_is_unpacked(tmp_path, seed):
+    rng = np.random.default_rng(seed)
+    cases = [rng.poisson(0.5, 20_000).astype("f4"), np.zeros(50_000), rng.integers(0, 9, 777), np.arange(3000) % 7]
+    for values in cases:
+        packed = pack(tmp_path, values)
+        assert packed is not None
+        out = np.empty(values.nbytes, np.uint8)
+        assert lzf_unpack(packed, out) == values.nbytes
+        np.testing.assert_array_equal(out.view(values.dtype), values)
+
+
+def test_damaged_streams_never_leave_the_buffers(tmp_path):
+    packed = pack(tmp_path, np.random.default_rng(0).poisson(1.0, 2_000).astype("i4"))
+    rng = np.random.default_rng(1)
+    out = np.empty(8_000 + 64, np.uint8)
+    for _ in range(300):
+        bad = packed.copy()
+        bad[rng.integers(len(bad), size=3)] = rng.integers(256, size=3)
+        out[8_000:] = 77
+        n = lzf_unpack(bad[: int(rng.integers(1, len(bad) + 1))], out[:8_000])
+        assert -1 <= n <= 8_000
+        assert (out[8_000:] == 77).all()
+
+
+@pytest.mark.parametrize("options", [{}, {"compression": "gzip", "shuffle": True}, {"compression": "lzf"}])
+@pytest.mark.parametrize("dtype", ["u1", "i4", "f8"])
+def test_fletcher32_chunks_are_read_and_checked(tmp_path, dtype, options):
+    x = np.random.default_rng(0).integers(0, 200, 1000).astype(dtype)
+    path = tmp_path / "a.h5"
+    with h5py.File(path, "w") as f:
+        dset = f.create_dataset("a", data=x, chunks=(101,), fletcher32=True, **options)
+        at = dset.id.get_chunk_info(3).byte_offset
+    fd = os.open(path, os.O_RDWR)
+    try:
+        with h5py.File(path) as f:
+            np.testing.assert_array_equal(Hdf5Array(f, f["a"], fd).read(0, 1000, x.dtype, None), x)
+        byte = os.pread(fd, 1, at + 5)
+        os.pwrite(fd, bytes([byte[0] ^ 8]), at + 5)
+        with h5py.File(path) as f, pytest.raises(DataError, match="checksum"):
+            Hdf5Array(f, f["a"], fd).read(0, 1000, x.dtype, None)
+    finally:
+        os.close(fd)

@@ -1,0 +1,201 @@
+"""Perturbations in no store, combinations, contexts with only controls, the emitter and the modes of emission."""
+
+from __future__ import annotations
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+import pytest
+
+import vcelltools as vc
+from tests.conftest import run_cli
+from tests.smallstore import build_small_store
+from vcelltools.errors import UsageError
+from vcelltools.prediction.emission import draw_counts, estimate_dispersion, get_factors
+from vcelltools.prediction.emitter import Emitter, count_significant
+from vcelltools.prediction.shifted_cells import make_stats
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """Return a store, features of all genes, and runs of kernel-ridge and perturbation-mean."""
+    d = tmp_path_factory.mktemp("unseen")
+    store = build_small_store(d)
+    names = sorted(set(vc.open_store(store).runs["perturbation"]) - {"non-targeting"})
+    (d / "split.toml").write_text(f'[training]\nsim = "train"\n[heldout]\ntest = {names[:2]}\n')
+    for model in ("kernel-ridge", "perturbation-mean"):
+        vc.train(
+            d / model, stores=[store], split=d / "split.toml", features=d / "sim.features.parquet", model=model,
+        )  # fmt: skip
+    return d, store, names
+
+
+def predict(d, run, rows, out, **options):
+    pd.DataFrame(rows, columns=["target_gene", "n_cells"]).to_csv(d / "wanted.csv", index=False)
+    line = sorted(vc.open_store(d / "stores/sim").runs["cell_line"].unique())[0]
+    result = vc.predict(d / run, d / out, perturbations=d / "wanted.csv", lines=[line], force=True, **options)
+    return result, ad.read_h5ad(d / out)
+
+
+def get_effect(adata, name):
+    label = adata.obs["target_gene"].astype(str).to_numpy()
+    X = adata.X.toarray() if hasattr(adata.X, "toarray") else adata.X
+    return X[label == name].mean(axis=0) - X[label == "non-targeting"].mean(axis=0)
+
+
+def test_an_unseen_name_is_predicted_from_its_features(trained):
+    d, _, names = trained
+    genes = pd.read_parquet(d / "sim.features.parquet").index
+    other = [g for g in genes if g not in names][:2]
+    rows = [(other[0], 60), (other[1], 60), ("NOBODY", 60)]
+    result, adata = predict(d, "kernel-ridge", rows, "features.h5ad", basis_only=True)
+    evidence = dict(zip(adata.obs["target_gene"].astype(str), adata.obs["evidence"].astype(str), strict=True))
+    assert evidence == {
+        "non-targeting": "controls", other[0]: "features", other[1]: "features", "NOBODY": "mean effect",
+    }  # fmt: skip
+    said = "1 perturbation is in no store (NOBODY) and predicted by the mean effect"
+    assert any(said in w for w in result.warnings)
+    assert any("2 perturbations are in no store" in w and "features" in w for w in result.warnings)
+    a, b, c = (get_effect(adata, n) for n in (*other, "NOBODY"))
+    assert np.abs(a - b).max() > 1e-3 and np.abs(a - c).max() > 1e-3
+
+
+@pytest.mark.parametrize("join", ["+", "|"])
+def test_effects_of_a_combination_add(trained, join):
+    d, _, names = trained
+    pair = f"{names[3]}{join}{names[4]}"
+    rows = [(names[3], 80), (names[4], 80), (pair, 80)]
+    result, adata = predict(d, "perturbation-mean", rows, "sum.h5ad", basis_only=True, fit_emission=False)
+    assert any("the sum of the effects of the parts" in w for w in result.warnings)
+    one, two, both = (get_effect(adata, n) for n in (names[3], names[4], pair))
+    control = adata[adata.obs["target_gene"] == "non-targeting"].X.toarray().mean(axis=0)
+    free = (control + one + two > 0) & (control + one > 0) & (control + two > 0)  # a mean cannot fall below zero
+    np.testing.assert_allclose(both[free], (one + two)[free], atol=0.05)
+    assert np.corrcoef(both, one + two)[0, 1] > 0.98
+
+
+def test_a_context_of_controls_alone_is_predicted_packed_and_linted(tmp_path):
+    """Run the documented commands for 2026: measured screens, and one line with only controls."""
+    shared = {"genes": 300, "perturbations": 8, "inert": 0.0, "effect_seed": 1, "depth": 4000}
+    vc.simulate(tmp_path / "screen.h5ad", cells=1500, cell_lines=2, seed=1, **shared)
+    vc.simulate(tmp_path / "new.h5ad", cells=2400, cell_lines=3, first_cell_line=3, seed=2, control_share=0.4, **shared)
+    adata = ad.read_h5ad(tmp_path / "new.h5ad")
+    letters = {"line3": "A", "line4": "B", "line5": "C"}
+    adata.obs["cell_line"] = adata.obs["cell_line"].astype(str).map(letters)
+    names = sorted(set(adata.obs["target_gene"]) - {"non-targeting"})
+    adata[adata.obs["target_gene"] == "non-targeting"].copy().write_h5ad(tmp_path / "controls.h5ad")
+    (tmp_path / "basis.txt").write_text("\n".join(adata.var_names[:150]) + "\n")
+    (tmp_path / "genes.csv").write_text("gene_name\n" + "\n".join(adata.var_names) + "\n")
+    (tmp_path / "split.toml").write_text('[training]\nscreen = "train"\n[zeroshot]\n"screen.line2" = "test"\n')
+    table = pd.DataFrame([(n, 50, c) for c in "ABC" for n in [*names, "NOBODY"]])
+    table.columns = ["target_gene", "n_cells", "context"]
+    table.to_csv(tmp_path / "pert_counts.csv", index=False)
+    columns = ("--pert-col", "target_gene", "--control", "non-targeting", "--cell-line-col", "cell_line")
+    run = ("--run", "run", "--rules", 2026, "--genes", "genes.csv", "--perturbations", "pert_counts.csv")
+    for words in (
+        ("build-store", "screen.h5ad", "--basis", "basis.txt", *columns),
+        ("build-store", "controls.h5ad", "--basis", "basis.txt", *columns),
+        ("train", "--split", "split.toml", "--model", "transfer", "--out", "run"),
+        ("predict", *run, "--out", "pred.h5ad"),
+        ("prep", "pred.h5ad", "--rules", 2026, "--genes", "genes.csv", "--perturbations", "pert_counts.csv",
+         "--out", "pred.vcc"),
+        ("lint", "pred.vcc"),
+    ):  # fmt: skip
+        done = run_cli(*words, cwd=tmp_path)
+        assert done.code == 0, f"{words}\n{done.stderr}"
+    pred = ad.read_h5ad(tmp_path / "pred.h5ad")
+    assert set(pred.obs["target_gene"]) == {*names, "NOBODY"} and set(pred.obs["context"]) == set("ABC")
+    adata, pred = adata[adata.obs["cell_line"] == "A"], pred[pred.obs["context"] == "A"]
+    made = _log(pred.X.toarray())
+    zero = _log(adata[adata.obs["target_gene"] == "non-targeting"].X.toarray()).mean(axis=0)
+    hits = 0
+    for n in names:  # compares with the truth, so that the perturbation-specific part is tested
+        truth = {m: _log(adata[adata.obs["target_gene"] == m].X.toarray()).mean(axis=0) - zero for m in names}
+        mine = made[(pred.obs["target_gene"] == n).to_numpy()].mean(axis=0) - zero
+        order = sorted(names, key=lambda m: np.abs(truth[m] - mine)[:150].sum())
+        hits += order.index(n) < 2
+    assert hits >= len(names) // 2
+
+
+def _log(counts):
+    return np.log1p(1e4 * counts / counts.sum(axis=1, keepdims=True))
+
+
+def test_the_emitter_keeps_what_stands_out_and_nothing_of_nothing():
+    effect, variance = np.array([0.0, 0.05, -0.05, 1.0, -2.0]), np.full(5, 0.5)
+    error = np.sqrt(0.5 * (1 / 100 + 1 / 400))
+    got = Emitter(threshold=3.0, kept=0.5).apply(effect, variance, 100, 400)
+    np.testing.assert_allclose(got, [0, 0.5 * error, -0.5 * error, 1.0, -2.0])
+    np.testing.assert_array_equal(Emitter().apply(effect, variance, 100, 400), effect)
+
+
+def test_significant_genes_are_those_of_scipy():
+    from scipy.stats import mannwhitneyu
+
+    rng = np.random.default_rng(0)
+    a, b = rng.poisson(1.0, (60, 30)).astype(float), rng.poisson(1.0, (80, 30)).astype(float)
+    a[:, :4] += 2
+    p = np.array([mannwhitneyu(a[:, j], b[:, j], method="asymptotic").pvalue for j in range(30)])
+    order = np.sort(p) * 30 / np.arange(1, 31)
+    assert count_significant(a, b) == int((np.minimum.accumulate(order[::-1])[::-1] < 0.05).sum()) >= 4
+    assert count_significant(b[:40], b[40:]) == 0
+
+
+def test_predicted_cells_have_as_many_significant_genes_as_true_ones(trained):
+    d, path, names = trained
+    store = vc.open_store(path)
+    line = sorted(store.runs["cell_line"].unique())[0]
+    rows = [(n, 150) for n in names[2:]]
+    _, adata = predict(d, "perturbation-mean", rows, "emitted.h5ad", basis_only=True)
+    label = adata.obs["target_gene"].astype(str).to_numpy()
+    X, zero = adata.X.toarray(), None
+    zero = X[label == "non-targeting"]
+    made = sum(count_significant(X[label == n], zero) for n in names[2:])
+    runs = store.runs[store.runs["cell_line"] == line]
+
+    def read(some):
+        return np.concatenate([store.X[r.start : r.start + r.length] for r in some.itertuples()]).astype(float)
+
+    control = read(runs[runs["is_control"]])
+    true = sum(count_significant(read(runs[runs["perturbation"] == n]), control) for n in names[2:])
+    assert 0.5 <= made / true <= 2
+
+
+def test_counts_have_the_dispersion_and_the_mean_asked_for():
+    rng = np.random.default_rng(0)
+    library = rng.integers(2000, 8000, 4000).astype(float)
+    share, dispersion = np.array([1e-2, 1e-3, 1e-4, 0.0]), np.array([0.5, 0.2, 0.0, 0.0])
+    counts = draw_counts(share, dispersion, library, rng)
+    np.testing.assert_allclose(counts.mean(axis=0), library.mean() * share, rtol=0.1)
+    got = estimate_dispersion(counts.sum(axis=0), (counts.astype(float) ** 2).sum(axis=0), library)
+    np.testing.assert_allclose(got[:2], dispersion[:2], rtol=0.25)
+    stats = make_stats(np.array([300.0, 90.0, 0.0]), np.array([200, 60, 0]), 200, 1.0)
+    effect = np.array([-0.5, 0.2, 0.0])
+    factor = get_factors(stats, effect)
+    assert factor[0] < 1 < factor[1] and factor[2] == 1
+
+
+@pytest.mark.parametrize("emission", ["counts", "pseudobulk"])
+@pytest.mark.parametrize("rules", [None, 2026])
+def test_every_emission_moves_the_means_by_the_effect(trained, emission, rules):
+    d, _, names = trained
+    rows = [(names[3], 400), (names[4], 400)]
+    _, usual = predict(d, "perturbation-mean", rows, "usual.h5ad")
+    options = {"rules": rules, "emission": emission}
+    _, adata = predict(d, "perturbation-mean", rows, f"{emission}.h5ad", **options)
+    assert adata.uns["vcelltools"]["emission"] == emission
+    X = adata.X.toarray()
+    if rules == 2026:
+        assert (np.rint(X) == X).all()
+        X = _log(X)
+    zero = usual.X.toarray()[(usual.obs["target_gene"] == "non-targeting").to_numpy()].mean(axis=0)
+    want = get_effect(usual, names[3])
+    got = X[(adata.obs["target_gene"] == names[3]).to_numpy()].mean(axis=0) - zero
+    big = np.argsort(-np.abs(want))[:15]
+    assert np.corrcoef(got[big], want[big])[0, 1] > (0.9 if emission == "counts" else 0.6)
+
+
+def test_an_unknown_emission_is_refused(trained):
+    d, _, _ = trained
+    with pytest.raises(UsageError, match="emission"):
+        vc.predict(d / "kernel-ridge", d / "x.h5ad", emission="zz")

@@ -1,0 +1,405 @@
+"""Differential expression of every perturbation against the controls, by one of three streamed tests."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from vcelltools.differential.cell_labels import Cells, find_pooled, read_cells, read_contexts
+from vcelltools.differential.runners import RUNNERS, Task
+from vcelltools.errors import DataError, UsageError, check_number, spell
+from vcelltools.io import Dataset, open_dataset
+from vcelltools.io.results import Shown
+from vcelltools.io.write.atomic import atomic_file, check_output
+from vcelltools.kernels.pvalues import adjust_bh
+from vcelltools.runtime.progress import SILENT, Progress
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from anndata import AnnData
+
+TESTS = ("wilcoxon", "nb", "welch")
+REFERENCES = ("control", "rest")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeResult(Shown):
+    """The comparison of every perturbation with its reference; rows are perturbations and columns genes.
+
+    The reference are the controls of the same context by default.
+
+    Attributes
+    ----------
+    perturbations, genes
+        Names.
+    contexts
+        The context of each row, or None if all cells were pooled.
+    n_cells_p, n_controls_p
+        Numbers of cells of each perturbation and of its reference (the controls, or the other perturbations).
+    mean_pg, control_mean_pg
+        Mean counts per ten thousand. If log1p values do not have the same sum in every cell (because the file has only
+        some of the genes), their scale is unknown, and the means are in the units of the file.
+    log2fc_pg
+        log2((mean + ε) / (control mean + ε)).
+    statistic_pg
+        Mann-Whitney U of the perturbation (wilcoxon; z with strata), the difference between the count and its
+        expectation in standard deviations (nb), or Welch's t.
+    p_pg, fdr_pg
+        Two-sided p-values, and their Benjamini-Hochberg adjustment within each perturbation (NaN for excluded genes).
+    dispersion_pg
+        nb: dispersion per context, with variance = mean + dispersion · mean²; None otherwise.
+    effect_pg
+        welch: mean residuals of log1p values; None otherwise.
+    settings, notes
+        The settings of the computation, and notes for the user.
+    """
+
+    perturbations: list[str]
+    genes: np.ndarray
+    contexts: list[str] | None
+    n_cells_p: np.ndarray
+    n_controls_p: np.ndarray
+    mean_pg: np.ndarray
+    control_mean_pg: np.ndarray
+    log2fc_pg: np.ndarray
+    statistic_pg: np.ndarray
+    p_pg: np.ndarray
+    fdr_pg: np.ndarray
+    dispersion_pg: np.ndarray | None
+    settings: dict[str, Any]
+    notes: list[str] = field(default_factory=list)
+    effect_pg: np.ndarray | None = None
+
+    @property
+    def n_controls(self) -> int:
+        """Number of control cells in all contexts."""
+        contexts = self.contexts or [""] * len(self.n_controls_p)
+        return sum(dict(zip(contexts, self.n_controls_p.tolist(), strict=True)).values())
+
+    @property
+    def control_mean_g(self) -> np.ndarray:
+        """(g,) means of the controls, if there is one context."""
+        return self.control_mean_pg[0]
+
+    @property
+    def dispersion_g(self) -> np.ndarray | None:
+        """(g,) dispersions, if there is one context."""
+        return None if self.dispersion_pg is None else self.dispersion_pg[0]
+
+    def count_significant(self, fdr: float = 0.05) -> list[list[Any]]:
+        """Return the context (if there are any), the perturbation and the number of its significant genes, by row.
+
+        The rows are sorted by this number, largest first.
+        """
+        names = [self.perturbations] if self.contexts is None else [self.contexts, self.perturbations]
+        rows = zip(*names, (self.fdr_pg < fdr).sum(axis=1).tolist(), strict=True)
+        return sorted(map(list, rows), key=lambda row: -row[-1])
+
+    def significant(self, fdr: float = 0.05) -> dict[str, Any]:
+        """Return the number of genes with an adjusted p below ``fdr``, by perturbation (and by context, if any)."""
+        n = (self.fdr_pg < fdr).sum(axis=1).tolist()
+        if self.contexts is None:
+            return dict(zip(self.perturbations, n, strict=True))
+        out: dict[str, Any] = {}
+        for c, p, k in zip(self.contexts, self.perturbations, n, strict=True):
+            out.setdefault(c, {})[p] = k
+        return out
+
+    def _columns(self) -> dict[str, Any]:
+        n_p, n_g = self.p_pg.shape
+        keep = ~np.isnan(self.fdr_pg).ravel()
+
+        def of_rows(names: list[str]) -> tuple[list[str], np.ndarray]:
+            place = {v: i for i, v in enumerate(dict.fromkeys(names))}
+            return list(place), np.repeat(np.array([place[v] for v in names], np.int32), n_g)[keep]
+
+        return {
+            **({} if self.contexts is None else {"context": of_rows(self.contexts)}),
+            "perturbation": of_rows(self.perturbations),
+            "gene": ([str(g) for g in self.genes], np.tile(np.arange(n_g, dtype=np.int32), n_p)[keep]),
+            "n_cells": np.repeat(self.n_cells_p, n_g)[keep],
+            "n_controls": np.repeat(self.n_controls_p, n_g)[keep],
+            "mean": self.mean_pg.ravel()[keep],
+            "control_mean": self.control_mean_pg.ravel()[keep],
+            "log2_fold_change": self.log2fc_pg.ravel()[keep],
+            **({} if self.effect_pg is None else {"mean_residual": self.effect_pg.ravel()[keep]}),
+            "statistic": self.statistic_pg.ravel()[keep],
+            "p_value": self.p_pg.ravel()[keep],
+            "fdr": self.fdr_pg.ravel()[keep],
+        }
+
+    def to_frame(self) -> pd.DataFrame:
+        """Return the tidy table, with one row per perturbation and gene."""
+        import pandas as pd
+
+        out = {}
+        for name, v in self._columns().items():
+            out[name] = pd.Categorical.from_codes(v[1], categories=pd.Index(v[0])) if isinstance(v, tuple) else v
+        return pd.DataFrame(out)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the summary."""
+        return {
+            "n_perturbations": len(self.perturbations),
+            "n_genes": len(self.genes),
+            "n_controls": self.n_controls,
+            "significant": self.significant(),
+            "settings": self.settings,
+            "notes": self.notes,
+        }
+
+    def write(self, path: str | Path, *, force: bool = False) -> Path:
+        """Write the tidy table, as Parquet or CSV according to the file name."""
+        import pyarrow as pa
+
+        p = check_output(path, force=force)
+        check_name(p)
+        table = pa.table(
+            {
+                k: pa.DictionaryArray.from_arrays(pa.array(v[1]), pa.array(v[0])) if isinstance(v, tuple) else v
+                for k, v in self._columns().items()
+            }
+        )
+        with atomic_file(p, force=force) as tmp:
+            if p.suffix == ".csv":
+                from pyarrow import csv
+
+                plain = pa.table([c.cast(pa.string()) if pa.types.is_dictionary(c.type) else c for c in table.columns],
+                                 names=table.column_names)  # fmt: skip
+                csv.write_csv(plain, tmp)
+            else:
+                from pyarrow import parquet
+
+                parquet.write_table(table, tmp, compression="zstd")
+        return p
+
+
+def check_name(path: str | Path) -> None:
+    """Raise a :class:`UsageError` unless the file name ends in a format of :meth:`DeResult.write`."""
+    if Path(path).suffix not in (".parquet", ".csv"):
+        raise UsageError(f"{path} ends in neither .parquet nor .csv", hint=f"choose another {spell('out')}")
+
+
+def de(
+    source: str | os.PathLike | AnnData,
+    *,
+    test: str = "wilcoxon",
+    pert_col: str = "target_gene",
+    control: str = "non-targeting",
+    reference: str = "control",
+    context_col: str | None = None,
+    stratify: str | None = None,
+    covariates: Sequence[str] = (),
+    replicate_col: str | None = None,
+    keep: str | None = None,
+    epsilon: float = 1e-9,
+    min_cpm: float | None = None,
+    continuity: bool = True,
+    exact: bool = False,
+    modality: str | None = None,
+    layer: str | None = None,
+    threads: int | None = None,
+    progress: Progress = SILENT,
+) -> DeResult:
+    """Compare every perturbation with the controls, or with all other perturbed cells.
+
+    Parameters
+    ----------
+    source
+        A file or an AnnData: counts, or (wilcoxon) log1p-normalised values.
+    test
+        ``"wilcoxon"``: two-sided Mann-Whitney U on log1p of counts per ten thousand, with mid-ranks and tie correction.
+        ``"nb"``: a negative binomial test by the method of moments, which needs counts
+        (:func:`vcelltools.differential.negative_binomial.compare_counts`).
+        ``"welch"``: Welch's t-test of the mean residuals of log1p of counts per ten thousand
+        (:func:`vcelltools.differential.residuals.compare_residuals`).
+    reference
+        ``"control"``, or ``"rest"`` for all other perturbed cells (not with welch or covariates).
+    context_col
+        obs column of contexts, such as cell lines. Each context is compared with its own controls. By default all cells
+        are pooled, with a warning if a column distinguishes kinds of cells.
+    stratify
+        wilcoxon: obs column, for example of batches, within whose groups cells are compared. The statistics of the
+        groups are added with the weights of van Elteren 1960, without a continuity correction if several groups count.
+    covariates
+        obs columns of labels (donor, lane) to correct for. welch: each gene is regressed on them in the control cells,
+        and effects are mean residuals (Feng et al. 2026). nb with ``replicate_col``: a regression of the samples
+        (:mod:`vcelltools.differential.glm`).
+    replicate_col
+        nb: obs column of replicates. Their summed counts, and not cells, are then the unit of the test.
+    keep
+        Boolean obs column that selects the cells to use.
+    epsilon
+        Pseudocount added to both means of the fold change, in the units of ``mean_pg``.
+    min_cpm
+        Exclude genes with at most this pooled CPM in both groups before the p-value adjustment.
+    continuity, exact
+        wilcoxon: apply the continuity correction; compute exact p if a group has at most eight cells without ties.
+
+    Raises
+    ------
+    DataError
+        If a column or the control is missing, or values are invalid.
+    NotCountsError
+        If the values for nb are not counts.
+
+    Examples
+    --------
+    >>> import vcelltools as vc
+    >>> result = vc.de("atlas.h5ad", pert_col="target_gene", control="non-targeting")
+    >>> len(result.genes)
+    100
+    """
+    check_number("epsilon", epsilon, low=0)
+    check_number("min_cpm", min_cpm, low=0)
+    options: dict[str, Any] = {
+        "rest": reference == "rest", "continuity": continuity, "exact": exact, "strata": stratify,
+        "covariates": tuple(covariates), "replicates": replicate_col, "threads": threads, "progress": progress,
+    }  # fmt: skip
+    _check_options(test, reference, options)
+    with open_dataset(source, modality=modality, layer=layer) as dataset:
+        cells = read_cells(dataset, pert_col, control)
+        if keep is not None:
+            cells = _keep_cells(dataset, cells, keep, control, pert_col)
+        notes = list(dataset.notes)
+        parts = {"": cells}
+        if context_col is not None:
+            names, context_n = read_contexts(dataset, context_col)
+            parts = {name: cells.keep((context_n == i) & (cells.codes >= 0)) for i, name in enumerate(names)}
+            parts = {name: part for name, part in parts.items() if part.labels}
+        elif pooled := find_pooled(dataset, cells, control):
+            notes.append(pooled)
+        bare = [name for name, part in parts.items() if set(part.labels) <= {control}]
+        if len(bare) == len(parts):
+            said = f" selected by obs/{keep}" if keep is not None else ""
+            raise DataError(f"{dataset.label}: no cell{said} has a label in obs/{pert_col} other than {control!r}")
+        if bare:
+            notes.append(f"contexts without a perturbation were left out: {', '.join(bare)}")
+            parts = {name: part for name, part in parts.items() if name not in bare}
+        found = []
+        for name, part in parts.items():
+            where = f"{dataset.label}, context {name}" if name else dataset.label
+            part.need_control(control, f"{where}: no cell of obs/{pert_col}")
+            groups = RUNNERS[test](Task(dataset=dataset, cells=part, control=control, where=where, **options))
+            found.append(_compare(groups, part, control, epsilon, min_cpm, notes))
+        genes = dataset.var.index
+    if cells.n_missing:
+        notes.append(f"{cells.n_missing:,} cells without a label (or not selected) were left out")
+    rows = found[0] if len(found) == 1 else {k: np.concatenate([f[k] for f in found]) for k in found[0]}
+    contexts = None
+    if context_col is not None:
+        contexts = [name for name, f in zip(parts, found, strict=True) for _ in f["n_cells_p"]]
+    extra = {"context_col": context_col, "stratify": stratify, "replicate_col": replicate_col,
+             "covariates": list(covariates) or None}  # fmt: skip
+    return DeResult(
+        perturbations=rows.pop("perturbations").tolist(),
+        genes=genes,
+        contexts=contexts,
+        dispersion_pg=rows.pop("dispersion_pg", None),
+        effect_pg=rows.pop("effect_pg", None),
+        settings={
+            "test": test, "pert_col": pert_col, "control": control, "keep": keep,
+            "epsilon": epsilon, "min_cpm": min_cpm,
+            **({"continuity": continuity, "exact": exact} if test == "wilcoxon" else {}),
+            **({} if reference == "control" else {"reference": reference}),
+            **{k: v for k, v in extra.items() if v is not None},
+        },
+        notes=list(dict.fromkeys(notes)),
+        **rows,
+    )  # fmt: skip
+
+
+def _check_options(test: str, reference: str, options: dict[str, Any]) -> None:
+    """Raise a :class:`UsageError` for an unknown test or reference, or for options that have no effect."""
+    for name, value, known in (("test", test, TESTS), ("reference", reference, REFERENCES)):
+        if value not in known:
+            raise UsageError(f"{name} {value!r} is not known", hint=f"set {spell(name)} to one of: {', '.join(known)}")
+    used = {"reference": options["rest"], "stratify": options["strata"], "covariates": options["covariates"],
+            "replicate_col": options["replicates"], "exact": options["exact"]}  # fmt: skip
+    of_test = {"wilcoxon": {"reference", "stratify", "exact"}, "nb": {"reference", "covariates", "replicate_col"},
+               "welch": {"covariates"}}  # fmt: skip
+    for name in (k for k, v in used.items() if v and k not in of_test[test]):
+        raise UsageError(
+            f"{spell(name)} cannot be used with {spell('test', test)}", hint="remove one of the two", field=name
+        )
+    pairs = [("exact", "stratify"), ("exact", "reference"), ("covariates", "reference")]
+    for a, b in pairs:
+        if used[a] and used[b]:
+            raise UsageError(f"{spell(a)} cannot be used with {spell(b)}", hint="remove one of the two", field=a)
+    if test == "nb" and used["covariates"] and not used["replicate_col"]:
+        raise UsageError(
+            f"{spell('test', 'nb')} with {spell('covariates')} needs replicates",
+            hint=f"set {spell('replicate_col')} to the column of the replicates",
+        )
+
+
+def _compare(
+    found: dict[str, Any], cells: Cells, control: str, epsilon: float, min_cpm: float | None, notes: list[str]
+) -> dict[str, np.ndarray]:
+    """Return the rows of one context's perturbations from the results of a test."""
+    k = cells.labels.index(control)
+    perts = np.delete(np.arange(len(cells.labels)), k)
+    # groups that share no stratum with their reference are left out
+    perts = perts[~np.isnan(found["p_kg"][perts]).all(axis=1)]
+    mean, base = found["mean_kg"][perts], found["mean_kg"][k][None, :]
+    n_reference = np.full(len(perts), cells.size_k[k])
+    if "reference_mean_kg" in found:
+        base, n_reference = found["reference_mean_kg"][perts], found["reference_n_k"][perts]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        log2fc = np.log2((mean + epsilon) / (base + epsilon))
+    log2fc[np.isnan(log2fc)] = 0
+    p, kept = found["p_kg"][perts], None
+    if min_cpm is not None:
+        total = found["mean_kg"].sum(axis=1, keepdims=True)
+        cpm = found["mean_kg"] / np.where(total > 0, total, 1) * 1e6
+        total = base.sum(axis=1, keepdims=True)
+        kept = (cpm[perts] > min_cpm) | (base / np.where(total > 0, total, 1) * 1e6 > min_cpm)
+    notes += found["notes"]
+    out = {
+        "perturbations": np.array([cells.labels[i] for i in perts], dtype=object),
+        "n_cells_p": cells.size_k[perts],
+        "n_controls_p": n_reference,
+        "mean_pg": mean,
+        "control_mean_pg": np.broadcast_to(base, mean.shape),
+        "log2fc_pg": log2fc,
+        "statistic_pg": found["statistic_kg"][perts],
+        "p_pg": p,
+        "fdr_pg": adjust_kept(p, kept),
+    }
+    if "effect_kg" in found:
+        out["effect_pg"] = found["effect_kg"][perts]
+    if "dispersion_g" in found:
+        out["dispersion_pg"] = np.broadcast_to(found["dispersion_g"], mean.shape)
+    return out
+
+
+def adjust_kept(p_pg: np.ndarray, kept_pg: np.ndarray | None) -> np.ndarray:
+    """Return p-values adjusted within each row by Benjamini and Hochberg over the kept genes; NaN for the others."""
+    fdr = np.full_like(p_pg, np.nan)
+    if kept_pg is None:
+        fdr[...] = adjust_bh(p_pg)
+        return fdr
+    for row, p, kept in zip(fdr, p_pg, kept_pg, strict=True):
+        if kept.any():
+            row[kept] = adjust_bh(p[kept])
+    return fdr
+
+
+def _keep_cells(dataset: Dataset, cells: Cells, column_name: str, control: str, pert_col: str) -> Cells:
+    """Remove cells that are not selected, and labels that no selected cell has."""
+    column = dataset.obs.column(column_name)
+    if column.kind != "bool":
+        raise DataError(
+            f"{dataset.label}: obs/{column_name} is a {column.kind} column, but {spell('keep')} needs booleans"
+        )
+    assert column.values is not None
+    wanted = column.values.astype(bool) & (True if column.missing is None else ~column.missing)
+    kept = cells.keep(wanted)
+    if control not in kept.labels:
+        raise DataError(f"{dataset.label}: obs/{column_name} selects no cell with obs/{pert_col} = {control!r}")
+    return replace(kept, n_missing=int(np.count_nonzero(kept.codes < 0)))

@@ -1,0 +1,217 @@
+"""Determine the scale of a matrix, and transform its values to log1p of normalised counts.
+
+The rules are those of cell-eval: a matrix with any fractional part above 1e-3 is log1p-normalised. Any other matrix
+holds counts, which are scaled to the median library size of the file and log1p-transformed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from vcelltools.errors import DataError
+from vcelltools.io import CscMatrix, Dataset, DenseMatrix
+from vcelltools.io.chunks import Chunk, CscChunk, CsrChunk, DenseChunk
+from vcelltools.io.counts import find_log_base
+from vcelltools.io.faults import raise_fault
+from vcelltools.io.matrix import Matrix, Span
+from vcelltools.io.stream import plan_blocks, run_spans
+from vcelltools.kernels.scan import csc_row_sums, csr_row_sums, scan_values
+from vcelltools.runtime.progress import SILENT, Progress
+
+SCALES = "expression is counts or log1p of them"
+"""The message about a value that is neither."""
+FRACTION = 1e-3
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scale:
+    """The scale of the values of a matrix.
+
+    Attributes
+    ----------
+    kind
+        ``"log1p"`` or ``"counts"``.
+    library_n
+        (n,) float64 total of each cell in natural units, if it was needed.
+    log_base
+        Base of the logarithm of log1p values, which are converted to natural logarithms.
+    target_sum
+        The total that each cell was scaled to, as found in log1p values; None if there is no common total.
+    notes
+        Notes for the user.
+    """
+
+    kind: str
+    library_n: np.ndarray | None = None
+    log_base: float = math.e
+    target_sum: float | None = None
+    notes: tuple[str, ...] = ()
+
+    @property
+    def to_natural(self) -> float:
+        """Factor that converts log1p values to natural logarithms; exactly 1 if they already are."""
+        return 1.0 if self.log_base == math.e else math.log(self.log_base)
+
+    @property
+    def empty(self) -> bool:
+        """Whether no value is above zero, so that counts and log1p values are the same."""
+        return self.library_n is not None and not self.library_n.any()
+
+
+def find_scale(
+    dataset: Dataset,
+    *,
+    with_library: bool = False,
+    assume_natural: bool = False,
+    threads: int | None = None,
+    progress: Progress = SILENT,
+) -> Scale:
+    """Decide between counts and log1p values with as little reading as possible; counts also give library sizes.
+
+    Parameters
+    ----------
+    assume_natural
+        Treat log1p values as natural logarithms even if the file states another base, as cell-eval does.
+
+    Raises
+    ------
+    DataError
+        If a value is negative or not finite; the message names its cell and gene.
+    """
+    matrix = dataset.matrix
+    found = False
+
+    def look(_: object, chunk: Chunk, span: Span) -> None:
+        nonlocal found
+        fault, position, fraction = scan_values(chunk.values, FRACTION)
+        if fault:
+            raise_fault(fault, chunk, position, dataset, hint=SCALES)
+        found = found or bool(fraction)
+
+    # nearly every log1p file has a fractional part in its first few values
+    extent = matrix.shape[matrix.by_gene]
+    head = matrix.plan(max_values=4096, stop=min(extent, 64))[:1]
+    run_spans(matrix, head, lambda: None, look, threads=1)
+    library_n = None
+    if not found:
+        library_n = _sum_rows(dataset, None, look, threads, progress)
+    if not found:
+        return Scale(kind="counts", library_n=library_n)
+    base, target, notes = find_log_base(dataset)
+    if assume_natural:
+        if notes:
+            notes.append(
+                f"{dataset.label}: these rules treat log1p values as natural logarithms, so the base was ignored"
+            )
+        base = math.e
+    scale = Scale(kind="log1p", log_base=base, target_sum=target, notes=tuple(notes))
+    if not with_library:
+        return scale
+    return replace(scale, library_n=_sum_rows(dataset, scale.to_natural, look, threads, progress))
+
+
+def _sum_rows(
+    dataset: Dataset,
+    to_natural: float | None,
+    look: Callable[[object, Chunk, Span], None],
+    threads: int | None,
+    progress: Progress,
+) -> np.ndarray:
+    """Return (n,) totals of the cells, of the values or of expm1 of the values times ``to_natural``."""
+    matrix = dataset.matrix
+
+    def add(partial_n: np.ndarray, chunk: Chunk, span: Span) -> None:
+        look(None, chunk, span)
+        _add_row_sums(dataset, chunk, to_natural, partial_n)
+
+    alone = isinstance(matrix, CscMatrix)
+    library_n = np.zeros(matrix.shape[0])
+    states = run_spans(
+        matrix, plan_blocks(matrix), (lambda: np.zeros(matrix.shape[0])) if alone else (lambda: library_n), add,
+        threads=threads, progress=progress,
+    )  # fmt: skip
+    for s in states if alone else ():
+        library_n += s
+    return library_n
+
+
+def _add_row_sums(dataset: Dataset, chunk: Chunk, to_natural: float | None, library_n: np.ndarray) -> None:
+    natural = to_natural is not None
+    data = chunk.values
+    if to_natural not in (None, 1.0):
+        data = data.astype(np.float64) * to_natural
+    if isinstance(chunk, CsrChunk):
+        csr_row_sums(chunk.indptr, data, natural, library_n[chunk.start : chunk.start + chunk.n_rows])
+    elif isinstance(chunk, CscChunk):
+        fault, position = csc_row_sums(chunk.indices, data, natural, library_n)
+        if fault:
+            raise_fault(fault, chunk, position, dataset)
+    else:
+        assert isinstance(chunk, DenseChunk)
+        block = data.reshape(chunk.block.shape).astype(np.float64)
+        rows = slice(chunk.row_start, chunk.row_start + len(block))
+        library_n[rows] += (np.expm1(block) if natural else block).sum(axis=1)
+
+
+Transform = Callable[[Chunk], np.ndarray]
+
+
+def make_transform(
+    matrix: Matrix, scale: Scale, *, raw: bool = False, cp10k: bool = False, wide: bool = False
+) -> Transform:
+    """Return the function that transforms the values of a chunk to the compared scale.
+
+    Parameters
+    ----------
+    raw
+        Do not transform counts.
+    cp10k
+        Transform both counts and log1p values to log1p of counts per ten thousand. Counts are first divided by the
+        total of the cell, so that equal shares give equal numbers in any precision.
+    wide
+        Compute in float64.
+
+    Notes
+    -----
+    Counts follow scanpy's ``normalize_total`` and ``log1p`` step by step in the precision of the matrix (float32 for
+    integers). Equal values must stay equal, because ties decide ranks. scanpy's median excludes empty cells of a dense
+    matrix and includes those of a sparse one.
+    """
+    kind = np.dtype(np.float64 if wide or matrix.chunk_dtype == np.float64 else np.float32)
+    to_natural = kind.type(scale.to_natural)
+    if raw or scale.empty or (scale.kind == "log1p" and not cp10k):
+        if to_natural != 1:
+            return lambda chunk: chunk.values * to_natural
+        if matrix.chunk_dtype.kind == "f":
+            return lambda chunk: chunk.values
+        return lambda chunk: chunk.values.astype(np.float64)
+    assert scale.library_n is not None
+    library_n = scale.library_n.astype(kind)
+    if cp10k:
+        factor_n = library_n
+    else:
+        used = library_n[library_n > 0] if isinstance(matrix, DenseMatrix) else library_n
+        median = np.median(used) if len(used) else kind.type(1)
+        if not median > 0:
+            raise DataError(
+                f"{matrix.where}: more than half of the cells are empty, so the median library size is zero",
+                hint="remove the empty cells, or pass log1p values",
+            )
+        factor_n = library_n / median
+    factor_n[factor_n == 0] = 1
+    undo = scale.kind == "log1p"
+
+    def transform(chunk: Chunk) -> np.ndarray:
+        values = chunk.values.astype(kind)  # a copy, because the buffer of the chunk is reused
+        if undo:
+            np.expm1(values * to_natural if to_natural != 1 else values, out=values)
+        values /= chunk.spread(factor_n)
+        if cp10k:
+            values *= kind.type(1e4)
+        return np.log1p(values, out=values)
+
+    return transform

@@ -1,0 +1,75 @@
+"""Check the size of the text in a string column before it is read.
+
+HDF5 stores a string of variable length as a reference of 16 bytes (length, heap address, number) into a heap, and
+any number of references may point to one long text, so a file of a few megabytes can unpack to terabytes.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import h5py
+import numpy as np
+
+from vcelltools.errors import DataError
+from vcelltools.io.hdf5.arrays import RAW_FILTERS, RawChunks
+from vcelltools.io.hdf5.limits import get_filters
+
+FREE_BYTES = 256 << 20
+MAX_RATIO = 20
+_REFERENCE = np.dtype("V16")
+_PIECE = 1 << 16
+
+
+def check_text(file: h5py.File, dset: h5py.Dataset) -> None:
+    """Raise if strings unpack to more than ``FREE_BYTES`` and more than ``MAX_RATIO`` times the size of the file.
+
+    Raises
+    ------
+    DataError
+        The message names the dataset and the bytes that its strings would take.
+    """
+    n, size = int(dset.size), int(file.id.get_filesize())
+    if n * size <= FREE_BYTES:  # even if every string were as long as the file
+        return
+    limit = max(FREE_BYTES, MAX_RATIO * size)
+    total = 0
+    for n_bytes in _iterate_bytes(file, dset, size):
+        total += n_bytes
+        if total > limit:
+            raise DataError(
+                f"{file.filename}: {dset.name} unpacks to more than {limit:,} bytes of text "
+                f"from a file of {size:,} bytes, which is not plausible"
+            )
+
+
+def _iterate_bytes(file: h5py.File, dset: h5py.Dataset, size: int) -> Iterator[int]:
+    """Yield the bytes of text in consecutive pieces of the dataset."""
+    offset = None if dset.chunks else dset.id.get_offset()
+    raw = dset.chunks is not None and set(get_filters(dset)) <= RAW_FILTERS
+    if not (raw or offset is not None):
+        step = max(FREE_BYTES // size, 1) if size < FREE_BYTES // 64 else 4096
+        for a in range(0, dset.size, step):  # with unusual filters, read the strings themselves, a few at a time
+            yield sum(len(v) for v in dset[a : a + step])
+        return
+    fd = os.open(file.filename, os.O_RDONLY)
+    try:
+        if raw:
+            chunks = RawChunks(file, dset, fd, storage=_REFERENCE)
+            for k in range(len(chunks.offsets)):
+                yield _sum_lengths(chunks.unpack(k))
+            return
+        assert offset is not None
+        for a in range(0, dset.size, _PIECE):
+            n = min(_PIECE, dset.size - a)
+            piece = os.pread(fd, 16 * n, offset + 16 * a)
+            if len(piece) < 16 * n:
+                raise DataError(f"{file.filename}: {dset.name} reaches beyond the end of the file (truncated)")
+            yield _sum_lengths(np.frombuffer(piece, _REFERENCE))
+    finally:
+        os.close(fd)
+
+
+def _sum_lengths(references: np.ndarray) -> int:
+    return int(references.view("<u4").reshape(-1, 4)[:, 0].sum(dtype=np.int64))

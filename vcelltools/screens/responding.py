@@ -1,0 +1,442 @@
+"""Measure the knock-down, energy distance and responding cells of every perturbation in a file."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from vcelltools.differential.cell_labels import Cells, find_pooled, read_cells
+from vcelltools.differential.energy import test_energy
+from vcelltools.differential.expression import Scale, Transform, find_scale, make_transform
+from vcelltools.errors import DataError, UsageError, check_number
+from vcelltools.files.chosen_cells import ExtendedTable
+from vcelltools.files.convert import ConvertResult, copy_cells
+from vcelltools.genes.identity import NAME_COLUMNS
+from vcelltools.io import Column, Dataset, Matrix, open_dataset, select_columns
+from vcelltools.io.chunks import Chunk
+from vcelltools.io.faults import raise_fault
+from vcelltools.io.frame import write_frame
+from vcelltools.io.results import Shown
+from vcelltools.io.stream import map_spans, plan_blocks, run_spans
+from vcelltools.kernels.faults import Fault
+from vcelltools.runtime.progress import SILENT, Progress
+from vcelltools.runtime.threads import get_threads, one_blas_thread, share_work
+from vcelltools.screens.response import find_responding
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from anndata import AnnData
+
+RESPONSES = ("control", "responding", "escaping", "no signature", "not labelled")
+CONTROL, RESPONDING, ESCAPING, NO_SIGNATURE, NOT_LABELLED = range(len(RESPONSES))
+_MAX_BYTES = 1 << 30
+_MIN_CELLS = 10
+
+
+@dataclass(frozen=True, kw_only=True)
+class PerturbationResponse:
+    """The response to one perturbation.
+
+    Attributes
+    ----------
+    perturbation, n_cells
+        Label of the perturbation, and its number of cells.
+    knockdown_log2fc
+        log2 fold change of the target's mean counts per ten thousand; None if the target is not measured.
+    n_genes
+        Number of significant genes, which define its direction.
+    e_distance, p_value
+        The energy distance to the controls, and its permutation p-value.
+    n_responding, responding_share
+        Number of cells that responded, and their share.
+    """
+
+    perturbation: str
+    n_cells: int
+    knockdown_log2fc: float | None
+    n_genes: int
+    e_distance: float
+    p_value: float
+    n_responding: int
+    responding_share: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class RespondersResult(Shown):
+    """The response of every cell, and to every perturbation.
+
+    Attributes
+    ----------
+    source, pert_col, control
+        The source, its perturbation column and the control label.
+    cells
+        (n,) names of the cells.
+    codes, labels
+        (n,) position of each cell's perturbation among ``labels``; -1 without one.
+    response_n
+        (n,) int8 positions in ``RESPONSES``.
+    posterior_n, score_n
+        (n,) probability that the cell responded, and its score: 0 is the mean of the controls, 1 that of the responding
+        cells. NaN for controls and cells that were left out.
+    perturbations
+        One record per perturbation.
+    n_controls
+        Number of control cells in the comparison.
+    notes
+        Notes for the user.
+    """
+
+    source: str
+    pert_col: str
+    control: str
+    cells: np.ndarray
+    codes: np.ndarray
+    labels: tuple[str, ...]
+    response_n: np.ndarray
+    posterior_n: np.ndarray
+    score_n: np.ndarray
+    perturbations: list[PerturbationResponse]
+    n_controls: int
+    notes: list[str] = field(default_factory=list)
+
+    def get_columns(self) -> dict[str, Column]:
+        """Return the columns of the cells: response, response_posterior, response_score, control_or_responding."""
+        kept = (self.response_n == CONTROL) | (self.response_n == RESPONDING)
+        names = np.array(RESPONSES, dtype=object)
+        return {
+            "response": Column(name="response", codes=self.response_n.astype(np.int32), categories=names),
+            "response_posterior": Column(name="response_posterior", values=self.posterior_n),
+            "response_score": Column(name="response_score", values=self.score_n),
+            "control_or_responding": Column(name="control_or_responding", values=kept),
+        }
+
+    def to_frame(self) -> pd.DataFrame:
+        """Return one row per perturbation."""
+        import pandas as pd
+
+        return pd.DataFrame([vars(r) for r in self.perturbations]).set_index("perturbation")
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the summary."""
+        return {
+            "source": self.source, "pert_col": self.pert_col, "control": self.control, "n_cells": len(self.cells),
+            "n_controls": self.n_controls, "n_responding": int((self.response_n == RESPONDING).sum()),
+            "n_escaping": int((self.response_n == ESCAPING).sum()),
+            "perturbations": [dict(vars(r)) for r in self.perturbations], "notes": self.notes,
+        }  # fmt: skip
+
+    def write(self, out: str | os.PathLike, *, force: bool = False) -> Path:
+        """Write one row per cell with its response and that of its perturbation (.parquet, .feather or .csv)."""
+        import pyarrow as pa
+
+        of = {r.perturbation: i for i, r in enumerate(self.perturbations)}
+        at = np.array([*(of.get(v, -1) for v in self.labels), -1])[self.codes]
+        columns: dict[str, Any] = {"cell": pa.array(self.cells.astype(str))}
+        names = np.array([*self.labels, None], dtype=object)
+        columns["perturbation"] = pa.array(names[self.codes], pa.string())
+        columns["response"] = pa.array(np.array(RESPONSES, object)[self.response_n], pa.string())
+        columns["posterior"], columns["score"] = pa.array(self.posterior_n), pa.array(self.score_n)
+        for key in ("knockdown_log2fc", "e_distance", "p_value", "responding_share"):
+            each = [getattr(r, key) for r in self.perturbations]
+            values = np.array([*(np.nan if v is None else v for v in each), np.nan], np.float64)
+            columns[key] = pa.array(values[at])
+        return write_frame(out, columns, force=force)
+
+    def write_labelled(
+        self,
+        source: str | os.PathLike | AnnData,
+        out: str | os.PathLike,
+        *,
+        modality: str | None = None,
+        layer: str | None = None,
+        force: bool = False,
+        threads: int | None = None,
+        progress: Progress = SILENT,
+    ) -> ConvertResult:
+        """Write a new file with the response in obs; layers, obsm and uns are copied.
+
+        Raises
+        ------
+        DataError
+            If the cells of the file differ from those that were measured.
+        """
+        with open_dataset(source, modality=modality, layer=layer) as ds:
+            if not np.array_equal(ds.obs.index, self.cells):
+                raise DataError(f"the cells of {ds.label} differ from those whose response was measured")
+            packing = {"compression": None, "level": None, "force": force}
+            obs = ExtendedTable(ds.obs, self.get_columns())
+            return copy_cells(ds, out, [source], None, ["all"], {}, packing, threads, progress, obs=obs)
+
+
+def responders(
+    source: str | os.PathLike | AnnData,
+    *,
+    pert_col: str = "target_gene",
+    control: str = "non-targeting",
+    max_genes: int = 2000,
+    max_controls: int = 3000,
+    max_tested: int = 400,
+    permutations: int = 999,
+    seed: int = 0,
+    modality: str | None = None,
+    layer: str | None = None,
+    threads: int | None = None,
+    progress: Progress = SILENT,
+) -> RespondersResult:
+    """Measure the response of every perturbation and of each of its cells.
+
+    Parameters
+    ----------
+    source
+        A file or an AnnData of counts, or of log1p values.
+    max_genes
+        Number of most variable genes (in log1p CP10K) to use, in addition to the targets.
+    max_controls
+        Maximum number of control cells, drawn at random.
+    max_tested
+        Maximum number of cells per group in an energy distance, drawn at random.
+    permutations
+        Permutations for the p-value of each energy distance (:func:`vcelltools.differential.energy.test_energy`).
+    seed
+        Random seed of all draws.
+
+    Raises
+    ------
+    DataError
+        If the column or the control is missing, or there are fewer than ten controls.
+    UsageError
+        If a number is out of range.
+
+    Notes
+    -----
+    Responding cells are found by :func:`vcelltools.screens.response.find_responding`. Perturbations are divided into
+    batches whose cells fit in memory, and the file is read once per batch.
+
+    Examples
+    --------
+    >>> import vcelltools as vc
+    >>> result = vc.responders("atlas.h5ad", permutations=99)
+    >>> len(result.perturbations)
+    4
+    """
+    for name, value, low in (
+        ("max_genes", max_genes, 5), ("max_controls", max_controls, _MIN_CELLS), ("max_tested", max_tested, 2),
+        ("permutations", permutations, 0), ("seed", seed, 0),
+    ):  # fmt: skip
+        check_number(name, value, low=low)
+    with open_dataset(source, modality=modality, layer=layer) as ds:
+        cells = read_cells(ds, pert_col, control)
+        found = _Screen(ds, cells, control, max_genes, max_controls, seed, threads, progress)
+        notes = [*ds.notes, *found.scale.notes]
+        if pooled := find_pooled(ds, cells, control):
+            notes.append(pooled.partition(";")[0])
+        if cells.n_missing:
+            notes.append(f"{cells.n_missing:,} cells without a label were left out")
+        n = ds.n_cells
+        response = np.full(n, NOT_LABELLED, np.int8)
+        response[cells.codes == cells.labels.index(control)] = CONTROL
+        posterior, score = np.full(n, np.nan), np.full(n, np.nan)
+        records: list[PerturbationResponse] = []
+        for group in found.iterate_batches():
+            records += _measure(found, group, response, posterior, score, max_tested, permutations, seed, threads)
+        few = [r.perturbation for r in records if r.n_cells < _MIN_CELLS]
+        if few:
+            notes.append(f"{len(few):,} perturbations have fewer than {_MIN_CELLS} cells and are not classified")
+        return RespondersResult(
+            source=ds.label, pert_col=pert_col, control=control, cells=ds.obs.index, codes=cells.codes,
+            labels=cells.labels, response_n=response, posterior_n=posterior, score_n=score,
+            perturbations=sorted(records, key=lambda r: r.perturbation), n_controls=len(found.controls),
+            notes=list(dict.fromkeys(notes)),
+        )  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Batch:
+    """Perturbations whose cells are in memory: codes, rows of each, and (cells, genes) log1p values."""
+
+    codes: list[int]
+    rows: list[np.ndarray]
+    values: np.ndarray
+
+
+class _Screen:
+    """An open data set whose controls are in memory."""
+
+    def __init__(
+        self,
+        ds: Dataset,
+        cells: Cells,
+        control: str,
+        max_genes: int,
+        max_controls: int,
+        seed: int,
+        threads: int | None,
+        progress: Progress,
+    ) -> None:
+        self.ds, self.cells, self.threads, self.progress = ds, cells, threads, progress
+        progress.start("reading values", ds.matrix.stored_bytes, "bytes")
+        self.scale: Scale = find_scale(ds, threads=threads, progress=progress)
+        progress.finish()
+        counts = self.scale.kind == "counts"
+        self.transform: Transform = make_transform(ds.matrix, self.scale, cp10k=counts, wide=True)
+        code = cells.labels.index(control)
+        self.perturbations = [k for k in range(len(cells.labels)) if k != code and cells.size_k[k]]
+        if not self.perturbations:
+            raise UsageError(
+                "there is no perturbation other than the control", hint="set the column of the perturbations"
+            )
+        every = np.flatnonzero(cells.codes == code)
+        if len(every) < _MIN_CELLS:
+            raise DataError(f"{ds.label} has {len(every)} control cells, but at least {_MIN_CELLS} are needed")
+        self.target_of = _find_targets(ds, cells.labels)
+        self.genes = self._choose_genes(max_genes)
+        self.matrix: Matrix = ds.matrix if len(self.genes) == ds.n_genes else select_columns(ds.matrix, self.genes)
+        self.place = {int(g): i for i, g in enumerate(self.genes)}
+        rng = np.random.default_rng([seed, 0])
+        chosen = every if len(every) <= max_controls else np.sort(rng.choice(every, max_controls, replace=False))
+        self.controls = self._read(chosen, "reading controls")
+        self.control_mean_g = np.expm1(self.controls.astype(np.float64)).mean(axis=0)
+
+    def _check_indices(self, chunk: Chunk) -> None:
+        if (position := chunk.find_outside()) is not None:
+            raise_fault(Fault.BAD_INDEX, chunk, position, self.ds)
+
+    def _choose_genes(self, most: int) -> np.ndarray:
+        """Return the most variable genes and the targets, in the order of the file."""
+        g, n = self.ds.n_genes, self.ds.n_cells
+        if g <= most:
+            return np.arange(g)
+        m = self.ds.matrix
+
+        def add(chunk: Chunk, span: object) -> tuple[np.ndarray, np.ndarray]:
+            self._check_indices(chunk)
+            values, at = self.transform(chunk).reshape(-1), chunk.locate_values()[1]
+            return np.bincount(at, values, g), np.bincount(at, values * values, g)
+
+        total, square = np.zeros(g), np.zeros(g)
+        self.progress.start("choosing genes", m.stored_bytes, "bytes")
+        for a, b in map_spans(m, plan_blocks(m), add, threads=self.threads, progress=self.progress):
+            total += a
+            square += b
+        self.progress.finish()
+        variance = square / n - (total / n) ** 2
+        top = np.argsort(-variance, kind="stable")[:most]
+        return np.unique(np.concatenate([top, [t for t in self.target_of if t >= 0]]).astype(np.int64))
+
+    def _read(self, rows: np.ndarray, phase: str) -> np.ndarray:
+        """Return (len(rows), genes) float32 log1p values."""
+        m, width = self.matrix, len(self.genes)
+        out = np.zeros((len(rows), width), np.float32)
+        flat = out.reshape(-1)
+        place = np.full(m.shape[0], -1, np.int64)
+        place[rows] = np.arange(len(rows))
+
+        def visit(_: None, chunk: Chunk, span: object) -> None:
+            self._check_indices(chunk)
+            cells, genes = chunk.locate_values()
+            at = place[cells]
+            used = at >= 0
+            values = self.transform(chunk).reshape(-1)[used].astype(np.float32, copy=False)
+            np.add.at(flat, at[used] * width + genes[used], values)  # duplicate entries are summed
+
+        self.progress.start(phase, m.stored_bytes, "bytes")
+        run_spans(m, m.plan(), lambda: None, visit, threads=self.threads, progress=self.progress)
+        self.progress.finish()
+        return out
+
+    def iterate_batches(self) -> Iterator[_Batch]:
+        """Yield batches of perturbations whose cells fit in memory together."""
+        room = max(1, _MAX_BYTES // (4 * len(self.genes)))
+        size = self.cells.size_k
+        order = np.argsort(self.cells.codes, kind="stable")
+        ends = np.searchsorted(self.cells.codes[order], np.arange(len(self.cells.labels) + 1))
+        part: list[int] = []
+        for k in [*self.perturbations, -1]:
+            if part and (k < 0 or size[part].sum() + size[k] > room):
+                rows = [order[ends[i] : ends[i + 1]] for i in part]
+                yield _Batch(codes=part, rows=rows, values=self._read(np.concatenate(rows), "reading cells"))
+                part = []
+            part.append(k)
+
+
+def _find_targets(ds: Dataset, labels: tuple[str, ...]) -> list[int]:
+    """Return the position of each label's gene, by names and symbols; -1 if there is none or several."""
+    place: dict[str, int] = {}
+    columns = [ds.var.index, *(ds.var.column(c).labels() for c in NAME_COLUMNS if c in ds.var.columns)]
+    for names in columns:
+        for i, v in enumerate(names.tolist()):
+            if v is not None and place.setdefault(v, i) != i:
+                place[v] = -1
+    return [place.get(v, -1) for v in labels]
+
+
+def _measure(
+    screen: _Screen,
+    batch: _Batch,
+    response: np.ndarray,
+    posterior: np.ndarray,
+    score: np.ndarray,
+    max_tested: int,
+    permutations: int,
+    seed: int,
+    threads: int | None,
+) -> list[PerturbationResponse]:
+    """Measure the perturbations of a batch in threads, and store the responses of their cells."""
+    starts = np.concatenate([[0], np.cumsum([len(r) for r in batch.rows])])
+    records: list[PerturbationResponse | None] = [None] * len(batch.codes)
+    c = screen.controls
+
+    def draw(x: np.ndarray, *key: int) -> np.ndarray:
+        if len(x) <= max_tested:
+            return x
+        return x[np.sort(np.random.default_rng([seed, *key]).choice(len(x), max_tested, replace=False))]
+
+    few_controls = draw(c, 1)
+
+    def work(i: int) -> None:
+        k, rows, x = batch.codes[i], batch.rows[i], batch.values[starts[i] : starts[i + 1]]
+        e, p = test_energy(draw(x, 2, k), few_controls, permutations=permutations, seed=[seed, 3, k])
+        n_genes, n_responding = 0, 0
+        response[rows] = NO_SIGNATURE
+        posterior[rows] = 0.0
+        if len(rows) >= _MIN_CELLS:
+            found = find_responding(x, c)
+            n_genes, n_responding = found.n_genes, int(found.responds_n.sum())
+            posterior[rows], score[rows] = found.posterior_n, found.score_n
+            if found.posterior_n.any():
+                response[rows] = np.where(found.responds_n, RESPONDING, ESCAPING)
+        records[i] = PerturbationResponse(
+            perturbation=screen.cells.labels[k],
+            n_cells=len(rows),
+            knockdown_log2fc=_measure_knockdown(screen, x, screen.target_of[k]),
+            n_genes=n_genes,
+            e_distance=e,
+            p_value=p,
+            n_responding=n_responding,
+            responding_share=n_responding / len(rows),
+        )
+
+    screen.progress.start("comparing perturbations", len(batch.codes), "perturbations")
+
+    def counted(i: int) -> None:
+        work(i)
+        screen.progress.advance(1)
+
+    with one_blas_thread():
+        share_work(range(len(batch.codes)), [counted] * get_threads(threads))
+    screen.progress.finish()
+    return [r for r in records if r is not None]
+
+
+def _measure_knockdown(screen: _Screen, x: np.ndarray, gene: int) -> float | None:
+    """Return the log2 ratio of the target's means; None if it is not measured or not expressed in controls."""
+    at = screen.place.get(gene, -1)
+    if at < 0 or not screen.control_mean_g[at] > 0:
+        return None
+    mean = float(np.expm1(x[:, at].astype(np.float64)).mean())
+    return float(np.log2((mean + 1e-9) / (screen.control_mean_g[at] + 1e-9)))
