@@ -37,7 +37,7 @@ lint: setup
 	$(BIN)/mypy
 
 test: lint tpu
-	$(BIN)/python -m pytest -n 2 --dist loadfile -p no:benchmark
+	$(BIN)/python -m pytest -n 2 --dist loadfile --max-worker-restart 0 -p no:benchmark
 
 docs: setup
 	$(BIN)/mkdocs build --strict --quiet

@@ -10,7 +10,7 @@ import logging
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 from vcelltools.errors import EnvironmentFault, InterruptedRun
@@ -84,18 +84,47 @@ def _connect(address: str) -> Client:
     """
     from distributed import Client
 
+    class ClosedByHand(Client):
+        """A client that no finalizer closes.
+
+        Closing takes a lock of the class. The garbage collector may run while that lock is held, and Dask would
+        then wait for itself forever. So a client that did not connect is closed at once.
+        """
+
+        def __init__(self) -> None:
+            try:
+                super().__init__(address, timeout=_CONNECT_SECONDS)
+            except BaseException:
+                with suppress(Exception):  # the first error says what is wrong
+                    self.close()
+                    self._loop_runner.stop()  # Dask leaves the thread of a client that failed
+                raise
+
+        def __del__(self) -> None:
+            pass
+
     done: list[Any] = []
+    lock = threading.Lock()
 
     def connect() -> None:
         try:
-            done.append(Client(address, timeout=_CONNECT_SECONDS))
+            client: Any = ClosedByHand()
         except BaseException as e:
-            done.append(e)
+            client = e
+        with lock:
+            if not done:
+                done.append(client)
+                return
+        if isinstance(client, Client):  # it came too late
+            client.close()
 
     thread = threading.Thread(target=connect, daemon=True)
     thread.start()
     thread.join(_CONNECT_SECONDS + 2)
-    found = done[0] if done else TimeoutError(f"no answer within {_CONNECT_SECONDS:.0f} s")
+    with lock:
+        if not done:
+            done.append(TimeoutError(f"no answer within {_CONNECT_SECONDS:.0f} s"))
+    found = done[0]
     if isinstance(found, BaseException):
         why = "another service listens there, or it is not an address such as tcp://HOST:8786"
         if isinstance(found, OSError):  # a TimeoutError is one

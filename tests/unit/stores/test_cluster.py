@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import signal
 import socket
@@ -223,8 +224,25 @@ def test_a_lost_scheduler_and_no_worker_are_said(tmp_path, monkeypatch):
             vc.hvg(path, top=5, dask=address)
 
 
+def check_that_nothing_is_left(threads):
+    """A finalizer that waits for the lock of Dask's loops would block the thread that holds it."""
+    from distributed.utils import LoopRunner
+
+    collector = threading.Thread(target=gc.collect, daemon=True)
+    with LoopRunner._lock:
+        collector.start()
+        collector.join(60)
+        assert not collector.is_alive()
+    for _ in range(100):
+        if threading.active_count() <= threads:
+            break
+        time.sleep(0.1)
+    assert threading.active_count() <= threads, [t.name for t in threading.enumerate()]
+
+
 ANSWERS = {
-    "nothing": None,
+    "silence": None,
+    "a refusal": None,
     "goodbye": b"",
     "http": b"HTTP/1.1 400 Bad Request\r\n\r\n",
     "zeros": bytes(64),
@@ -238,6 +256,7 @@ def test_a_listener_that_is_not_dask(answer, monkeypatch):
 
     monkeypatch.setattr(cluster, "_CONNECT_SECONDS", 2.0)
     stop = threading.Event()
+    threads = threading.active_count()
 
     def serve():
         while not stop.is_set():
@@ -250,20 +269,26 @@ def test_a_listener_that_is_not_dask(answer, monkeypatch):
                         c.sendall(ANSWERS[answer])
 
     with socket.create_server(("127.0.0.1", 0)) as s:
-        s.settimeout(0.2)
+        address = f"tcp://127.0.0.1:{s.getsockname()[1]}"
+        if answer == "a refusal":
+            s.close()
+            stop.set()
+        else:
+            s.settimeout(0.2)
         thread = threading.Thread(target=serve)
         thread.start()
         began = time.monotonic()
         try:
             with (
                 pytest.raises(EnvironmentFault, match="no Dask scheduler answers at"),
-                cluster.open_cluster(f"tcp://127.0.0.1:{s.getsockname()[1]}"),
+                cluster.open_cluster(address),
             ):
                 pass
         finally:
             stop.set()
             thread.join()
     assert time.monotonic() - began < 10
+    check_that_nothing_is_left(threads)
 
 
 def test_from_the_command_line(tmp_path, cli):
