@@ -25,10 +25,11 @@ class Notes(list):
         self.trained = []
 
     def start(self, phase, total, unit):
+        self.phase = phase
         self.trained += [[total, 0]] if phase == "train" else []
 
     def advance(self, n):
-        if self.trained:
+        if self.phase == "train":
             self.trained[-1][1] += n
 
     def note(self, text):
@@ -90,7 +91,7 @@ def test_a_run_records_the_chosen_number_and_resumes_with_it(settings, short, mo
     notes.clear()
     summary = train(chosen, progress=notes).summary
     assert summary["config"]["steps"] == steps
-    assert notes.trained == [[steps, 5], [steps - 5, steps - 5]], "every step is reported once"
+    assert notes.trained == [[steps, 5], [steps - 5, summary["steps"] - 5]], "every step is reported once"
     assert any("continuing after step 5" in n for n in notes) and not any("training takes" in n for n in notes)
 
 
