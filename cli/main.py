@@ -35,7 +35,7 @@ For the help of a command: vcelltools COMMAND --help.
 
 
 def make_app(name: str | None = None) -> typer.Typer:
-    """Return the command line with only what the first word asks for, or with all commands: building all takes 80 ms."""
+    """Return the command line with what the first word needs, or with everything: building all takes 80 ms."""
     import typer
 
     from vcelltools.cli.help import Command
