@@ -16,9 +16,9 @@ def find_free(name: str) -> Path:
 
 def find_building(genes: Path, sources: Iterable[str | None]) -> tuple[object, ...]:
     """Return the command that builds stores of these genes, or the one that writes the configuration first."""
-    from vcelltools.config import CONFIG_NAME, load_config
+    if Path("vcelltools.toml").exists():
+        from vcelltools.config import load_config  # loading the parser takes longer than looking for the file
 
-    if Path(CONFIG_NAME).exists():
         config, base = load_config()
         if not config.datasets:
             return ()

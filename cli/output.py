@@ -11,7 +11,7 @@ from itertools import zip_longest
 from typing import Any
 
 from vcelltools.names import show
-from vcelltools.runtime.progress import SILENT, Progress
+from vcelltools.runtime.progress import SILENT, Pace, Progress
 
 _PLAIN_SECONDS = 5.0
 _SCALES = {"bytes": (1e9, "GB"), "cells": (1e3, "k cells"), "non-zeros": (1e6, "M non-zeros")}
@@ -147,8 +147,8 @@ class _PlainProgress:
         self._reset("", 0, "")
 
     def _reset(self, phase: str, total: float, unit: str) -> None:
-        self._phase, self._total, self._unit, self._done = phase, total, unit, 0.0
-        self._began = self._said = time.monotonic()
+        self._phase, self._total, self._unit, self._pace = phase, total, unit, Pace()
+        self._said = time.monotonic()
 
     def start(self, phase: str, total: float, unit: str) -> None:
         with self._lock:
@@ -156,20 +156,19 @@ class _PlainProgress:
 
     def advance(self, n: float) -> None:
         with self._lock:
-            self._done += n
             now = time.monotonic()
+            self._pace.report(n, at=now)
             if now - self._said < _PLAIN_SECONDS:
                 return
             self._said = now
             by, name = _scale(self._unit)
-            rate = self._done / (now - self._began)
-            left = (self._total - self._done) / rate if rate else 0.0
+            done, rate = self._pace.done, self._pace.measure(at=now)
             digits = 0 if by == 1.0 else 1  # steps and files are integers
-            line = (
-                f"{self._phase}: {self._done / by:,.{digits}f} of {self._total / by:,.{digits}f} {name}, "
-                f"{rate / by:,.2f} {name}/s, {max(left, 0):,.0f} s left\n"
-            )
-        sys.stderr.write(line)
+            line = f"{self._phase}: {done / by:,.{digits}f} of {self._total / by:,.{digits}f} {name}"
+            if rate is not None:
+                left = max(self._total - done, 0) / rate
+                line += f", {rate / by:,.2f} {name}/s, {left:,.0f} s left"
+        sys.stderr.write(f"{line}\n")
         sys.stderr.flush()
 
     def note(self, text: str) -> None:
@@ -205,15 +204,17 @@ class _BarProgress:
             console=self._console,
             transient=True,
         )
-        self._name, self._began, self._done = name, time.monotonic(), 0.0
+        self._name, self._pace = name, Pace()
         self._bar.start()
         self._task = self._bar.add_task(show(phase), total=max(total, 1e-9) / self._by, rate="")
 
     def advance(self, n: float) -> None:
         if self._bar is not None:
-            self._done += n
-            rate = self._done / self._by / max(time.monotonic() - self._began, 1e-9)
-            self._bar.update(self._task, advance=n / self._by, rate=f"{rate:,.2f} {self._name}/s")
+            now = time.monotonic()
+            self._pace.report(n, at=now)
+            rate = self._pace.measure(at=now)
+            said = "" if rate is None else f"{rate / self._by:,.2f} {self._name}/s"
+            self._bar.update(self._task, advance=n / self._by, rate=said)
 
     def note(self, text: str) -> None:
         self._console.print(show(text), soft_wrap=True)

@@ -48,7 +48,13 @@ def train(
     size: Annotated[
         str | None, Opt(help="Model size: tiny, rn, base or large; for diffusion: tiny, mini or moe-17b [default: rn].")
     ] = None,
-    steps: Annotated[int | None, Opt(min=1, help="Number of optimiser steps [default: 5000].")] = None,
+    steps: Annotated[
+        int | None,
+        Opt(
+            min=1,
+            help="Number of optimiser steps [default: each training cell is drawn 10 times, in 500 to 5,000 steps].",
+        ),
+    ] = None,
     sets: Annotated[int | None, Opt(min=1, help="Number of sets per global batch [default: 32].")] = None,
     set_size: Annotated[int | None, Opt(min=2, help="Number of cells per set [default: 64].")] = None,
     seed: Annotated[int | None, Opt(min=0, help="Random seed [default: 0].")] = None,

@@ -55,11 +55,14 @@ def test_stated_defaults_are_true(helps):
     """Options whose defaults lie in the configuration say them by hand."""
     from vcelltools.config import BasisConfig, DatasetConfig, StoreConfig
     from vcelltools.io.write import h5ad
+    from vcelltools.training.length import LONGEST, PASSES, SHORTEST
     from vcelltools.training.settings import TrainSettings
 
     train, basis = TrainSettings(), BasisConfig()
     wanted = [("train", f"--{k.replace('_', '-')}", getattr(train, k)) for k in
-              ("out", "model", "size", "steps", "sets", "set_size", "seed", "learning_rate")]  # fmt: skip
+              ("out", "model", "size", "sets", "set_size", "seed", "learning_rate")]  # fmt: skip
+    rule = f"each training cell is drawn {PASSES} times, in {SHORTEST} to {LONGEST:,} steps"
+    wanted += [("train", "--steps", rule)]
     wanted += [("basis", "--top", basis.top), ("basis", "--out", basis.path), ("basis", "--rule", basis.rule)]
     wanted += [("build-store", "--out", StoreConfig().path), ("build-store", "--basis", basis.path)]
     wanted += [("build-store", "--min-cells", 1), ("build-store", "--sums", "auto")]

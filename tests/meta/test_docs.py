@@ -19,7 +19,8 @@ from tests.conftest import ROOT, run_cli
 
 README, DOCS = ROOT / "README.md", sorted((ROOT / "docs").glob("*.md"))
 PAGES = [README, *DOCS]
-BLOCK = re.compile(r"^```(\w*)([^\n]*)\n(.*?)^```", re.M | re.S)
+NOT_RUN = "<!-- not run by the tests -->\n"
+BLOCK = re.compile(rf"^({NOT_RUN})?```(\w*)\n(.*?)^```", re.M | re.S)
 SIZES = {"genes": 300, "perturbations": 6, "inert": 0.0, "effect_seed": 1}
 TRAIN = '\n[train]\nsize = "tiny"\nsteps = 4\nsets = 4\nset_size = 8\neval_every = 4\n'
 
@@ -27,8 +28,8 @@ TRAIN = '\n[train]\nsize = "tiny"\nsteps = 4\nsets = 4\nset_size = 8\neval_every
 def get_commands(page: Path) -> list[str]:
     """Return the commands of a page's console blocks that are to be run."""
     out = []
-    for language, flags, body in BLOCK.findall(page.read_text()):
-        if language == "console" and "no-run" not in flags:
+    for not_run, language, body in BLOCK.findall(page.read_text()):
+        if language == "console" and not not_run:
             out += [line[2:] for line in body.splitlines() if line.startswith("$ ")]
     return out
 
@@ -135,7 +136,7 @@ def run_python(page: Path, d: Path, monkeypatch) -> None:
     """Run a page's Python, one block after the other, among the files that its commands left."""
     monkeypatch.chdir(d)
     names: dict[str, object] = {}
-    for language, _, body in BLOCK.findall(page.read_text()):
+    for _, language, body in BLOCK.findall(page.read_text()):
         if language == "python" and page.name != "api.md":
             exec(compile(body, page.name, "exec"), names)
 
@@ -159,7 +160,7 @@ def test_toml_and_python_blocks_are_valid(page):
     from vcelltools.sampling.splits import parse_split
     from vcelltools.training.settings import make_settings
 
-    for language, _, body in BLOCK.findall(page.read_text()):
+    for _, language, body in BLOCK.findall(page.read_text()):
         if language == "python" and page.name != "api.md":
             compile(body, page.name, "exec")
         if language == "toml":

@@ -1,4 +1,4 @@
-"""The interface by which long work reports its progress to the command line or a notebook."""
+"""The interface by which long work reports its progress to the command line or a notebook, and the pace of the work."""
 
 from __future__ import annotations
 
@@ -19,6 +19,40 @@ class Progress(Protocol):
 
     def finish(self) -> None:
         """End the current phase."""
+
+
+class Pace:
+    """The pace of a phase, measured from its first report: what precedes it, such as compilation, happens only once.
+
+    Times are in seconds, from any clock.
+
+    Examples
+    --------
+    >>> pace = Pace()
+    >>> pace.report(1, at=60.0)  # a minute of compilation
+    >>> pace.measure(at=60.0) is None
+    True
+    >>> pace.report(4, at=62.0)
+    >>> pace.done, pace.measure(at=62.0)
+    (5.0, 2.0)
+    """
+
+    def __init__(self) -> None:
+        self.done = 0.0
+        self._first: tuple[float, float] | None = None
+
+    def report(self, n: float, *, at: float) -> None:
+        """Count ``n`` more units as done."""
+        self.done += n
+        if self._first is None:
+            self._first = self.done, at
+
+    def measure(self, *, at: float) -> float | None:
+        """Return units per second, or None before the second report."""
+        if self._first is None:
+            return None
+        done, since = self._first
+        return (self.done - done) / (at - since) if self.done > done and at > since else None
 
 
 class Silent:

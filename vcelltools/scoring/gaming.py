@@ -96,7 +96,7 @@ def check_gaming(e: Evidence) -> list[Check]:
     if e.library_ratio is not None:
         low, high = LIBRARY
         r = e.library_ratio
-        size = f"{r:.2g} times the counts of a true one"
+        size = f"{_say(r)} times the counts of a true one"
         out.append(
             _make(
                 "library size",
@@ -120,6 +120,13 @@ def _median_ratio(above: np.ndarray, below: np.ndarray) -> float:
     return float(np.median(above[ok] / below[ok])) if ok.any() else float("nan")
 
 
+def _say(ratio: float) -> str:
+    """Return a ratio in plain digits: 0.34, 6.9, 390."""
+    if ratio < 0.01:
+        return "less than 0.01"
+    return f"{ratio:.2g}" if ratio < 100 else f"{ratio:,.0f}" if ratio < 1e6 else "over a million"
+
+
 def _check_spread(e: Evidence) -> list[Check]:
     if e.real_spread_p is None or e.pred_spread_p is None:
         return []
@@ -130,9 +137,9 @@ def _check_spread(e: Evidence) -> list[Check]:
     return [
         _make(
             "cell-to-cell variance", r, low, high,
-            f"The cells of a predicted perturbation vary {word} than true ones ({r:.2g} times): "
+            f"The cells of a predicted perturbation vary {word} than true ones ({_say(r)} times): "
             f"{'tests call far too many genes significant' if r < 1 else 'noise hides true effects'}.",
-            f"The cells of a predicted perturbation vary like true ones ({r:.2g} times).",
+            f"The cells of a predicted perturbation vary like true ones ({_say(r)} times).",
         ),
         Check(
             name="collapsed to the mean", value=r, low=COLLAPSED, high=float("inf"), flagged=collapsed,
@@ -147,7 +154,7 @@ def _check_significant(e: Evidence) -> list[Check]:
         return []
     r = _median_ratio(e.pred_significant_p + 1.0, e.real_significant_p + 1.0)
     low, high = SIGNIFICANT
-    said = f"{r:.2g} times as many genes significant as the truth"
+    said = f"{_say(r)} times as many genes significant as the truth"
     return [_make("significant genes", r, low, high, f"The prediction calls {said}, which changes overlap scores.",
                   f"The prediction calls {said}.")]  # fmt: skip
 
@@ -161,7 +168,7 @@ def _check_effects(e: Evidence) -> Check:
     real, pred = _effects(e)
     r = _median_ratio(np.linalg.norm(pred, axis=1), np.linalg.norm(real, axis=1))
     low, high = EFFECT
-    said = f"Predicted effects are {r:.2g} times as large as true ones"
+    said = f"Predicted effects are {_say(r)} times as large as true ones"
     why = "this increases distances between perturbations" if r > 1 else "this lowers errors without any knowledge"
     return _make("effect size", r, low, high, f"{said}; {why}.", f"{said}.")
 
@@ -218,7 +225,7 @@ def _check_double_log(e: Evidence) -> Check:
     flagged = bool(r > 2 and plain > 0.05 * float(np.linalg.norm(real)))
     return Check(
         name="log1p taken twice", value=min(r, 1e6), low=0.0, high=2.0, flagged=flagged,
-        text=f"The predicted means are {min(r, 1e6):.2g} times closer to log1p of the true means than to the means "
+        text=f"The predicted means are {_say(r)} times closer to log1p of the true means than to the means "
         "themselves, so log1p was probably applied twice." if flagged
         else "The predicted means are on the scale of the truth.",
     )  # fmt: skip

@@ -18,6 +18,7 @@ from vcelltools.sampling.lines import list_lines, name_line
 from vcelltools.sampling.repeated import refuse_repeated_cells
 from vcelltools.sampling.tokens import Tokenizer
 from vcelltools.training.inputs import open_stores, standardise
+from vcelltools.training.length import set_length
 from vcelltools.training.settings import TrainSettings
 
 if TYPE_CHECKING:
@@ -159,8 +160,9 @@ def make_cell_setup(
     order = np.random.default_rng([settings.seed, 0]).permutation(n)
     cuts = {"val": order[:n_held], "test": order[n_held : 2 * n_held], "train": order[2 * n_held :]}
     raw = read_features(Path(settings.features), perturbations, progress) if settings.features else None
+    n_train = len(cuts["train"])
     return CellSetup(
-        settings=settings,
+        settings=set_length(settings, n_train, min(settings.sets, n_train), progress),
         stores=opened,
         perturbations=perturbations,
         contexts=contexts,

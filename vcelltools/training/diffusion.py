@@ -22,6 +22,7 @@ from vcelltools.runtime.memory import peak_memory
 from vcelltools.runtime.prefetch import Prefetch
 from vcelltools.runtime.progress import SILENT, Progress
 from vcelltools.training.cell_inputs import CellSetup, make_cell_setup
+from vcelltools.training.in_flight import InFlight
 from vcelltools.training.inputs import get_inputs
 from vcelltools.training.outcome import Stop, TrainResult
 from vcelltools.training.run_folder import RunFolder
@@ -119,7 +120,7 @@ class DiffusionTrainer:
         self.mesh = mesh.make_mesh(devices[: math.gcd(self.n_cells, len(devices))])
         low = jax.default_backend() != "cpu" if s.precision == "auto" else s.precision == "bfloat16"
         self.optimizer = make_diffusion_optimizer(
-            steps=s.steps, learning_rate=s.learning_rate, warmup=s.warmup, schedule=s.schedule,
+            steps=s.length[0], learning_rate=s.learning_rate, warmup=s.warmup, schedule=s.schedule,
             weight_decay=s.weight_decay, clip=s.clip,
         )  # fmt: skip
         self.step = make_diffusion_step(self.config, self.optimizer, seed=s.seed, ema=s.ema, bfloat16=low)
@@ -174,22 +175,25 @@ class DiffusionTrainer:
         import jax
 
         s = self.setup.settings
+        steps, eval_every = s.length
         state, first = self._restore() if continued else (self.init_state(), 0)
         state = self.place(state)
         pending: list[Any] = []
         saved = began = time.monotonic()
         done = first
-        self.progress.start("train", s.steps - first, "steps")
-        with Stop(s.minutes) as stop, Prefetch(self.setup.make_batch, _identity, first, s.steps) as feed:
-            for number in range(first, s.steps):
+        self.progress.start("train", steps - first, "steps")
+        flight = InFlight(self.progress)
+        with Stop(s.minutes) as stop, Prefetch(self.setup.make_batch, _identity, first, steps) as feed:
+            for number in range(first, steps):
                 state, metrics = self.step(state, self.put(next(feed)))
                 pending.append(metrics)
-                self.progress.advance(1)
+                flight.add(metrics)
                 done = number + 1
-                evaluates = done % s.eval_every == 0 or done == s.steps
+                evaluates = done % eval_every == 0 or done == steps
                 reason = stop.due()
                 timed = s.checkpoint_minutes and time.monotonic() - saved > 60 * s.checkpoint_minutes
                 if done % s.log_every == 0 or evaluates or reason or timed:
+                    flight.wait()
                     self._log(jax.device_get(pending), done, time.monotonic() - began)
                     pending, began = [], time.monotonic()
                 if evaluates and not reason:
@@ -197,7 +201,7 @@ class DiffusionTrainer:
                 if reason or timed or evaluates:
                     self.folder.checkpoints().save(done, jax.device_get(state), self._meta())
                     saved = time.monotonic()
-                if reason and done < s.steps:
+                if reason and done < steps:
                     raise InterruptedRun(
                         f"stopped by {reason} after step {done:,}", hint="run the same command again to resume"
                     )

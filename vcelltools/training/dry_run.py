@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from vcelltools.errors import UsageError, spell
+from vcelltools.training.length import LONGEST
 from vcelltools.training.settings import TrainSettings
 
 if TYPE_CHECKING:
@@ -60,6 +61,7 @@ def plan(settings: TrainSettings, topology: str, *, stores: Sequence[Store] | No
     if feed == "auto":
         feed = mesh.choose_feed(size["n_rows"], size["columns"], len(devices), tpu.CHIPS[generation].hbm_bytes)
     shared = {k: getattr(settings, k) for k in StepConfig.__dataclass_fields__ if hasattr(settings, k)}
+    shared["steps"] = settings.steps or LONGEST  # the plan does not depend on it
     model = make_config(
         settings.size,
         genes=size["genes"],

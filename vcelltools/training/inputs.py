@@ -23,6 +23,7 @@ from vcelltools.sampling.repeated import refuse_repeated_cells
 from vcelltools.sampling.sampler import Batch, Sampler
 from vcelltools.sampling.splits import Split, read_split
 from vcelltools.stores.store import Store, find_stores, open_store
+from vcelltools.training.length import set_length
 from vcelltools.training.settings import TrainSettings
 
 if TYPE_CHECKING:
@@ -362,6 +363,9 @@ def make_setup(
         short="replace",
         target=_TARGETS.get(sanity or "", "perturbed"),  # type: ignore[arg-type]
     )
+    if settings.model == "transformer":
+        n_cells = int(sampler.groups["length"].sum())
+        settings = set_length(settings, n_cells, settings.sets * settings.set_size, progress)
     screen = make_screen(opened, split, sampler.perturbations, sampler.contexts, progress=progress)
     if split is not given and (n := len(screen.rows("val"))):
         progress.note(

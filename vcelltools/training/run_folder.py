@@ -134,6 +134,18 @@ class RunFolder:
             raise DataError(f"{self.config_fpath} is damaged: it has no table [train]", hint=hint)
         return make_settings(table, {})
 
+    def complete(self, settings: TrainSettings) -> TrainSettings:
+        """Return settings with the run's stores and length in place of those that are not given."""
+        if settings.stores and settings.steps is not None and settings.eval_every is not None:
+            return settings
+        old = self.read_settings()
+        return msgspec.structs.replace(
+            settings,
+            stores=settings.stores or old.stores,
+            steps=old.steps if settings.steps is None else settings.steps,
+            eval_every=old.eval_every if settings.eval_every is None else settings.eval_every,
+        )
+
     def compare_vocabulary(self, setup: Setup | CellSetup) -> None:
         """Raise a DataError with both hashes and the first difference if stores and run disagree."""
         fpath = self.dpath / "vocabulary.json"

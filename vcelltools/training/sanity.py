@@ -14,6 +14,7 @@ from vcelltools.runtime.progress import SILENT, Progress
 from vcelltools.training.cell_inputs import CellSetup, make_cell_setup
 from vcelltools.training.diffusion import DiffusionTrainer
 from vcelltools.training.evaluate import evaluate
+from vcelltools.training.in_flight import InFlight
 from vcelltools.training.inputs import Setup, make_setup
 from vcelltools.training.settings import SANITY, TrainSettings
 from vcelltools.training.train import Trainer, final_part
@@ -86,14 +87,16 @@ def _train(setup: Setup, progress: Progress) -> tuple[Trainer, Any, dict[str, fl
     import jax
 
     trainer = Trainer(setup, None, progress)
-    state, steps = trainer.init_state(), setup.settings.steps
+    state, steps = trainer.init_state(), setup.settings.length[0]
     tail = []
     progress.start("train", steps, "steps")
+    flight = InFlight(progress)
     for number in range(steps):
         state, metrics = trainer.step(state, trainer.data, trainer.put(trainer.host_batch(number)))
-        progress.advance(1)
+        flight.add(metrics)
         if number >= steps - _TAIL:
             tail.append(metrics)
+    flight.wait()
     progress.finish()
     values = jax.device_get(tail)
     return trainer, state, {k: float(np.mean([v[k] for v in values])) for k in values[0]}
@@ -198,13 +201,15 @@ def _train_cells(
     import jax
 
     trainer = DiffusionTrainer(setup, None, progress)
-    state, steps, tail = trainer.place(trainer.init_state()), setup.settings.steps, []
+    state, steps, tail = trainer.place(trainer.init_state()), setup.settings.length[0], []
     progress.start("train", steps, "steps")
+    flight = InFlight(progress)
     for number in range(steps):
         state, metrics = trainer.step(state, trainer.put(setup.make_batch(0 if one_batch else number)))
-        progress.advance(1)
+        flight.add(metrics)
         if number >= steps - _TAIL:
             tail.append(metrics["loss"])
+    flight.wait()
     progress.finish()
     return trainer, state, float(np.mean(jax.device_get(tail)))
 

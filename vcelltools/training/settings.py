@@ -68,7 +68,10 @@ class TrainSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
         overfit noise), to use an embedding for each line, and to replace negative outputs by zero.
     set_size, sets
         Number of cells per set, and of sets per global batch.
-    steps, seed, learning_rate, warmup, schedule, weight_decay, clip, ema, accumulate
+    steps
+        Number of optimiser steps. By default each training cell is drawn 10 times on average, in 500 to 5,000 steps
+        (and at least twice ``warmup``).
+    seed, learning_rate, warmup, schedule, weight_decay, clip, ema, accumulate
         The optimiser: see :class:`vcelltools.model.step.StepConfig`.
     energy, mse, sinkhorn, unbiased
         Weights of the losses between sets of cells; whether to use the U-statistic of the energy distance.
@@ -81,8 +84,8 @@ class TrainSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     feed
         ``auto``, ``replicated``, ``sharded`` or ``host``: placement of the store's rows.
     log_every, eval_every, patience
-        Steps between lines of metrics, steps between evaluations, and the number of evaluations without improvement
-        before training stops (0: never).
+        Steps between lines of metrics, steps between evaluations (by default 250, or a twentieth of the steps if
+        ``steps`` is not given), and the number of evaluations without improvement before training stops (0: never).
     eval_sets
         Number of sets per group in an evaluation.
     checkpoint_minutes, minutes
@@ -107,7 +110,7 @@ class TrainSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     nonnegative: bool = False
     set_size: Positive = 64
     sets: Positive = 32
-    steps: Positive = 5000
+    steps: Positive | None = None
     seed: Count = 0
     learning_rate: Weight = 3e-4
     warmup: Count = 100
@@ -126,12 +129,18 @@ class TrainSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     feed: Literal["auto", "replicated", "sharded", "host"] = "auto"
     log_every: Positive = 50
-    eval_every: Positive = 250
+    eval_every: Positive | None = None
     patience: Count = 10
     eval_sets: Positive = 2
     checkpoint_minutes: Weight = 10.0
     minutes: Weight = 0.0
     tensorboard: bool = False
+
+    @property
+    def length(self) -> tuple[int, int]:
+        """The numbers of steps and of steps between evaluations, which must be given or chosen."""
+        assert self.steps is not None and self.eval_every is not None
+        return self.steps, self.eval_every
 
     def to_json(self) -> dict[str, Any]:
         """Return the settings that the model reads, as plain values."""

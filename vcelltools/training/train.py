@@ -10,7 +10,6 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import msgspec
 import numpy as np
 
 from vcelltools.errors import DataError, EnvironmentFault, InterruptedRun, UsageError, spell
@@ -22,6 +21,7 @@ from vcelltools.runtime.memory import peak_memory
 from vcelltools.runtime.prefetch import Prefetch
 from vcelltools.runtime.progress import SILENT, Progress
 from vcelltools.training.evaluate import beats, choose_share, describe, evaluate, evaluate_baselines
+from vcelltools.training.in_flight import InFlight
 from vcelltools.training.inputs import Setup, get_inputs, make_setup
 from vcelltools.training.outcome import Stop, TrainResult
 from vcelltools.training.run_folder import RunFolder
@@ -36,7 +36,6 @@ if TYPE_CHECKING:
 _EVAL_BATCH = 8  # sets per call of the evaluation; more are not faster and need more memory
 SHARES = (0.0, 0.5, 1.0)
 """Candidate shares of the transformer's change in a prediction; the best one on validation groups is used."""
-_AHEAD = 2  # maximum number of steps in flight
 _HELD_BATCHES = 8  # batches whose memory pages are kept
 
 
@@ -62,8 +61,8 @@ def train(
     if settings.model not in MODELS:
         raise UsageError(f"model {settings.model!r} is not known", hint=f"one of: {', '.join(MODELS)}", field="model")
     folder = RunFolder(Path(settings.out))
-    if resume and not force and not settings.stores and folder.is_trained:
-        settings = msgspec.structs.replace(settings, stores=folder.read_settings().stores)
+    if resume and not force and folder.is_trained:
+        settings = folder.complete(settings)
     if settings.model == "diffusion":
         from vcelltools.training.diffusion import train_diffusion
 
@@ -96,8 +95,10 @@ def train_and_predict(
 
     from vcelltools.model.step import make_effect
 
-    setup = make_setup(settings, stores, split=split, progress=progress)
     folder = RunFolder(Path(settings.out))
+    if folder.is_trained:
+        settings = folder.complete(settings)
+    setup = make_setup(settings, stores, split=split, progress=progress)
     if not folder.summary_fpath.exists():
         Trainer(setup, folder, progress).run(folder.open(setup, resume=True, force=False))
     model = setup.model_config()
@@ -320,28 +321,27 @@ class Trainer:
         return mesh.replicate(self.mesh, state), int(state.step)
 
     def _loop(self, state: Any, first: int, stop: Stop) -> tuple[Any, int]:
-        import jax
-
         s = self.setup.settings
+        steps, eval_every = s.length
         pending: list[tuple[int, Any]] = []
         began = saved = time.monotonic()
         waited = 0.0
-        self.progress.start("train", s.steps - first, "steps")
-        with self.feed_batches(first, s.steps) as feed:
-            for number in range(first, s.steps):
+        self.progress.start("train", steps - first, "steps")
+        flight = InFlight(self.progress)
+        with self.feed_batches(first, steps) as feed:
+            for number in range(first, steps):
                 asked = time.monotonic()
                 batch = self.put(next(feed))
                 waited += time.monotonic() - asked
                 state, metrics = self.step(state, self.data, batch)
                 pending.append((number, metrics))
-                if len(pending) > _AHEAD:  # each pending step keeps its batch in memory
-                    jax.block_until_ready(pending[-_AHEAD - 1][1])
-                self.progress.advance(1)
+                flight.add(metrics)
                 done = number + 1
-                evaluates = done % s.eval_every == 0 or done == s.steps
+                evaluates = done % eval_every == 0 or done == steps
                 reason = self._agree(stop.due(), done)
                 timed = s.checkpoint_minutes and time.monotonic() - saved > 60 * s.checkpoint_minutes
                 if done % s.log_every == 0 or evaluates or reason or timed:
+                    flight.wait()
                     self._log(pending, time.monotonic() - began, waited)
                     pending, began, waited = [], time.monotonic(), 0.0
                 if evaluates and not reason:
@@ -351,7 +351,7 @@ class Trainer:
                 if reason or timed or evaluates:
                     self._save(state, done)
                     saved = time.monotonic()
-                if reason and done < s.steps:
+                if reason and done < steps:
                     raise InterruptedRun(
                         f"stopped by {reason} after step {done:,}", hint="run the same command again to resume"
                     )
@@ -360,7 +360,7 @@ class Trainer:
                     self.progress.finish()
                     return state, done
         self.progress.finish()
-        return state, s.steps
+        return state, steps
 
     def _agree(self, reason: str | None, number: int) -> str | None:
         """Return the reason to stop that all processes share at this step."""

@@ -58,6 +58,23 @@ def test_each_trick_raises_its_flag(changed, flags):
     assert get_flags(make(**changed)) == flags
 
 
+@pytest.mark.parametrize(
+    ("n", "said"),
+    [
+        (0, "0.024 times"),
+        (283, "6.9 times"),
+        (16_000, "390 times"),
+        (10**6, "24,390 times"),
+        (10**9, "over a million times"),
+    ],
+)
+def test_ratios_are_said_in_plain_digits(n, said):
+    (check,) = (c for c in check_gaming(make(pred_significant_p=np.full(12, n))) if c.name == "significant genes")
+    assert f"The prediction calls {said} as many genes significant" in check.text
+    (check,) = (c for c in check_gaming(make(pred_spread_p=np.zeros(12))) if c.name == "cell-to-cell variance")
+    assert "(less than 0.01 times)" in check.text
+
+
 def test_shifted_controls_are_flagged():
     assert "own controls" in get_flags(make(pred_control_g=E0.real_control_g + 0.5))
 
