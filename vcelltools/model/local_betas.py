@@ -17,6 +17,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import jax
@@ -30,13 +31,13 @@ Params = dict[str, Any]
 Array = np.ndarray | jax.Array
 
 PATIENCE = 15  # epochs without progress of any cluster, after which training stops
-BATCH = 64
+BATCH = 128
 _PROGRESS = 1e-4  # share of the held-out error by which it must fall to count as progress
 _WIDTH = 64
 _COUNTS = (16, 32, _WIDTH)
 _CHANNELS = (16, 32, _WIDTH)
 _WAVES = 16
-_PERIOD = 4.0  # of a typical wave, in longest sides of the tissue: shorter ones predict held-out blocks worse
+_PERIOD = 2.0  # of a typical wave, in longest sides of the tissue: shorter ones predict held-out blocks worse
 _SLOPE = 0.1  # of the negative side at the start
 _KEPT = 0.9  # share of the running mean and variance that a mini-batch leaves
 _NEAREST = 1e-6
@@ -149,31 +150,31 @@ class LocalFit:
     best: np.ndarray
 
 
-def _dense(key: jax.Array, n_in: int, n_out: int) -> Params:
-    w = jax.random.truncated_normal(key, -2.0, 2.0, (n_in, n_out), jnp.float32) / np.sqrt(n_in)
-    return {"w": w, "b": jnp.zeros(n_out, jnp.float32), "slope": jnp.float32(_SLOPE)}
+def _dense(rng: np.random.Generator, n_in: int, n_out: int) -> Params:
+    w = rng.uniform(-1.0, 1.0, (n_in, n_out)) * np.sqrt(3 / n_in)
+    return {"w": w.astype(np.float32), "b": np.zeros(n_out, np.float32), "slope": np.array(_SLOPE, np.float32)}
 
 
-def _stack(key: jax.Array, widths: list[int]) -> list[Params]:
-    keys = jax.random.split(key, len(widths) - 1)
-    return [_dense(k, i, o) for k, i, o in zip(keys, widths[:-1], widths[1:], strict=True)]
+def _stack(rng: np.random.Generator, widths: list[int]) -> list[Params]:
+    return [_dense(rng, i, o) for i, o in pairwise(widths)]
 
 
-def init_params(config: Config, key: jax.Array, *, dims: int, n_counts: int) -> tuple[Params, list[Params]]:
-    """Return float32 parameters, with a last layer of zeros, and the running means and variances of the map."""
-    a, b = jax.random.split(key)
-    params: Params = {"counts": _stack(a, [n_counts, *_COUNTS])}
+def init_params(config: Config, rng: np.random.Generator, *, dims: int, n_counts: int) -> tuple[Params, list[Params]]:
+    """Return float32 parameters, with a last layer of zeros, and the running means and variances of the map.
+
+    They are arrays of numpy, because JAX would compile a program for each shape.
+    """
+    params: Params = {"counts": _stack(rng, [n_counts, *_COUNTS])}
     stats: list[Params] = []
     if config.encoder == "map":
         params["map"] = []
-        channels = [1, *_CHANNELS]
-        for k, i, o in zip(jax.random.split(b, 3), channels[:-1], channels[1:], strict=True):
-            params["map"].append(_dense(k, 9 * i, o) | {"scale": jnp.ones(o, jnp.float32)})
-            stats.append({"mean": jnp.zeros(o, jnp.float32), "variance": jnp.ones(o, jnp.float32)})
+        for i, o in pairwise([1, *_CHANNELS]):
+            params["map"].append(_dense(rng, 9 * i, o) | {"scale": np.ones(o, np.float32)})
+            stats.append({"mean": np.zeros(o, np.float32), "variance": np.ones(o, np.float32)})
     else:
-        params["place"] = _stack(b, [dims + 2 * _WAVES, _WIDTH, _WIDTH])
+        params["place"] = _stack(rng, [dims + 2 * _WAVES, _WIDTH, _WIDTH])
     heads = config.clusters * config.columns
-    params["head"] = {"w": jnp.zeros((_WIDTH, heads), jnp.float32), "b": jnp.zeros(heads, jnp.float32)}
+    params["head"] = {"w": np.zeros((_WIDTH, heads), np.float32), "b": np.zeros(heads, np.float32)}
     return params, stats
 
 
@@ -366,11 +367,11 @@ def train(
     True
     """
     rng = np.random.default_rng(seed)
-    key = jax.random.key(int(rng.integers(2**31)))
     n, k = len(cells.cluster), len(runs.beta)
-    params, stats = init_params(config, key, dims=cells.place.shape[1], n_counts=cells.counts.shape[1])
-    one = _State(params, stats, _make_optimizer(config).init(params))
-    state = jax.tree.map(lambda v: jnp.broadcast_to(v, (k, *jnp.shape(v))).copy(), one)
+    params, stats = init_params(config, rng, dims=cells.place.shape[1], n_counts=cells.counts.shape[1])
+    moments = jax.eval_shape(_make_optimizer(config).init, params)  # zeros, all of them
+    one = _State(params, stats, jax.tree.map(lambda v: np.zeros(v.shape, v.dtype), moments))
+    state = jax.tree.map(lambda v: jnp.asarray(np.repeat(v[None], k, axis=0)), one)
     cells, runs, held = jax.tree.map(jnp.asarray, (cells, runs, held))
     curve = [np.asarray(_measure(config, state, cells, runs, held), np.float64)]
     least = curve[0].sum(0)

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 # columns of the summary in this mode
 CELL_COLUMNS = ("r2_cluster", "r2_blind", "r2_cell", "cell_gain", "cell_error", "epochs", "per_cell")
-_LEAST_COLUMNS = 8  # columns are filled up to this number times a power of two, so that few shapes are compiled
+_LEAST_COLUMNS = 16  # columns are filled up to this number times a power of four, so that few shapes are compiled
 
 
 @dataclass(frozen=True)
@@ -250,7 +250,7 @@ class _Task:
         sd = self._sd[heads]
         width = _LEAST_COLUMNS
         while width < self._X.shape[1]:
-            width *= 2
+            width *= 4
         X = _pad(self._X[rows], width)
         beta = _pad(self._beta[:, heads] / sd[:, None], width)
         y = self._y[rows] / sd[cluster]
