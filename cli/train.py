@@ -38,7 +38,7 @@ def train(
         Path | None, Opt("--from", help="Finished run of a transformer, whose weights the training starts from.")
     ] = None,
     extend: Annotated[
-        Path | None, Opt(help="Train a finished run to the larger number of --steps, with its own settings.")
+        Path | None, Opt(help="Finished run to train to a larger number of steps, with its own settings.")
     ] = None,
     model: Annotated[
         str | None,

@@ -79,7 +79,7 @@ def test_a_run_that_was_stopped_continues_to_the_same_bits(store, tmp_path, monk
 
 
 def test_an_extended_run_ends_as_a_longer_one(store, tmp_path):
-    fields = {"schedule": "constant", "eval_every": 5, "log_every": 5}
+    fields = {"schedule": "constant", "warmup": 5, "eval_every": 5}
     whole = train(settings(store, tmp_path / "whole", steps=20, **fields)).summary
     train(settings(store, tmp_path / "run", steps=10, **fields))
     done = vc.train(extend=tmp_path / "run", steps=20).summary
