@@ -93,8 +93,7 @@ ContextCol = Annotated[
     typer.Option(
         "--context-col", metavar="C",
         help="obs column of cell lines or other contexts, which are scored separately and averaged [default: context "
-        "with "
-        "vcc2026, otherwise none].",
+        "with vcc2026, otherwise none].",
     ),
 ]  # fmt: skip
 

@@ -1,10 +1,9 @@
 """Write, read and print names from files (genes, labels, columns, paths) that may hold unusual characters.
 
 - **Data files** (h5ad, Parquet, JSON, CSV) hold every name unchanged; CSV cells are quoted if necessary.
-- **Lists with one name per line** hold ordinary names unchanged. A name that does not fit on a line (with a line break
-or
-  another non-printing character, a space at either end, a leading ``#`` or quotation mark) is written as a JSON
-  string, which :func:`read_lines` decodes. A line ends at ``\\n``, never at U+2028 or ``\\x85``.
+- **Lists with one name per line** hold ordinary names unchanged. A name that does not fit on a line (because it has
+  a line break or another non-printing character, a space at either end, a leading ``#`` or a leading quotation mark)
+  is written as a JSON string, which :func:`read_lines` decodes. A line ends at ``\\n``, never at U+2028 or ``\\x85``.
 - **Text for people** (terminal, log, error, HTML report, plot) passes through :func:`show`, so that no name can
   move the cursor, colour the screen, change the direction of text or start a line of its own.
 """
@@ -24,7 +23,7 @@ _CELL = re.compile(r'[,"\r\n\x0b\x0c\x1c-\x1e\x85\u2028\u2029]')
 
 
 def fold(name: str) -> str:
-    """Return a name without what the eye does not tell apart: case, separators, Unicode forms, signs of no width."""
+    """Return a name without differences that readers overlook: case, separators, Unicode forms, zero width."""
     plain = name if name.isascii() else _NO_WIDTH.sub("", unicodedata.normalize("NFKC", name))
     return _SEPARATORS.sub("_", plain.casefold())
 
@@ -45,7 +44,7 @@ def _escape(match: re.Match[str]) -> str:
 
 
 def escape_json(text: str) -> str:
-    """Return JSON text without characters that control a terminal or that a reader takes for a line break."""
+    """Return JSON text without characters that control a terminal or that some readers treat as line breaks."""
     return text if text.isascii() and "\x7f" not in text else _ODD_JSON.sub(_escape_json, text)
 
 
@@ -72,7 +71,7 @@ def read_lines(text: str) -> list[str]:
         if name.startswith('"') and name.endswith('"'):
             try:
                 name = json.loads(name)
-            except ValueError:  # a name that happens to be in quotation marks
+            except ValueError:  # the name itself is in quotation marks
                 pass
         elif name.startswith("#"):
             continue
@@ -82,7 +81,7 @@ def read_lines(text: str) -> list[str]:
 
 
 def split_lines(text: str) -> list[str]:
-    """Return the lines of a text file, which end at ``\\n`` or ``\\r\\n`` (or at ``\\r``, in a file with no other)."""
+    """Return the lines of a text file, which end at ``\\n`` or ``\\r\\n`` (or at ``\\r`` if the file has no ``\\n``)."""
     if "\r" in text:
         text = text.replace("\r\n", "\n") if "\n" in text else text.replace("\r", "\n")
     return text.removesuffix("\n").split("\n") if text else []

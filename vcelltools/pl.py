@@ -1,6 +1,6 @@
-"""Plots of results: functions that take what a verb returned and give back matplotlib axes.
+"""Plots of results: each function takes a result and returns matplotlib axes.
 
-``ax`` is drawn on where it is given; otherwise a figure of its own is made, outside pyplot's list of open figures.
+A function draws on ``ax`` if it is given. Otherwise it makes a new figure, outside pyplot's list of open figures.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def _get_axes(ax: Axes | None) -> Axes:
 
 
 def _name_points(ax: Axes, names: list[str], x: np.ndarray, y: np.ndarray) -> None:
-    """Write names beside their points, the first ones first; a name that would lie on another is left out."""
+    """Write names beside their points, in order; a name that would overlap an earlier one is left out."""
     ax.figure.canvas.draw()
     taken: list[Any] = []
     for name, at in zip(names, zip(x.tolist(), y.tolist(), strict=True), strict=True):
@@ -59,12 +59,12 @@ def _name_points(ax: Axes, names: list[str], x: np.ndarray, y: np.ndarray) -> No
 
 
 def hvg(result: HvgResult | pd.DataFrame, *, ax: Axes | None = None) -> Axes:
-    """Draw the variance of every gene against its mean, the selected genes marked and the best ones named.
+    """Draw the variance of every gene against its mean; mark the selected genes and name the best ones.
 
     Parameters
     ----------
     result
-        What :func:`vcelltools.hvg` returned, or an ``HvgResult``.
+        The result of :func:`vcelltools.hvg`, or an ``HvgResult``.
 
     Raises
     ------
@@ -106,9 +106,9 @@ def volcano(
     Parameters
     ----------
     result
-        What :func:`vcelltools.de` returned.
+        The result of :func:`vcelltools.de`.
     context
-        Which context, where there are several.
+        The context, if there are several.
     fdr
         Genes below this adjusted p are marked.
 
@@ -158,16 +158,16 @@ def volcano(
 
 
 def discrimination(result: Result, *, context: str | None = None, ax: Axes | None = None) -> Axes:
-    """Draw how far each predicted effect (rows) lies from each true one (columns), ranked within the row.
+    """Draw the distance of each predicted effect (rows) to each true one (columns), ranked within each row.
 
-    A good prediction has a dark diagonal: each prediction is closest to its own truth.
+    A good prediction has a dark diagonal, because each prediction is closest to its own truth.
 
     Parameters
     ----------
     result
-        What :func:`vcelltools.score` returned.
+        The result of :func:`vcelltools.score`.
     context
-        Which context, where there are several.
+        The context, if there are several.
 
     Raises
     ------
@@ -210,12 +210,12 @@ def discrimination(result: Result, *, context: str | None = None, ax: Axes | Non
 
 
 def qc(result: QcResult, *, ax: Axes | None = None) -> Axes:
-    """Draw genes against counts of every cell; cells that carry a flag are marked.
+    """Draw the number of genes of every cell against its number of counts; mark flagged cells.
 
     Parameters
     ----------
     result
-        What :func:`vcelltools.qc` returned.
+        The result of :func:`vcelltools.qc`.
 
     Raises
     ------

@@ -1,7 +1,7 @@
 """Column names of public atlases, so that a data set needs only a path and a preset.
 
-The names are those of the published files, as far as public pages and code show them (``checked`` says which do); every
-key can be overridden, and ``build-store --plan`` shows what they find in a file before anything is built.
+The names come from public pages and public code that reads the files (``checked`` names these sources). Every key can
+be overridden, and ``build-store --plan`` shows what the names find in a file before anything is built.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ class Preset:
     Attributes
     ----------
     title, source
-        What it is, and who publishes it where.
+        Name of the atlas, and its publication and repository.
     values
         Keys of :class:`vcelltools.config.DatasetConfig`.
     notes
-        What to look out for.
+        Advice for the user.
     checked
-        Where the names can be seen, and which of them could not be.
+        Sources that show the column names, and names that no source shows.
     """
 
     title: str
@@ -58,9 +58,8 @@ PRESETS: dict[str, Preset] = {
         title="KOLF2.1J pan-genome CRISPRi atlas",
         source="Nourreddine, Doctor et al., doi:10.1101/2024.11.03.621734; figshare+ 27261219, "
         "KOLF_Pan_Genome_Aggregate.h5mu",
-        checked="the modality and gene_ids in public code that opens the file; the obs columns do not appear in a "
-        "public "
-        "source, so check build-store --plan first",
+        checked="the modality and gene_ids in public code that opens the file; no public source shows the obs "
+        "columns, so check build-store --plan first",
         values={
             "modality": "rna",
             "pert_col": "feature_call",
@@ -146,8 +145,8 @@ PRESETS: dict[str, Preset] = {
     "gasperini": Preset(
         title="Gasperini et al. 2019, enhancers in K562 (CRISPRi, high multiplicity)",
         source="scPerturb, Zenodo 10044268, GasperiniShendure2019_atscale.h5ad",
-        checked="perturbation and control are the names that scPerturb gives all its files; public code that needs the "
-        "guides themselves reads obs/barcode",
+        checked="perturbation and control in all files of scPerturb; public code reads the guides themselves from "
+        "obs/barcode",
         values={"pert_col": "perturbation", "control": ["control"], "cell_line": "K562"},
         notes="cells carry many guides; set guides to choose how such labels are read",
     ),
@@ -173,7 +172,7 @@ def get_preset(name: str) -> Preset:
     Raises
     ------
     UsageError
-        With the nearest name.
+        If no preset has this name; the message suggests the nearest one.
     """
     if name not in PRESETS:
         near = difflib.get_close_matches(name, PRESETS, 1, 0.4)

@@ -23,6 +23,7 @@ from vcelltools.io.hdf5.table import EmptyTable
 from vcelltools.io.stream import get_threads, map_spans
 from vcelltools.io.write.atomic import atomic_file, locked, write_json
 from vcelltools.io.write.guard import Target, guard_outputs
+from vcelltools.runtime.memory import trim_heap
 from vcelltools.runtime.progress import SILENT, Progress
 from vcelltools.stores.format import is_store
 
@@ -31,6 +32,7 @@ _DTYPES = {"h5ad": ("uint8", "uint16", "uint32"), "batches": ("int16", "int32", 
 SAMPLE_COLUMNS = ("tissue", "tech_10x", "cell_prep", "disease", "perturbation")
 CONFIG = "config.json"
 _DENSE_BYTES = 8 << 20
+_OPEN_FILES = 4  # both passes read the files in order
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -218,7 +220,7 @@ def merge(
     kept = None if format == "store" else wanted  # the library sizes of a store cover all genes
     with (
         locked(folder.dpath / "atlas"),
-        open_union(members, wanted=kept, threads=threads, progress=progress) as union,
+        open_union(members, wanted=kept, most_open=_OPEN_FILES, threads=threads, progress=progress) as union,
     ):
         kind = choose_dtype(union, format, dtype)
         samples = folder.read_samples()
@@ -250,7 +252,8 @@ def _finish(
     folder: Folder, union: Union, samples: dict[str, dict[str, Any]], result: MergeResult, drop_raw: bool
 ) -> MergeResult:
     """Write the files beside a merge, and delete the files of the experiments if requested."""
-    union.close()  # frees the memory that HDF5 holds for open files
+    union.close()  # HDF5 holds memory for open files
+    trim_heap()
     _write_beside(folder, union, samples, result)
     if drop_raw:
         for m in union.members:

@@ -34,13 +34,14 @@ def make_obs(
     n = int(survey.starts[-1])
     names = np.empty(n, object)
     barcodes = np.empty(n, object)
-    differ = dict.fromkeys(_COUNTED, 0)
+    n_twice, differ = 0, dict.fromkeys(_COUNTED, 0)
     found: dict[str, list[tuple[int, Column]]] = {}
     for k, m in enumerate(members):
         a, b = int(survey.starts[k]), int(survey.starts[k + 1])
         with open_member(m) as ds:
             index = ds.obs.index
             barcodes[a:b] = index
+            n_twice += len(index) - len(set(index.tolist()))
             names[a:b] = [f"{m.name}:{x}" for x in index]
             for what, usual in _COUNTED.items():
                 column = next((c for c in usual if c in ds.obs.columns), None)
@@ -49,7 +50,7 @@ def make_obs(
             for c in ds.obs.columns:
                 if c not in ("experiment", "barcode", *_COUNTED) and (only is None or c in only):
                     found.setdefault(c, []).append((k, ds.obs.column(c)))
-    codes = np.repeat(np.arange(len(members)), np.diff(survey.starts))
+    codes = np.repeat(np.arange(len(members), dtype=np.int32), np.diff(survey.starts))
     columns: dict[str, Any] = {
         "experiment": Column(
             name="experiment", codes=codes, categories=np.array([m.name for m in members], dtype=object)
@@ -70,7 +71,6 @@ def make_obs(
         if k
     ]
     obs = EmptyTable(names, where="the merged obs", extra=columns)
-    n_twice = n - len(set(names.tolist()))
     if n_twice:
         warnings.append(f"{n_twice:,} barcodes occur twice within their experiment")
     return obs, warnings

@@ -1,7 +1,7 @@
-"""The experiment card: from obs alone, what was varied, what is nested in what, and what can be told apart.
+"""The experiment card: the factors of an experiment, their nesting, and the comparisons that they allow.
 
-Nothing of the matrix is read. A *factor* is a column of labels that are fewer than the cells and more than one. A
-factor is nested in another if each of its labels occurs with one label of the other alone.
+Only obs is read, not the matrix. A *factor* is a column with at least two labels and fewer labels than cells. It is
+nested in another factor if each of its labels occurs with only one label of the other.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
 MIN_CELLS = 30
-"""Cells below which a group is called small: halves of it are too small to calibrate a score with."""
+"""Number of cells below which a group is small: its halves cannot calibrate a score."""
 MAX_LEVELS = 20_000
 CONFOUNDED = 0.5
-"""Cramér's V from which on two factors are called confounded."""
+"""Cramér's V at and above which two factors are reported as confounded."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,13 +35,13 @@ class Factor:
     levels
         Number of labels.
     missing
-        Cells without one.
+        Number of cells without a label.
     smallest, median, largest
-        Cells of a label.
+        Number of cells per label.
     role
         ``perturbation``, ``batch``, ``cell_line`` or "".
     nested_in
-        Factors of which each label lies in one label alone.
+        Factors in which this one is nested.
     """
 
     name: str
@@ -56,28 +56,28 @@ class Factor:
 
 @dataclass(frozen=True, kw_only=True)
 class Card:
-    """What obs says of an experiment.
+    """The experiment, as obs describes it.
 
     Attributes
     ----------
     path, n_cells
-        The file and its cells.
+        The file and its number of cells.
     perturbation, control, batch, cell_line
-        The columns and the label that were taken; None where there is none.
+        The columns and the control label that were found; None if there is none.
     factors
-        Every factor.
+        All factors.
     n_perturbations, n_controls
-        Perturbations beside the control, and control cells.
+        Number of perturbations without the control, and number of control cells.
     cells_per_perturbation
-        Smallest, median and largest.
+        Smallest, median and largest number.
     replicates_per_perturbation
-        The same, of the batches (or lines) that a perturbation occurs in; None without batches.
+        The same for the batches (or cell lines) in which a perturbation occurs; None without batches.
     confounding
         Cramér's V (bias-corrected, Bergsma 2013) of perturbation and batch; 1 is complete.
     can_score
-        Whether a prediction of these cells can be scored at all.
+        Whether a prediction of these cells can be scored.
     findings
-        What follows, in sentences; the first ones weigh most.
+        Conclusions in sentences, the most important first.
     """
 
     path: str
@@ -109,17 +109,17 @@ def make_card(
     modality: str | None = None,
     layer: str | None = None,
 ) -> Card:
-    """Read obs and say what the experiment can tell.
+    """Read obs and describe the experiment.
 
     Parameters
     ----------
     pert_col, control, batch_col
-        The columns and the control's label, where their names do not tell.
+        The columns and the control label, if their names do not show their roles.
 
     Raises
     ------
     DataError
-        No such column or label.
+        If a column or label does not exist.
     """
     with open_dataset(source, modality=modality, layer=layer) as data:
         reports = inspect_table(data)
@@ -151,7 +151,7 @@ def _is_nested(inner: np.ndarray, outer: np.ndarray) -> bool:
 
 
 def get_cramers_v(a: np.ndarray, b: np.ndarray) -> float:
-    """Return Cramér's V of two columns of codes, corrected for bias (Bergsma 2013); NaN where one has one label."""
+    """Return Cramér's V of two columns of codes, with bias correction (Bergsma 2013); NaN if a column has one label."""
     both = (a >= 0) & (b >= 0)
     a, b = np.unique(a[both], return_inverse=True)[1], np.unique(b[both], return_inverse=True)[1]
     n = len(a)
@@ -222,7 +222,7 @@ def _judge(
 def _judge_perturbations(
     codes: np.ndarray, levels: list[str], control: str | None, pert: str, findings: list[str]
 ) -> dict[str, Any]:
-    """Return what the sizes of the groups say, and add sentences."""
+    """Return the fields that depend on the sizes of the groups, and add findings."""
     size = np.bincount(codes[codes >= 0], minlength=len(levels))
     k = levels.index(control) if control is not None else -1
     others = size if k < 0 else np.delete(size, k)
@@ -257,7 +257,7 @@ def _judge_perturbations(
 def _judge_batches(
     codes: np.ndarray, batch_n: np.ndarray, levels: list[str], control: str | None, column: str, findings: list[str]
 ) -> dict[str, Any]:
-    """Return what perturbations and batches have to do with one another, and add sentences."""
+    """Return the fields on perturbations and batches, and add findings."""
     both = (codes >= 0) & (batch_n >= 0)
     pairs = np.unique(np.column_stack([codes[both], batch_n[both]]), axis=0)
     k = levels.index(control) if control is not None else -1

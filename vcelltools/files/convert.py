@@ -207,7 +207,7 @@ def copy_cells(
     change: Change = copy_chunk,
     obs: Table | None = None,
 ) -> ConvertResult:
-    """Write some cells of an open data set as an h5ad, with ``obs`` in the place of its own where it is given."""
+    """Write some cells of an open data set as an h5ad; ``obs`` replaces its own obs if it is given."""
     began = time.monotonic()
     path = Path(out)
     guard_outputs([Target(path, "hdf5")], reads=reads, force=packing["force"])

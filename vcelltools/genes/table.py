@@ -1,8 +1,8 @@
-"""Tables of genes that people have: which names belong to which gene. Recognised by content, read without a network.
+"""Read the names of genes from common tables, which are recognised by content and read without a network.
 
-GTF and GFF3 annotations, the complete set of HGNC, NCBI's gene_info and gene2ensembl, features.tsv of Cell Ranger,
-exports of BioMart, and plain tables of two columns. A name that a table gives to several genes is ambiguous and never
-guessed; an approved symbol comes before a retired one, and that before an alias.
+The tables are GTF and GFF3 annotations, the complete set of HGNC, NCBI's gene_info and gene2ensembl, features.tsv of
+Cell Ranger, exports of BioMart, and plain tables with two columns. An approved symbol takes precedence over a retired
+one, and a retired one over an alias. A name that belongs to several genes is ambiguous, and no gene is chosen for it.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _BIOMART = {
     "entrezgene_id": "other",
 }  # fmt: skip
 
-# one gene, or what is said of one: (its id or symbol, (name, how good a name it is)…)
+# (id or symbol of a gene, [(name, one of APPROVED, RETIRED and ALIAS), ...])
 Record = tuple[str, list[tuple[str, int]]]
 
 
@@ -43,13 +43,13 @@ class GeneTable:
     Attributes
     ----------
     kind
-        What the table is, in words.
+        Description of the kind of table.
     gene_of
-        Name -> the gene that it stands for: its Ensembl id where the table has one, else its symbol.
+        Name -> gene: its Ensembl id if the table has one, otherwise its symbol.
     symbol_of
         Gene -> its approved symbol.
     ambiguous
-        Names that the table gives to several genes, none of which is taken.
+        Names of several genes, which are not used.
     """
 
     kind: str
@@ -58,18 +58,18 @@ class GeneTable:
     ambiguous: frozenset[str] = field(default_factory=frozenset)
 
     def describe(self) -> str:
-        """Return what the table holds, in one line."""
+        """Return a one-line summary."""
         line = f"{self.kind}: {len(self.symbol_of):,} genes, {len(self.gene_of):,} names"
         return line + (f"; {len(self.ambiguous):,} names of several genes are not used" if self.ambiguous else "")
 
 
 def read_gene_table(path: str | os.PathLike) -> GeneTable:
-    """Read a table of genes, plain or gzipped, of whatever kind its content shows it to be.
+    """Read a table of genes, plain or gzipped; its content determines its kind.
 
     Raises
     ------
     DataError
-        Where it is of no known kind, or names no gene.
+        If the kind of table is not known, or no gene is named.
 
     Examples
     --------
@@ -108,7 +108,7 @@ def _chain(first: str, rest: Iterator[str]) -> Iterator[str]:
 
 
 def _merge(records: Iterable[Record]) -> tuple[dict[str, str], dict[str, str], set[str]]:
-    """Return (name -> gene, gene -> symbol, ambiguous names): of several genes the one with the best claim, or none."""
+    """Return (name -> gene, gene -> symbol, ambiguous names); the best kind of name decides between genes."""
     best: dict[str, tuple[int, str]] = {}
     tied: set[str] = set()
     symbol_of: dict[str, str] = {}
@@ -128,7 +128,7 @@ def _merge(records: Iterable[Record]) -> tuple[dict[str, str], dict[str, str], s
 
 
 def _recognise(line: str, path: Path) -> tuple[str, Callable[[Iterator[str]], Iterator[Record]]]:
-    """Return what a table is, by its first line that says something, and the function that reads it."""
+    """Return the kind of a table, from its first line that is not a comment, and the function that reads it."""
     cells = [c.strip().strip('"').lstrip("#").lower() for c in re.split(r"[\t,]", line.rstrip("\r\n"))]
     columns = line.rstrip("\r\n").split("\t")
     if len(columns) == 9 and columns[3].isdigit() and columns[4].isdigit() and columns[6] in "+-.?":

@@ -126,8 +126,8 @@ class _Opened:
 class _Files:
     """A pool of open members: a few at a time, never closed while a thread reads from them."""
 
-    def __init__(self, members: Sequence[Member]) -> None:
-        self.members = members
+    def __init__(self, members: Sequence[Member], most: int) -> None:
+        self.members, self._most = members, most
         self._lock = threading.Lock()
         self._opening = [threading.Lock() for _ in members]
         self._open: dict[int, _Opened] = {}
@@ -153,7 +153,7 @@ class _Files:
                 here.users -= 1
 
     def _drop_idle(self) -> None:
-        for k in [k for k, o in self._open.items() if not o.users][: max(0, len(self._open) - _OPEN_FILES)]:
+        for k in [k for k, o in self._open.items() if not o.users][: max(0, len(self._open) - self._most)]:
             self._open.pop(k).rows.close()
 
     def close(self) -> None:
@@ -577,6 +577,7 @@ def open_union(
     members: Sequence[Member],
     *,
     wanted: Basis | None = None,
+    most_open: int = _OPEN_FILES,
     threads: int | None = None,
     progress: Progress = SILENT,
 ) -> Union:
@@ -588,6 +589,8 @@ def open_union(
         The files, in the order of their cells.
     wanted
         The genes to keep, in order; by default all, sorted by id.
+    most_open
+        Number of idle files that stay open; HDF5 holds some megabytes of each.
 
     Raises
     ------
@@ -608,7 +611,7 @@ def open_union(
                 yield ds
 
     genes = unite_genes(iterate(), wanted=wanted)
-    files = _Files(members)
+    files = _Files(members, most_open)
     try:
         survey = survey_cells(files, genes, sizes, threads=threads, progress=progress)
     except BaseException:

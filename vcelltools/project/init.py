@@ -158,7 +158,7 @@ def _get_reason_to_skip(report: InspectReport, shown: str) -> str | None:
 
 
 def _find_doubts(report: InspectReport) -> list[str]:
-    """Return what inspect doubts of a file, and what it says of the labels of its roles."""
+    """Return the problems that inspect found, and its notes on the columns that have a role."""
     roles = {c.name for c in report.obs if c.roles}
     return [*report.problems, *(n for n in report.notes if n.partition(":")[0] in roles)]
 
@@ -177,7 +177,7 @@ def _quote(value: Any) -> str:
 
 
 def _say(value: Any) -> str:
-    """Return a label for a comment, on one line and not too long."""
+    """Return a label for a comment, on one line and shortened."""
     text = show(value)
     return text if len(text) <= 40 else f"{text[:39]}…"
 

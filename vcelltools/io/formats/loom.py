@@ -1,4 +1,4 @@
-"""Loom files: genes × cells dense, with attributes of rows (genes) and columns (cells)."""
+"""Read loom files: a dense matrix of genes × cells, with attributes of rows (genes) and columns (cells)."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Turned:
 
 
 def is_loom(file: File) -> bool:
-    """Say whether an open HDF5 file is a loom file."""
+    """Return whether an open HDF5 file is a loom file."""
     return (
         isinstance(file, h5py.File)
         and all(is_group(get_node(file, k)) for k in ("row_attrs", "col_attrs"))
@@ -43,12 +43,12 @@ def is_loom(file: File) -> bool:
 
 
 def open_loom(path: Path, file: File, fd: int, layer: str | None) -> Dataset:
-    """Open a loom file: its main matrix, or a layer.
+    """Open the main matrix or a layer of a loom file.
 
     Raises
     ------
     DataError
-        Where it has no such layer, or its attributes do not fit its matrix.
+        If the layer does not exist, or the attributes do not match the matrix.
     """
     key = "matrix" if layer in (None, "X") else f"layers/{layer}"
     if get_node(file, key) is None:

@@ -1,4 +1,4 @@
-"""Tables of counts as text: CSV and TSV, plain or gzipped, cells × genes or genes × cells, held in memory."""
+"""Read tables of counts (CSV or TSV, plain or gzipped, cells × genes or genes × cells) into memory."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _COMMON = frozenset({"ACTB", "GAPDH", "MALAT1", "B2M", "RPLP0", "EEF1A1", "FTL",
 
 
 def is_text(path: Path) -> bool:
-    """Say whether a file is a table of text by its name's end and its first bytes."""
+    """Return whether a file is a text table, from the end of its name and its first bytes."""
     if not path.is_file() or not path.name.lower().removesuffix(".gz").endswith(_ENDS):
         return False
     try:
@@ -39,13 +39,13 @@ def is_text(path: Path) -> bool:
 def open_text(path: Path, layer: str | None) -> Dataset:
     """Open a table whose first line and first column are names.
 
-    Genes are told from cells by Ensembl ids and by names that every transcriptome has; without either, rows are cells.
-    A line of names that is one shorter than the others, as R writes it, is understood.
+    Genes are recognised by Ensembl ids or by genes that every transcriptome has; without either, rows are cells. The
+    first line may be one name shorter than the others, as R writes it.
 
     Raises
     ------
     DataError
-        Where it is damaged, holds anything else than numbers, or a name twice among the cells.
+        If the table is damaged or holds values that are not numbers.
     """
     import pyarrow as pa
     from pyarrow import csv
@@ -122,7 +122,7 @@ def _make(path: Path, rows: np.ndarray, columns: np.ndarray, values: np.ndarray)
 
 
 def _look_like_genes(names: np.ndarray) -> float:
-    """Return how much names look like those of genes: the share of Ensembl ids, or of names that are common."""
+    """Return the share of names that are Ensembl ids, or the share of common genes among them, if that is larger."""
     found = sum(1 for v in names.tolist() if v is not None and _ENSEMBL.match(v)) / max(len(names), 1)
     common = len(_COMMON & {str(v).upper() for v in names.tolist()}) / len(_COMMON)
     return max(found, common)

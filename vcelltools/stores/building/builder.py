@@ -54,8 +54,7 @@ class Builder:
             memory = f"{spell('memory')} {math.ceil(10 * gb) / 10:g}"
             self.progress.note(
                 f"{layout.plan.spec.name}: the sums of {n_groups:,} groups over {n_genes:,} genes are kept on disk, "
-                "which "
-                f"is slow; {memory} keeps them in memory, and {spell('sums', 'basis')} stores fewer"
+                f"which is slow; {memory} keeps them in memory, and {spell('sums', 'basis')} stores fewer"
             )
         scattered = next((x for x in lines if x["kind"] == "scattered"), None)
         parts = scattered.get("parts") if scattered is not None else None
