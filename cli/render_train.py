@@ -18,7 +18,8 @@ def show_plan(output: Output, plan: Plan) -> None:
     gib = 1 << 30
     output.result(plan.to_json())
     active = getattr(plan, "active_parameters", None)
-    collectives = ", ".join(f"{n} × {k}" for k, n in plan.collectives.items()) or "none"
+    collectives = ", ".join(f"{n} × {k}" for k, n in (plan.collectives or {}).items()) or "none"
+    work = [f"{v / 1e9:.2f} {u}" for v, u in ((plan.flops_per_chip, "GFLOP"), (plan.bytes_per_chip, "GB")) if v]
     rows = [
         ["chips (processes)", f"{plan.chips} ({plan.processes})"],
         ["parameters", plan.parameters],
@@ -29,12 +30,15 @@ def show_plan(output: Output, plan: Plan) -> None:
         ],
         ["store", f"{plan.feed}, {plan.store_bytes_per_chip / gib:.2f} GiB a chip"],
         ["HBM a chip", f"{plan.hbm_bytes_per_chip / gib:.2f} of {plan.hbm_limit_bytes / gib:.0f} GiB"],
-        ["temporaries a chip", f"{plan.temporary_bytes_per_chip / gib:.3f} GiB"],
-        ["work per chip and step", f"{plan.flops_per_chip / 1e9:.2f} GFLOP, {plan.bytes_per_chip / 1e9:.2f} GB"],
-        ["collectives", f"{collectives}; gradients in {plan.gradient_reduce_dtype}"],
-        ["roofline", f"{plan.roofline_seconds * 1e3:.3f} ms a step"],
-        ["compilation", f"{plan.compile_seconds:.1f} s"],
+        ["work per chip and step", ", ".join(work) or "not known"],
     ]
+    if plan.temporary_bytes_per_chip is not None and plan.roofline_seconds is not None:  # otherwise not compiled
+        rows += [
+            ["temporaries a chip", f"{plan.temporary_bytes_per_chip / gib:.3f} GiB"],
+            ["collectives", f"{collectives}; gradients in {plan.gradient_reduce_dtype}"],
+            ["roofline", f"{plan.roofline_seconds * 1e3:.3f} ms a step"],
+        ]
+    rows.append(["compilation", f"{plan.compile_seconds:.1f} s"])
     output.table(["plan", plan.topology], rows)
     output.done("the step fits" if plan.fits else "the step does NOT fit: use fewer sets, a smaller size or more chips")
 

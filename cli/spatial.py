@@ -303,6 +303,26 @@ def fit(
         float | None,
         typer.Option("--tol", help="Tolerance: violation of the optimality conditions to reach [default: 1e-6]."),
     ] = None,
+    mode: Annotated[
+        str | None,
+        typer.Option(
+            "--training-mode",
+            help="Coefficients: seed (one row per cluster), or full (by cell, where that predicts better) "
+            "[default: seed].",
+        ),
+    ] = None,
+    epochs: Annotated[
+        int | None, typer.Option("--epochs", min=1, help="Maximum number of epochs, in mode full [default: 100].")
+    ] = None,
+    lr: Annotated[float | None, typer.Option("--lr", help="Learning rate, in mode full [default: 0.003].")] = None,
+    encoder: Annotated[
+        str | None,
+        typer.Option("--encoder", help="How mode full sees a cell's place: position or map [default: position]."),
+    ] = None,
+    trunk: Annotated[
+        str | None,
+        typer.Option("--trunk", help="Networks of mode full: shared by all clusters, or own [default: shared]."),
+    ] = None,
     score_threshold: Annotated[
         float | None,
         typer.Option("--score-threshold", help="R² below which all coefficients of a model are set to 0 [default: 0]."),
@@ -364,7 +384,7 @@ def fit(
         tf_prior=tf_prior, weighted_ligand_scale_factor=weighted_ligand_scale_factor, l1_reg=l1_reg,
         group_reg=group_reg, scale_reg=scale_reg, standardize=standardize or None, tol=tol,
         score_threshold=score_threshold, min_cells=min_cells, min_nonzero=min_nonzero, no_validate=no_validate,
-        null=null, stability=stability,
+        null=null, stability=stability, mode=mode, epochs=epochs, lr=lr, encoder=encoder, trunk=trunk,
     )  # fmt: skip
     data = _need_file(file, config)
     _say_unused(o, config)
@@ -387,6 +407,7 @@ def _show_fit(o: Output, r: Any) -> None:
         ["", "value"],
         [["targets", r.n_genes], ["fitted now", r.n_fitted], ["finished before", r.n_skipped],
          ["models", r.n_models], ["models kept", r.n_kept], ["targets without a modulator", r.n_orphans],
+         *([["models with coefficients by cell", r.n_per_cell]] if r.n_per_cell is not None else []),
          ["R² in the sample, median", r.r2_in], ["R² held out, median", r.r2_out], ["gain, median", r.gain],
          ["largest certificate", r.largest_kkt], ["kernel error bound", r.kernel_error_bound]],
     )  # fmt: skip

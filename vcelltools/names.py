@@ -81,7 +81,7 @@ def read_lines(text: str) -> list[str]:
 
 
 def split_lines(text: str) -> list[str]:
-    """Return lines of a text file, which end at ``\\n`` or ``\\r\\n`` (or at ``\\r`` if the file has no ``\\n``)."""
+    """Return the lines of a text file, which end at ``\\n`` or ``\\r\\n`` (or at ``\\r`` if there is no ``\\n``)."""
     if "\r" in text:
         text = text.replace("\r\n", "\n") if "\n" in text else text.replace("\r", "\n")
     return text.removesuffix("\n").split("\n") if text else []

@@ -66,6 +66,20 @@ def test_every_command(folder):
     assert done.code == 0, done.stderr
 
 
+def test_full_mode_from_the_tissue_to_a_knockout(folder):
+    d = folder
+    full = ["--training-mode", "full", "--epochs", "4", "--lr", "0.01", "--genes", "Gene3"]
+    done = run_cli("spatial", "fit", "--h5ad", "sim.h5ad", "--output-dir", "full", *FIT, *full, "--json", cwd=d)
+    assert done.code == 0, done.stderr
+    assert isinstance(done.json["n_per_cell"], int)
+    toml = (d / "full" / "spacetravlr_run_repro.toml").read_text()
+    assert 'mode = "full"' in toml and "epochs = 4" in toml and "learning_rate = 0.01" in toml
+    for command, out in ((["perturb", "--gene", "Tf1"], "full.feather"), (["report"], "full.html")):
+        done = run_cli("spatial", *command, "--run-toml", "full", "--out", out, "--json", cwd=d)
+        assert done.code == 0, f"{command}: {done.stderr}"
+    assert "r2_cell" in (d / "full.html").read_text()
+
+
 def test_tables_hold_what_they_say(folder):
     import pandas as pd
 
@@ -118,6 +132,8 @@ def test_a_field_by_its_definition(folder):
         (["fit", "--h5ad", "sim.h5ad", "--output-dir", "x", "--layer", "nothing", *FIT], 3),
         (["fit", "--h5ad", "sim.h5ad", "--output-dir", "run", *FIT, "--l1-reg", "1"], 2),
         (["fit", "--h5ad", "sim.h5ad", "--output-dir", "x", *FIT, "--kernel", "slow"], 2),
+        (["fit", "--h5ad", "sim.h5ad", "--output-dir", "x", *FIT, "--epochs", "9"], 2),
+        (["fit", "--h5ad", "sim.h5ad", "--output-dir", "x", *FIT, "--training-mode", "full", "--no-validate"], 2),
         (["perturb", "--run-toml", "run", "--gene", "Tf1=-1", "--out", "n.feather"], 2),
         (["perturb", "--run-toml", "run", "--gene", "tf1", "--out", "n.feather"], 3),
         (["perturb", "--run-toml", "nothing", "--gene", "Tf1", "--out", "n.feather"], 3),

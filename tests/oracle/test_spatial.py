@@ -180,6 +180,27 @@ def test_perturb_is_the_scheme_written_out(tissue, response, desired, part, cap,
     np.testing.assert_allclose(got.after, np.column_stack([want[g] for g in got.genes]), rtol=1e-12, atol=1e-13)
 
 
+def test_a_run_in_mode_full_is_perturbed_cell_by_cell(tmp_path):
+    """Its coefficients by cell, as the file holds them, give the derivatives and the knockouts of the plain loops."""
+    from tests.tissues import write_network
+    from vcelltools import spatial
+
+    adata = make_tissue_adata(300, clusters=2)
+    x, at = adata.layers["imputed_count"], {g: i for i, g in enumerate(GENES)}
+    x[:, at["Gene0"]] = 1.0 + (0.1 + adata.obsm["spatial"][:, 0] / 400) * x[:, at["Tf0"]]
+    x[:, at["Gene1"]] = 1.0 + 0.7 * x[:, at["Tf1"]]
+    options = {"network": write_network(tmp_path), "radius": 60.0, "genes": ["Gene0", "Gene1"]}
+    spatial.fit(adata, tmp_path / "run", mode="full", epochs=15, **options)
+    run = spatial.open_run(tmp_path / "run", adata)
+    both = [run.betas(g) for g in run.genes]
+    assert [b.per_cell for b in both] == [True, False] and np.ptp(both[0].values[:, 0]) > 0
+    want = perturb_loops(both, run.tissue, {"Tf0": 0.0}, np.ones(300, bool), 2, exact=False, radius=60.0)
+    got = run.perturb({"Tf0": 0.0}, hops=2)
+    np.testing.assert_allclose(got.simulated, np.column_stack([want[g] for g in got.genes]), rtol=1e-12, atol=1e-13)
+    table = run.splash("Gene0").columns
+    np.testing.assert_array_equal(table["beta_Tf0"], both[0].values[:, both[0].names.index("Tf0")])
+
+
 def make_regression(n: int, k: int, *, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Return centred X (n, k), whose columns correlate and one is a copy, and y (n,), which depends on five of them."""
     rng = np.random.default_rng(seed)

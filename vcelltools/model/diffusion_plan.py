@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -67,27 +66,20 @@ def plan_diffusion(config: DiffusionConfig, *, topology: str, n_cells: int, bflo
 
     The work is counted before compiling (:func:`count_flops`) and divided evenly over the chips. The compiler counts
     the body of a loop over layers only once, so its memory traffic is scaled by the same factor as the work; it is an
-    estimate.
+    estimate. If a chip has too little memory, the compiler reports only how much the step needs.
     """
     generation, shape = tpu.parse_topology(topology)
     devices = tpu.get_devices(generation, shape)
     chip = tpu.CHIPS[generation]
     mesh = make_plan_mesh(devices, config.experts)
     n = mesh.devices.size
-    began = time.perf_counter()
-    compiled, state = _compile(config, mesh, n_cells, bfloat16)
-    seconds = time.perf_counter() - began
-    memory, text = compiled.memory_analysis(), compiled.as_text()
+    lowered, state = _lower(config, mesh, n_cells, bfloat16)
+    compiled = tpu.compile_step(lowered)
     flops = count_flops(config, n_cells, bfloat16) / n
-    cost = compiled.cost_analysis()
-    moved = float(cost.get("bytes accessed", 0.0)) * max(1.0, flops / max(float(cost.get("flops", 0.0)), 1.0))
-    hbm = int(
-        memory.argument_size_in_bytes
-        + memory.output_size_in_bytes
-        - memory.alias_size_in_bytes
-        + memory.temp_size_in_bytes
-        + memory.generated_code_size_in_bytes
-    )
+    text = moved = None
+    if compiled.program:
+        text, cost = compiled.program.as_text(), compiled.program.cost_analysis()
+        moved = float(cost.get("bytes accessed", 0.0)) * max(1.0, flops / max(float(cost.get("flops", 0.0)), 1.0))
     parameters = count_params(state.params)
     places = place_params(state, mesh)
     held = sum(
@@ -95,27 +87,26 @@ def plan_diffusion(config: DiffusionConfig, *, topology: str, n_cells: int, bflo
         for leaf, where in zip(jax.tree.leaves(state), jax.tree.leaves(places), strict=True)
     )
     linked = 3 * 2 * parameters // n * (n - 1) // n * 1 if n > 1 else 0
-    roofline = max(flops / chip.flops_per_s, moved / chip.hbm_bytes_per_s, linked / chip.link_bytes_per_s)
     return DiffusionPlan(
         topology=f"{generation}:{shape}",
         chips=n,
         processes=len({d.process_index for d in devices}),
         parameters=parameters,
-        hbm_bytes_per_chip=hbm,
+        hbm_bytes_per_chip=compiled.hbm_bytes,
         hbm_limit_bytes=chip.hbm_bytes,
-        fits=hbm <= chip.hbm_bytes,
+        fits=compiled.program is not None and compiled.hbm_bytes <= chip.hbm_bytes,
         flops_per_chip=flops,
         bytes_per_chip=moved,
-        collectives=tpu.count_collectives(text),
-        gradient_reduce_dtype=tpu.get_reduce_dtype(text, 0),
-        roofline_seconds=roofline,
-        compile_seconds=seconds,
+        collectives=None if text is None else tpu.count_collectives(text),
+        gradient_reduce_dtype=None if text is None else tpu.get_reduce_dtype(text, 0),
+        roofline_seconds=tpu.get_roofline(chip, flops, moved, linked),
+        compile_seconds=compiled.seconds,
         sets=n_cells,
         set_size=1,
         feed="host",
         store_bytes_per_chip=0,
-        temporary_bytes_per_chip=int(memory.temp_size_in_bytes),
-        donated_bytes_per_chip=int(memory.alias_size_in_bytes),
+        temporary_bytes_per_chip=compiled.temporary_bytes,
+        donated_bytes_per_chip=compiled.donated_bytes,
         state_bytes_per_chip=held,
         link_bytes_per_chip=linked,
         active_parameters=count_active(config, state.params),
@@ -137,8 +128,8 @@ def _describe(config: DiffusionConfig, n_cells: int, bfloat16: bool) -> tuple[An
     return step, state, batch
 
 
-def _compile(config: DiffusionConfig, mesh: Mesh, n_cells: int, bfloat16: bool) -> tuple[Any, Any]:
-    """Return (compiled step, shapes of its state)."""
+def _lower(config: DiffusionConfig, mesh: Mesh, n_cells: int, bfloat16: bool) -> tuple[Any, Any]:
+    """Return (step before compilation, shapes of its state)."""
     step, state, batch = _describe(config, n_cells, bfloat16)
 
     def put(a: Any, where: NamedSharding) -> jax.ShapeDtypeStruct:
@@ -146,7 +137,7 @@ def _compile(config: DiffusionConfig, mesh: Mesh, n_cells: int, bfloat16: bool) 
 
     rows = NamedSharding(mesh, P((_DATA, _EXPERT)))
     placed = jax.tree.map(put, state, place_params(state, mesh))
-    return step.lower(placed, jax.tree.map(lambda a: put(a, rows), batch)).compile(), state
+    return step.lower(placed, jax.tree.map(lambda a: put(a, rows), batch)), state
 
 
 def count_flops(config: DiffusionConfig, n_cells: int, bfloat16: bool = True) -> float:

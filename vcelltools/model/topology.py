@@ -100,7 +100,7 @@ def get_devices(generation: str, shape: str) -> list[Any]:
 
 @dataclass(frozen=True)
 class Plan:
-    """Figures of the compiled step, per chip."""
+    """Figures of the compiled step, per chip; None for those that only a program that fits has."""
 
     topology: str
     chips: int
@@ -109,24 +109,78 @@ class Plan:
     hbm_bytes_per_chip: int
     hbm_limit_bytes: int
     fits: bool
-    flops_per_chip: float
-    bytes_per_chip: float
-    collectives: dict[str, int]
-    gradient_reduce_dtype: str
-    roofline_seconds: float
+    flops_per_chip: float | None
+    bytes_per_chip: float | None
+    collectives: dict[str, int] | None
+    gradient_reduce_dtype: str | None
+    roofline_seconds: float | None
     compile_seconds: float
     sets: int
     set_size: int
     feed: str
     store_bytes_per_chip: int
-    temporary_bytes_per_chip: int
-    donated_bytes_per_chip: int
+    temporary_bytes_per_chip: int | None
+    donated_bytes_per_chip: int | None
     state_bytes_per_chip: int
     link_bytes_per_chip: int
 
     def to_json(self) -> dict[str, Any]:
         """Return the figures as plain values."""
         return dict(self.__dict__)
+
+
+@dataclass(frozen=True)
+class CompiledStep:
+    """What the compiler reports about a step: its program, or only its memory if that exceeds the HBM of a chip.
+
+    Attributes
+    ----------
+    program
+        The compiled program, or None.
+    hbm_bytes, temporary_bytes, donated_bytes
+        Memory per chip; without a program, only the total is known.
+    seconds
+        Time of the compilation.
+    """
+
+    program: Any
+    hbm_bytes: int
+    temporary_bytes: int | None
+    donated_bytes: int | None
+    seconds: float
+
+
+_SHORTAGE = re.compile(r"RESOURCE_EXHAUSTED.*HBM.*\((?P<size>[\d.]+)(?P<unit>[KMGT])\) exceeds available HBM", re.S)
+
+
+def compile_step(lowered: Any) -> CompiledStep:
+    """Compile a step; a step that needs more memory than a chip has is a result, not an error."""
+    began = time.perf_counter()
+    try:
+        program = lowered.compile()
+    except jax.errors.JaxRuntimeError as e:
+        short = _SHORTAGE.search(str(e))
+        if short is None:
+            raise
+        hbm = int(float(short["size"]) * (1 << 10 * (1 + "KMGT".index(short["unit"]))))
+        return CompiledStep(None, hbm, None, None, time.perf_counter() - began)
+    m = program.memory_analysis()
+    hbm = int(
+        m.argument_size_in_bytes
+        + m.output_size_in_bytes
+        - m.alias_size_in_bytes
+        + m.temp_size_in_bytes
+        + m.generated_code_size_in_bytes
+    )
+    temporary, donated = int(m.temp_size_in_bytes), int(m.alias_size_in_bytes)
+    return CompiledStep(program, hbm, temporary, donated, time.perf_counter() - began)
+
+
+def get_roofline(chip: Chip, flops: float | None, moved: float | None, linked: float) -> float | None:
+    """Return the least seconds of a step, from its operations, and the bytes through its memory and its links."""
+    if flops is None or moved is None:
+        return None
+    return max(flops / chip.flops_per_s, moved / chip.hbm_bytes_per_s, linked / chip.link_bytes_per_s)
 
 
 def _describe_inputs(
@@ -211,47 +265,39 @@ def plan_step(
         model, config, mesh, feed, sets=(n_sets, set_size), rows=(n_rows, columns), runs=(n_runs, n_contexts),
         n_datasets=n_datasets, n_rivals=n_rivals,
     )  # fmt: skip
-    began = time.perf_counter()
     step: Any = make_step(model, config, mesh, feed)
-    compiled = step.lower(state, data, batch).compile()
-    seconds = time.perf_counter() - began
-    memory, text = compiled.memory_analysis(), compiled.as_text()
-    # the compiler counts the body of a scan once, so the work comes from the unrolled program
-    unrolled: Any = make_step(model, replace(config, scan=False), mesh, feed) if config.scan else None
-    cost = (unrolled.lower(state, data, batch).compile() if unrolled else compiled).cost_analysis()
+    compiled = compile_step(step.lower(state, data, batch))
+    text = flops = moved = None
+    if compiled.program:
+        # the compiler counts the body of a scan once, so the work comes from the unrolled program
+        unrolled: Any = make_step(model, replace(config, scan=False), mesh, feed) if config.scan else None
+        cost = (unrolled.lower(state, data, batch).compile() if unrolled else compiled.program).cost_analysis()
+        flops, moved = float(cost.get("flops", 0.0)), float(cost.get("bytes accessed", 0.0))
+        text = compiled.program.as_text()
     state_bytes = sum(int(np.prod(a.shape)) * a.dtype.itemsize for a in jax.tree.leaves(state))
     rows = data["rows"].shape if feed != "host" else (0, 0)
     store_bytes = 2 * rows[0] * rows[1] // (n_devices if feed == "sharded" else 1)
-    hbm = int(
-        memory.argument_size_in_bytes
-        + memory.output_size_in_bytes
-        - memory.alias_size_in_bytes
-        + memory.temp_size_in_bytes
-        + memory.generated_code_size_in_bytes
-    )
-    flops, moved = float(cost.get("flops", 0.0)), float(cost.get("bytes accessed", 0.0))
     linked = 2 * 4 * count_params(state.params) if n_devices > 1 else 0  # a ring sends every byte about twice
-    roofline = max(flops / chip.flops_per_s, moved / chip.hbm_bytes_per_s, linked / chip.link_bytes_per_s)
     return Plan(
         topology=f"{generation}:{shape}",
         chips=n_devices,
         processes=len({d.process_index for d in devices}),
         parameters=count_params(state.params),
-        hbm_bytes_per_chip=hbm,
+        hbm_bytes_per_chip=compiled.hbm_bytes,
         hbm_limit_bytes=chip.hbm_bytes,
-        fits=hbm <= chip.hbm_bytes,
+        fits=compiled.program is not None and compiled.hbm_bytes <= chip.hbm_bytes,
         flops_per_chip=flops,
         bytes_per_chip=moved,
-        collectives=count_collectives(text),
-        gradient_reduce_dtype=get_reduce_dtype(text, count_params(state.params)),
-        roofline_seconds=roofline,
-        compile_seconds=seconds,
+        collectives=None if text is None else count_collectives(text),
+        gradient_reduce_dtype=None if text is None else get_reduce_dtype(text, count_params(state.params)),
+        roofline_seconds=get_roofline(chip, flops, moved, linked),
+        compile_seconds=compiled.seconds,
         sets=n_sets,
         set_size=set_size,
         feed=feed,
         store_bytes_per_chip=int(store_bytes),
-        temporary_bytes_per_chip=int(memory.temp_size_in_bytes),
-        donated_bytes_per_chip=int(memory.alias_size_in_bytes),
+        temporary_bytes_per_chip=compiled.temporary_bytes,
+        donated_bytes_per_chip=compiled.donated_bytes,
         state_bytes_per_chip=state_bytes,
         link_bytes_per_chip=linked,
     )

@@ -5,7 +5,8 @@ coefficients, derivatives, perturbations, screens, interaction tables and transi
 h5ad files through ``io``. The kernels are in ``kernels``.
 
 - Input: ``settings``, ``tissue`` (cells and coordinates), ``regulatory_network``, ``modulators`` (possible regulators).
-- Fit: ``design`` (columns), ``blocks`` (held-out parts), ``regress`` and ``lasso``, ``honesty`` (null and stability).
+- Fit: ``design`` (columns), ``blocks`` (held-out parts), ``regress`` and ``lasso``, ``honesty`` (null and stability),
+  ``local`` (coefficients by cell).
 - Run: ``files`` and ``betadata`` on disk, ``fitted`` in memory, ``interactions``, ``field``, ``report``.
 - ``screen`` shares knockouts between processes through ``task_queue``. ``simulate`` writes a tissue with known truth.
 """

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
@@ -25,6 +25,7 @@ from vcelltools.spatial.blocks import make_folds
 from vcelltools.spatial.design import Columns, Features, join_columns
 from vcelltools.spatial.files import REMAKE, STABILITY, SUMMARY
 from vcelltools.spatial.honesty import STABLE, Stability, adjust, get_p_values, measure_stability, rearrange
+from vcelltools.spatial.local import CELL_COLUMNS, LocalFitter
 from vcelltools.spatial.modulators import Finder, Modulators
 from vcelltools.spatial.regress import ClusterResult, fit_cluster, hold_out
 from vcelltools.spatial.regulatory_network import find_network, read_network
@@ -57,6 +58,8 @@ class FitResult(Result):
         Numbers of genes: in the run, fitted now, finished before, and without a remaining modulator.
     n_models, n_kept
         Number of gene × cluster models, and of those whose R² is at least the threshold.
+    n_per_cell
+        Number of models with coefficients by cell; None in mode ``seed``.
     r2_in, r2_out, gain
         Medians over the models.
     largest_kkt
@@ -78,6 +81,7 @@ class FitResult(Result):
     n_orphans: int
     n_models: int
     n_kept: int
+    n_per_cell: int | None
     r2_in: float | None
     r2_out: float | None
     gain: float | None
@@ -193,7 +197,9 @@ def fit(
     """Fit every target gene in every cluster, by TFs of the cell, received ligands and their products.
 
     The model and its penalties are those of SpaceTravLR's seed mode (sparse-group lasso), solved to a certificate of
-    optimality. The same call resumes a run that was killed.
+    optimality. In mode ``full``, a network then varies the coefficients from cell to cell; a cluster gets rows by cell
+    only if these predict held-out blocks better than its own coefficients, by more than the standard error. The same
+    call resumes a run that was killed.
 
     Parameters
     ----------
@@ -253,8 +259,9 @@ def _join_results(folder: Path, labels: list[str], results: list[FitResult]) -> 
 
     return FitResult(
         output_dir=str(folder), n_genes=total("n_genes"), n_fitted=total("n_fitted"), n_skipped=total("n_skipped"),
-        n_orphans=total("n_orphans"), n_models=total("n_models"), n_kept=total("n_kept"), r2_in=median("r2_in"),
-        r2_out=median("r2_out"), gain=median("gain"),
+        n_orphans=total("n_orphans"), n_models=total("n_models"), n_kept=total("n_kept"),
+        n_per_cell=None if results[0].n_per_cell is None else total("n_per_cell"),
+        r2_in=median("r2_in"), r2_out=median("r2_out"), gain=median("gain"),
         largest_kkt=max((r.largest_kkt for r in results if r.largest_kkt is not None), default=None),
         kernel_error_bound=max(r.kernel_error_bound for r in results), conditions=tuple(labels),
         warnings=tuple(dict.fromkeys(w for r in results for w in r.warnings)), seconds=total("seconds"),
@@ -383,7 +390,7 @@ def work(plan: Plan, folder: Path, *, progress: Progress = SILENT, batch: int = 
     """Claim and fit genes until none is free or unfinished, and return the number of genes fitted here."""
     queue = Queue(folder, plan.genes, lambda g: _is_done(folder, g))
     done = 0
-    columns = features = None
+    columns = features = local = None
     (folder / ROWS).mkdir(parents=True, exist_ok=True)
     with queue.beating():
         while True:
@@ -395,7 +402,9 @@ def work(plan: Plan, folder: Path, *, progress: Progress = SILENT, batch: int = 
             if columns is None or features is None:
                 columns = join_columns(plan.modulators)
                 features = Features(plan.tissue, columns, plan.receiver)
-            for gene, rows, betas, stability in fit_batch(plan, features, columns, mine):
+                if plan.settings.mode == "full":
+                    local = LocalFitter(plan.tissue, plan.settings, features)
+            for gene, rows, betas, stability in fit_batch(plan, features, columns, mine, local):
                 write_betas(folder, betas)
                 write_json(
                     folder / ROWS / f"{gene}.json", {"rows": rows, "stability": stability}, force=True, indent=None
@@ -406,9 +415,9 @@ def work(plan: Plan, folder: Path, *, progress: Progress = SILENT, batch: int = 
 
 
 def fit_batch(
-    plan: Plan, features: Features, columns: Columns, genes: Sequence[str]
-) -> list[tuple[str, list[dict], Betas, list[dict]]]:
-    """Fit some genes in all clusters; return the summary rows, coefficients and stability of each."""
+    plan: Plan, features: Features, columns: Columns, genes: Sequence[str], local: LocalFitter | None
+) -> Iterator[tuple[str, list[dict], Betas, list[dict]]]:
+    """Fit some genes in all clusters; yield the summary rows, coefficients and stability of each."""
     s, tissue = plan.settings, plan.tissue
     Y = tissue.expression(genes)
     numbers = sorted(tissue.labels)
@@ -427,7 +436,6 @@ def fit_batch(
             stable[c] = measure_stability(X, Y[rows], tissue.xy[rows], columns, genes, fits[c], s)
     if s.null:
         p_values = _get_null(plan, features, columns, genes, Y, fits)
-    out = []
     for t, gene in enumerate(genes):
         found = {c: fits[c][t] for c in fits}
         rows_, betas = _assemble(plan, columns, gene, numbers, found)
@@ -440,8 +448,24 @@ def fit_batch(
                 row["n_stable"] = int((stable[c][t].frequency >= STABLE).sum())
                 row["expected_false"] = stable[c][t].expected_false
                 details += _list_stability(plan, gene, c, stable[c][t])
-        out.append((gene, rows_, betas, details))
-    return out
+        if local is not None:
+            betas = _refine(plan, local, rows_, betas, found)
+        yield gene, rows_, betas, details
+
+
+def _refine(
+    plan: Plan, local: LocalFitter, rows: list[dict], betas: Betas, found: Mapping[int, ClusterResult]
+) -> Betas:
+    """Return the coefficients by cell where they are better, and add the comparison to the summary rows."""
+    betas, verdicts = local.refine(betas, plan.modulators[betas.target], found)
+    for row in rows:
+        row.update(dict.fromkeys(CELL_COLUMNS), per_cell=False)
+        v = verdicts.get(row["cluster"])
+        if v is not None:
+            row.update(asdict(v) | {"r2_blind": v.r2_blind if np.isfinite(v.r2_blind) else None})
+        note = v.note if v is not None else "one row for the cluster: no coefficient varies"
+        row["note"] = "; ".join(n for n in (row["note"], note) if n)
+    return betas
 
 
 def _list_stability(plan: Plan, gene: str, cluster: int, found: Stability) -> list[dict]:
@@ -553,11 +577,13 @@ def _finish(plan: Plan, folder: Path) -> None:
 def _get_table(rows: list[dict]) -> dict[str, Any]:
     import pyarrow as pa
 
-    whole = ("cluster", "n_cells", "n_columns", "n_nonzero", "n_stable")
-    text = ("gene", "note")
-    kinds = {k: pa.int64() if k in whole else pa.string() if k in text else pa.float64() for k in _COLUMNS}
-    kinds["kept"] = pa.bool_()
-    return {k: pa.array([r[k] for r in rows], kinds[k]) for k in _COLUMNS}
+    whole = ("cluster", "n_cells", "n_columns", "n_nonzero", "n_stable", "epochs")
+    text, yes_or_no = ("gene", "note"), ("kept", "per_cell")
+    full = bool(rows) and "per_cell" in rows[0]
+    names = [*_COLUMNS[:-2], *CELL_COLUMNS, *_COLUMNS[-2:]] if full else _COLUMNS
+    kinds = {k: pa.int64() if k in whole else pa.string() if k in text else pa.float64() for k in names}
+    kinds |= {k: pa.bool_() for k in yes_or_no if k in kinds}
+    return {k: pa.array([r[k] for r in rows], kinds[k]) for k in names}
 
 
 def _get_stability(rows: list[dict]) -> dict[str, Any]:
@@ -601,10 +627,18 @@ def _describe(plan: Plan, folder: Path, before: int, done: int, seconds: float) 
         )
     if not s.validate:
         warnings.append("R² was measured in the sample, because validation is off")
+    by_cell = sum(bool(r["per_cell"]) for r in fitted) if s.mode == "full" else None
+    if by_cell is not None and by_cell < len(fitted):
+        warnings.append(
+            f"{len(fitted) - by_cell:,} of {len(fitted):,} models keep the coefficients of their cluster, because "
+            "coefficients by cell do not predict held-out blocks better by more than the standard error, or all are "
+            "0; see the note in the summary"
+        )
     return FitResult(
         output_dir=str(folder), n_genes=len(plan.genes), n_fitted=done, n_skipped=before,
         n_orphans=sum((folder / f"{g}{ORPHAN}").exists() for g in plan.genes), n_models=len(fitted),
-        n_kept=sum(r["kept"] for r in fitted), r2_in=median("r2_in"), r2_out=median("r2_out"), gain=median("gain"),
+        n_kept=sum(r["kept"] for r in fitted), n_per_cell=by_cell, r2_in=median("r2_in"), r2_out=median("r2_out"),
+        gain=median("gain"),
         largest_kkt=max((r["kkt"] for r in fitted), default=None),
         kernel_error_bound=plan.receiver.error_bound, conditions=(), warnings=tuple(warnings), seconds=seconds,
     )  # fmt: skip

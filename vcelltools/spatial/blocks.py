@@ -57,3 +57,31 @@ def make_folds(xy: np.ndarray, radius: float, n_blocks: int = N_BLOCKS) -> list[
             near = near[np.argsort(distance[near], kind="stable")[:most]]
         folds.append(Fold(test, np.delete(rest, near)))
     return folds
+
+
+def make_joint_folds(xy: np.ndarray, groups: np.ndarray, radius: float, n_blocks: int = N_BLOCKS) -> list[Fold]:
+    """Return folds for a model that all groups share; every group has its own blocks, as in :func:`make_folds`.
+
+    Training excludes the cells within ``radius`` of a held-out cell of any group, but at most half of the others of
+    each group.
+    """
+    from scipy.spatial import cKDTree
+
+    block = np.full(len(xy), -1, np.int64)
+    for g in np.unique(groups):
+        rows = np.flatnonzero(groups == g)
+        block[rows] = cut_blocks(xy[rows], n_blocks)
+    folds = []
+    for b in range(n_blocks):
+        test = np.flatnonzero(block == b)
+        if not len(test) or len(test) == len(xy):
+            continue
+        distance, _ = cKDTree(xy[test]).query(xy)
+        drop = block == b
+        for g in np.unique(groups):
+            rest = np.flatnonzero((groups == g) & (block != b))
+            near = rest[distance[rest] <= radius]
+            near = near[np.argsort(distance[near], kind="stable")[: len(rest) // 2]]
+            drop[near] = True
+        folds.append(Fold(test, np.flatnonzero(~drop)))
+    return folds

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -92,6 +93,12 @@ class Features:
     def receive(self, receiver: Receiver) -> np.ndarray:
         """Return (n, l) received ligands by any receiver."""
         return receiver.receive(self._x[:, [self._at[g] for g in self.ligands]], self.ligands)
+
+    def narrow(self, columns: Columns) -> Features:
+        """Return the features for some of the columns; the data are shared."""
+        out = copy.copy(self)
+        out._columns = columns
+        return out
 
     def build(self, rows: np.ndarray, W: np.ndarray | None = None, *, own: bool = False) -> np.ndarray:
         """Return the (b, p) columns of some cells.

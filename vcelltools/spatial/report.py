@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from vcelltools.spatial._run import Run
 
 _HEADS = ("gene", "cluster", "n_cells", "n_nonzero", "r2_in", "r2_out", "r2_tf", "r2_own", "gain", "p", "q", "kept")
+_CELL_HEADS = ("r2_cluster", "r2_blind", "r2_cell", "per_cell")  # of a run in mode full
 _MOST_ROWS, _MOST_GENES, _MOST_CHANGES = 60, 3, 4
 
 
@@ -106,6 +107,7 @@ def write_report(
     from jinja2 import Environment, PackageLoader
 
     rows = _read_summary(run)
+    heads = [*_HEADS, *(h for h in _CELL_HEADS if rows and h in rows[0])]
     sections = [_show_target(run, g) for g in _choose_targets(run, rows)]
     warnings = []
     if desired:
@@ -117,8 +119,8 @@ def write_report(
     text = Environment(loader=PackageLoader("vcelltools.spatial", "."), autoescape=True)
     html = text.get_template("report.html.j2").render(
         data=run.tissue.where, n_cells=f"{run.tissue.n_cells:,}", n_clusters=len(run.tissue.labels),
-        n_genes=len(run.genes), warnings=warnings, heads=_HEADS, sections=sections,
-        rows=[[_say(r[h], run, h) for h in _HEADS] for r in rows[:_MOST_ROWS]],
+        n_genes=len(run.genes), warnings=warnings, heads=heads, sections=sections,
+        rows=[[_say(r[h], run, h) for h in heads] for r in rows[:_MOST_ROWS]],
     )  # fmt: skip
     return write_text(out, html, force=force)
 
@@ -130,7 +132,7 @@ def _read_summary(run: Run) -> list[dict[str, Any]]:
         return []
     table = read_frame(path, what="a summary")
     with checking(path):
-        rows = table.select(_HEADS).to_pylist()
+        rows = table.select([*_HEADS, *(h for h in _CELL_HEADS if h in table.column_names)]).to_pylist()
         return sorted(rows, key=lambda r: (r["gain"] is None, -(r["gain"] or 0.0), r["gene"], r["cluster"]))
 
 

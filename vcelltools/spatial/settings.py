@@ -17,7 +17,15 @@ from vcelltools.spatial.modulators import Choice, read_names
 
 CONFIG_NAME = "spaceship_config.toml"
 RUN_NAME = "spacetravlr_run_repro.toml"
-MODES = ("seed",)  # one lasso per cluster
+MODES = ("seed", "full")  # one lasso per cluster; coefficients that vary around it from cell to cell
+ENCODERS = ("position", "map")
+TRUNKS = ("shared", "own")
+_MESH = 8  # the mesh of the map is halved three times
+# settings of the mode full only, with their keys in the TOML
+FULL_ONLY = {
+    "epochs": ("training", "epochs"), "lr": ("training", "learning_rate"), "encoder": ("training", "encoder"),
+    "trunk": ("training", "trunk"), "spatial_dim": ("spatial", "spatial_dim"),
+}  # fmt: skip
 
 
 class Options(TypedDict, total=False):
@@ -50,6 +58,11 @@ class Options(TypedDict, total=False):
     standardize: bool
     tol: float
     mode: str
+    epochs: int
+    lr: float
+    encoder: str
+    trunk: str
+    spatial_dim: int
     score_threshold: float
     min_cells: int
     min_nonzero: int
@@ -85,7 +98,15 @@ class Settings:
         The penalties (None: chosen by block cross-validation), their scaling with the group size, whether they act on
         standardised columns, and the certificate to reach.
     mode
-        ``seed``: one lasso per cluster.
+        ``seed``: one lasso per cluster. ``full``: coefficients that vary around it from cell to cell, where they
+        predict held-out blocks better.
+    epochs, lr
+        The most epochs, and the learning rate; in mode ``full``, like the next ones.
+    encoder, spatial_dim
+        How the network sees a cell's place: ``position`` (its coordinates) or ``map`` (its distances to a mesh with
+        ``spatial_dim`` nodes on each side).
+    trunk
+        ``shared``: one network for all clusters. ``own``: one for each.
     score_threshold, min_cells, min_nonzero
         Minimum R² for coefficients other than 0, minimum cells per cluster, and minimum non-zero cells per column.
     validate, null, stability
@@ -121,6 +142,11 @@ class Settings:
     standardize: bool = False
     tol: float = 1e-6
     mode: str = "seed"
+    epochs: int = 100
+    lr: float = 3e-3
+    encoder: str = "position"
+    trunk: str = "shared"
+    spatial_dim: int = 32
     score_threshold: float = 0.0
     min_cells: int = 20
     min_nonzero: int = 10
@@ -133,17 +159,18 @@ class Settings:
         """Return the settings, or raise a :class:`UsageError` that names an invalid one."""
         for name, known in (
             ("kernel", KERNELS), ("radius_rule", RADIUS_RULES), ("scale_reg", SCALES), ("mode", MODES),
+            ("encoder", ENCODERS), ("trunk", TRUNKS),
         ):  # fmt: skip
             if getattr(self, name) not in known:
                 raise UsageError(f"{name} {getattr(self, name)!r} is not known", hint=f"one of: {', '.join(known)}")
-        for name in ("radius", "contact_distance", "weighted_ligand_scale_factor", "tol"):
+        for name in ("radius", "contact_distance", "weighted_ligand_scale_factor", "tol", "lr"):
             if not 0 < getattr(self, name) < float("inf"):
                 raise UsageError(f"{name} is {getattr(self, name)}; a number above 0 is expected")
         for name in ("l1_reg", "group_reg"):
             value = getattr(self, name)
             if value is not None and not 0 <= value < float("inf"):
                 raise UsageError(f"{name} is {value}; a number from 0 on is expected")
-        for name in ("min_cells",):
+        for name in ("min_cells", "epochs"):
             if getattr(self, name) < 1:
                 raise UsageError(f"{name} is {getattr(self, name)}; at least 1 is expected")
         for name in ("null", "stability", "min_nonzero", "seed"):
@@ -153,6 +180,10 @@ class Settings:
             raise UsageError(f"dims is {self.dims}; 2 or 3 is expected")
         if self.null and not self.validate:
             raise UsageError("null compares held-out gains, so it needs validate", hint="remove one of the two")
+        if self.mode == "full" and not self.validate:
+            raise UsageError("mode full compares held-out R², so it needs validate", hint="remove one of the two")
+        if self.spatial_dim < _MESH or self.spatial_dim % _MESH:
+            raise UsageError(f"spatial_dim is {self.spatial_dim}; a multiple of {_MESH} is expected")
         return self
 
     @property
@@ -201,6 +232,7 @@ _KEYS: dict[tuple[str, str], str] = {
     ("lasso", "scale_reg"): "scale_reg",
     ("lasso", "standardize"): "standardize",
     ("training", "mode"): "mode",
+    **{key: name for name, key in FULL_ONLY.items()},
     ("training", "score_threshold"): "score_threshold",
     ("training", "min_cells"): "min_cells",
     ("training", "min_nonzero"): "min_nonzero",
@@ -335,7 +367,12 @@ def make_settings(options: Mapping[str, Any], loaded: Loaded | None = None) -> S
     for name in ("extra_modulators", "extra_lr"):
         if name in given:
             given[name] = read_names(given[name])
-    return replace(Settings(), **{**(loaded.settings if loaded else {}), **given}).check()
+    out = replace(Settings(), **{**(loaded.settings if loaded else {}), **given}).check()
+    if out.mode != "full":
+        for name in FULL_ONLY:
+            if name in given:
+                raise UsageError(f"{name} is an option of training mode full", hint="set mode to full")
+    return out
 
 
 def dump_toml(settings: Settings, *, command: Mapping[str, Any], clusters: Mapping[int, str]) -> str:
@@ -345,7 +382,7 @@ def dump_toml(settings: Settings, *, command: Mapping[str, Any], clusters: Mappi
     written: set[str] = set()
     for (section, key), name in _KEYS.items():
         value = values[name]
-        if name in written or value is None:
+        if name in written or value is None or (name in FULL_ONLY and settings.mode != "full"):
             continue
         written.add(name)
         sections.setdefault(section, {})[key] = os.path.abspath(value) if name in _PATHS else value

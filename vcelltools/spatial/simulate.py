@@ -230,7 +230,8 @@ def simulate_tissue(
     ligand_share
         Share of the targets that are regulated by ligands.
     per_cell_beta
-        Whether coefficients vary smoothly over the tissue.
+        Whether coefficients vary smoothly over the tissue, by a factor that the file of the knockouts holds in
+        ``obs["beta_factor"]``.
     confound
         Strength of a hidden field that drives ligands, and half of the targets without ligands.
     nonlinear
@@ -336,6 +337,7 @@ def _write_knockouts(w: _World, x: np.ndarray, radius: float, path: Path) -> Non
     inside = np.flatnonzero(distance == 0)
     obs = _get_obs(w)
     obs["in_scope"], obs["distance"], obs["near"] = distance == 0, distance, distance <= 2 * radius
+    obs["beta_factor"] = w.local
     adata = ad.AnnData(np.zeros(x.shape, np.float32), obs=obs, var=pd.DataFrame(index=w.genes))
     for g in genes:
         adata.layers[f"delta_{g}"] = w.rest({g: (inside, 0.0)}, x) - x
