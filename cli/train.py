@@ -34,6 +34,12 @@ def train(
         list[Path] | None,
         Opt(help="Edge list of genes for neighbours: two symbols, optionally a weight; may be repeated."),
     ] = None,
+    from_run: Annotated[
+        Path | None, Opt("--from", help="Finished run of a transformer, whose weights the training starts from.")
+    ] = None,
+    extend: Annotated[
+        Path | None, Opt(help="Finished run to train to a larger number of steps, with its own settings.")
+    ] = None,
     model: Annotated[
         str | None,
         Opt(
@@ -59,6 +65,10 @@ def train(
     set_size: Annotated[int | None, Opt(min=2, help="Number of cells per set [default: 64].")] = None,
     seed: Annotated[int | None, Opt(min=0, help="Random seed [default: 0].")] = None,
     learning_rate: Annotated[float | None, Opt(min=0, help="Peak learning rate [default: 0.0003].")] = None,
+    optimizer: Annotated[str | None, Opt(help="adamw, adam, sgd or muon [default: adamw].")] = None,
+    scale_rate: Annotated[
+        bool, Opt("--scale-rate", help="Multiply the learning rate by sets / 128, at most by 4.")
+    ] = False,
     minutes: Annotated[
         float | None, Opt(min=0, help="Stop after this many minutes; the run can be resumed [default: never].")
     ] = None,
@@ -83,6 +93,9 @@ def train(
     resume an interrupted run (Ctrl-C, SIGTERM or --minutes; exit code 5), run the same command again: the result is the
     same, to the bit, as that of an uninterrupted run.
 
+    To train a finished run further: vcelltools train --extend runs/rn --steps 10000. To start from its weights on other
+    stores with the same genes: vcelltools train --from runs/rn --store stores/other --out runs/tuned
+
     Baselines: perturbation-mean and control-mean.
 
     Sanity modes: overfit-batch, controls-same, controls-resampled, random-perturbations, random-genes, permutation.
@@ -92,15 +105,19 @@ def train(
     To plan for a TPU slice that you do not have: vcelltools train --dry-run --topology v5e-16
     """
     options = {
-        "out": out, "stores": stores, "split": split, "features": features, "network": network,
-        "model": model, "objective": objective, "size": size, "steps":
-        steps, "sets": sets, "set_size": set_size, "seed": seed, "learning_rate": learning_rate, "minutes": minutes,
+        "out": out, "stores": stores, "split": split, "features": features, "network": network, "from_run": from_run,
+        "model": model, "objective": objective, "size": size, "steps": steps, "sets": sets, "set_size": set_size,
+        "seed": seed, "optimizer": optimizer, "learning_rate": learning_rate, "scale_rate": scale_rate or None,
+        "minutes": minutes,
     }  # fmt: skip
     from vcelltools.cli.render_train import show_plan, show_result, show_sanity
+    from vcelltools.errors import UsageError, spell
     from vcelltools.training.request import prepare
 
     output = Output(json=json, quiet=quiet, verbose=verbose)
-    job = prepare(options, tpu=tpu, topology=topology, dry_run=dry_run, distributed=distributed)
+    if extend and (given := [k for k, v in (("dry_run", dry_run), ("sanity", sanity), ("force", force)) if v]):
+        raise UsageError(f"{spell('extend')} cannot be combined with {spell(given[0], True)}")
+    job = prepare(options, tpu=tpu, topology=topology, dry_run=dry_run, distributed=distributed, extend=extend)
     if dry_run:
         show_plan(output, job.plan())
     elif sanity:

@@ -2,7 +2,7 @@
 
 - Models of effects: ``registry`` lists them. ``baselines``, ``neighbours``, ``kernel_ridge`` and ``transfer`` define
   them, ``nested`` chooses their parameters, and ``evidence`` weights the prior effects.
-- The transformer over sets of cells: ``network``, ``losses``, ``step``, ``metrics``.
+- The transformer over sets of cells: ``network``, ``losses``, ``optimizers``, ``step``, ``metrics``.
 - The ``diffusion`` model over the genes of a cell, and ``diffusion_plan``, which compiles it for a TPU.
 - Coefficients that vary over a tissue: ``local_betas``.
 - Machines: ``mesh`` (devices), ``topology`` (figures from the TPU compiler), ``checkpoint``.

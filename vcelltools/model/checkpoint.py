@@ -115,6 +115,17 @@ class Checkpointer:
                 fpath.unlink(missing_ok=True)
         return params_sha256
 
+    def read_meta(self) -> dict[str, Any] | None:
+        """Return what :meth:`save` was given beside the newest state; None if the folder has none.
+
+        Raises
+        ------
+        DataError
+            If its manifest is damaged.
+        """
+        steps = self.steps()
+        return read_manifest(self._paths(steps[-1])[1])["meta"] if steps else None
+
     def load(self, template: Any, *, step: int | None = None) -> Checkpoint | None:
         """Return the newest undamaged checkpoint, or that of ``step``; None if the folder has none.
 

@@ -21,6 +21,7 @@ from vcelltools.model.evidence import judge_prior, make_tables, read_evidence
 from vcelltools.model.losses import EffectWeights, LossWeights, effect_loss, set_loss
 from vcelltools.model.mesh import AXIS, row_reader
 from vcelltools.model.network import ModelConfig, Params, forward, init_params
+from vcelltools.model.optimizers import OPTIMIZERS, Rule
 
 METRICS = ("loss", "energy", "excess", "floor", "mse", "effect_l1", "grad_norm", "update_norm", "param_norm")
 _JUDGE_RATE = 10.0
@@ -35,12 +36,14 @@ class StepConfig:
     """Length of the learning-rate schedule."""
     learning_rate: float = 1e-3
     """Peak learning rate."""
+    optimizer: str = "adamw"
+    """``adamw``, ``adam``, ``sgd`` or ``muon``; see :mod:`vcelltools.model.optimizers`."""
     warmup: int = 100
     """Steps of linear warm-up."""
     schedule: str = "cosine"
     """``cosine`` (to a tenth), ``linear`` (to zero) or ``constant``."""
     weight_decay: float = 1e-2
-    """Decoupled weight decay (AdamW), only on matrices."""
+    """Decoupled weight decay of AdamW and Muon, only on matrices."""
     clip: float = 1.0
     """Maximum norm of the gradient; 0 disables clipping."""
     ema: float = 0.99
@@ -70,6 +73,8 @@ class StepConfig:
     def __post_init__(self) -> None:
         if self.schedule not in ("cosine", "linear", "constant"):
             raise ValueError(f"schedule {self.schedule!r} is not cosine, linear or constant")
+        if self.optimizer not in OPTIMIZERS:
+            raise ValueError(f"optimizer {self.optimizer!r} is not one of {', '.join(OPTIMIZERS)}")
         if not 0 <= self.ema < 1:
             raise ValueError(f"ema is {self.ema}, but must be at least 0 and below 1")
         if not any((self.energy, self.mse, self.sinkhorn, self.delta, self.pearson, self.rank)):
@@ -104,7 +109,7 @@ def make_schedule(config: StepConfig) -> optax.Schedule:
 
 
 def make_optimizer(config: StepConfig) -> optax.GradientTransformation:
-    """Return AdamW with the schedule, after clipping by the global norm.
+    """Return the optimiser with the schedule, after clipping by the global norm.
 
     The judge has few parameters, which every gene trains. Its learning rate is ten times higher, and it has no decay.
     """
@@ -112,20 +117,24 @@ def make_optimizer(config: StepConfig) -> optax.GradientTransformation:
     def judges(params: Params, inside: Any, outside: Any) -> Any:
         return {k: jax.tree.map(lambda w, k=k: inside if k == "judge" else outside(w), v) for k, v in params.items()}
 
-    adam = optax.adamw(
-        make_schedule(config),
+    rule = Rule(
+        rate=make_schedule(config),
         b2=0.99,
         weight_decay=config.weight_decay,
-        mask=lambda params: judges(params, False, lambda w: w.ndim >= 2),
+        decays=lambda params: judges(params, False, lambda w: w.ndim >= 2),
     )
     faster = optax.masked(optax.scale(_JUDGE_RATE), lambda params: judges(params, True, lambda _: False))
     clip = [optax.clip_by_global_norm(config.clip)] if config.clip else []
-    return optax.chain(*clip, adam, faster)
+    return optax.chain(*clip, OPTIMIZERS[config.optimizer](rule), faster)
 
 
 def init_state(model: ModelConfig, config: StepConfig, seed: int) -> TrainState:
     """Return the state before the first step; it depends only on the configurations and the seed."""
-    params = init_params(model, jax.random.key(seed))
+    return begin(init_params(model, jax.random.key(seed)), config)
+
+
+def begin(params: Params, config: StepConfig) -> TrainState:
+    """Return the state before the first step of a training that begins with some parameters."""
     ema = jax.tree.map(jnp.copy, params) if config.ema else {}
     return TrainState(jnp.zeros((), jnp.int32), params, ema, make_optimizer(config).init(params))
 

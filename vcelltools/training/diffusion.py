@@ -22,6 +22,7 @@ from vcelltools.runtime.memory import peak_memory
 from vcelltools.runtime.prefetch import Prefetch
 from vcelltools.runtime.progress import SILENT, Progress
 from vcelltools.training.cell_inputs import CellSetup, make_cell_setup
+from vcelltools.training.extend import describe_schedule
 from vcelltools.training.in_flight import InFlight
 from vcelltools.training.inputs import get_inputs
 from vcelltools.training.outcome import Stop, TrainResult
@@ -120,7 +121,7 @@ class DiffusionTrainer:
         self.mesh = mesh.make_mesh(devices[: math.gcd(self.n_cells, len(devices))])
         low = jax.default_backend() != "cpu" if s.precision == "auto" else s.precision == "bfloat16"
         self.optimizer = make_diffusion_optimizer(
-            steps=s.length[0], learning_rate=s.learning_rate, warmup=s.warmup, schedule=s.schedule,
+            steps=s.length[0], learning_rate=s.peak_rate, warmup=s.warmup, schedule=s.schedule,
             weight_decay=s.weight_decay, clip=s.clip,
         )  # fmt: skip
         self.step = make_diffusion_step(self.config, self.optimizer, seed=s.seed, ema=s.ema, bfloat16=low)
@@ -214,7 +215,7 @@ class DiffusionTrainer:
     def _restore(self) -> tuple[Any, int]:
         import jax
 
-        found = self.folder.checkpoints().load(jax.eval_shape(self.init_state))
+        found = self.folder.load_state(jax.eval_shape(self.init_state))
         self.folder.cut_metrics(found.step if found else -1)
         if found is None:
             return self.init_state(), 0
@@ -222,8 +223,20 @@ class DiffusionTrainer:
             raise DataError(f"{self.folder.dpath}: the checkpoint of step {found.step} belongs to other stores")
         best = found.meta["best"]
         self.best_loss, self.best_step, self.since = best["loss"], best["step"], best["since"]
+        self._reopen(found.step, found.state)
         self.progress.note(f"continuing after step {found.step:,}")
         return jax.tree.map(jax.numpy.asarray, found.state), found.step
+
+    def _reopen(self, step: int, state: Any) -> None:
+        """Turn a finished run that is extended into an unfinished one."""
+        s = self.setup.settings
+        was = self.folder.reopen(self.setup)
+        if was is None:
+            return
+        describe_schedule(s, was, step, self.progress)
+        if s.patience and self.since >= s.patience:
+            self.since = 0  # it was stopped early, and is asked to go on
+            self.folder.checkpoints().save(step, state, self._meta())
 
     def _meta(self) -> dict[str, Any]:
         best = {"loss": self.best_loss, "step": self.best_step, "since": self.since}
@@ -286,6 +299,7 @@ def train_diffusion(
     stores: Sequence[Store] | None = None,
     resume: bool = True,
     force: bool = False,
+    extend: bool = False,
     progress: Progress = SILENT,
 ) -> TrainResult:
     """Train a masked diffusion model; see :func:`vcelltools.training.train.train`, which calls this."""
@@ -293,5 +307,5 @@ def train_diffusion(
     folder.guard(get_inputs(settings, stores))
     with locked(folder.dpath):
         setup = make_cell_setup(settings, stores, progress)
-        continued = folder.open(setup, resume=resume, force=force)
+        continued = folder.open(setup, resume=resume, force=force, extend=extend)
         return DiffusionTrainer(setup, folder, progress).run(continued)

@@ -211,6 +211,7 @@ class Setup:
 
         s = self.settings
         shared = {k: getattr(s, k) for k in StepConfig.__dataclass_fields__ if hasattr(s, k)}
+        shared["learning_rate"] = s.peak_rate
         low = platform != "cpu" if s.precision == "auto" else s.precision == "bfloat16"
         return StepConfig(**shared, bfloat16=low, scan=platform == "tpu")
 
@@ -299,7 +300,7 @@ class Setup:
 def get_inputs(settings: TrainSettings, stores: Sequence[Store] | None = None) -> list[Path]:
     """Return every file and folder that a training with these settings reads."""
     paths = [s.path for s in stores] if stores is not None else [Path(p) for p in settings.stores] or find_stores()
-    files = [settings.split, settings.features, *settings.network]
+    files = [settings.split, settings.features, *settings.network, settings.from_run]
     return [*paths, *(Path(p) for p in files if p), Path(CONFIG_NAME)]
 
 

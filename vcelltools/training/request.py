@@ -25,6 +25,7 @@ class Job:
 
     settings: TrainSettings
     topology: str | None
+    extend: bool = False
 
     def plan(self) -> Plan:
         """Compile the step for the topology; see :func:`vcelltools.training.dry_run.plan`."""
@@ -43,7 +44,7 @@ class Job:
         """Train, or fit a baseline."""
         from vcelltools.training.train import train
 
-        return train(self.settings, resume=resume, force=force, progress=progress)
+        return train(self.settings, resume=resume, force=force, extend=self.extend, progress=progress)
 
 
 def train(
@@ -54,6 +55,8 @@ def train(
     split: str | os.PathLike | None = None,
     features: str | os.PathLike | None = None,
     network: Sequence[str | os.PathLike] = (),
+    from_run: str | os.PathLike | None = None,
+    extend: str | os.PathLike | None = None,
     model: str = "transformer",
     objective: str | None = None,
     size: str = "rn",
@@ -66,7 +69,9 @@ def train(
     sets: int = 32,
     steps: int | None = None,
     seed: int = 0,
+    optimizer: str = "adamw",
     learning_rate: float = 3e-4,
+    scale_rate: bool = False,
     warmup: int = 100,
     schedule: str = "cosine",
     weight_decay: float = 10.0,
@@ -101,8 +106,11 @@ def train(
         The run folder.
     stores
         Stores or their folders; by default all stores in the configured folder.
-    weights, split, features, network, model, objective, size, prior, restore_spread, identity, batch_embedding,
-    nonnegative, set_size, sets
+    extend
+        A finished run to train to more ``steps``. Its own settings apply, except ``steps``, ``minutes``,
+        ``checkpoint_minutes``, ``log_every``, ``tensorboard`` and ``feed``.
+    weights, split, features, network, from_run, model, objective, size, prior, restore_spread, identity,
+    batch_embedding, nonnegative, set_size, sets
         See :class:`vcelltools.training.settings.TrainSettings`, also for the settings below.
     resume, force
         Continue the run in ``out``, or start it again.
@@ -124,17 +132,24 @@ def train(
     ('runs/new', True)
     """
     from vcelltools.stores.store import Store, open_store
+    from vcelltools.training.extend import read_extension
     from vcelltools.training.train import train as run
 
+    if extend is not None:
+        changes = {"minutes": minutes, "checkpoint_minutes": checkpoint_minutes, "log_every": log_every,
+                   "tensorboard": tensorboard, "feed": feed}  # fmt: skip
+        return run(read_extension(Path(extend), steps, changes), extend=True, progress=progress)
     opened = [s if isinstance(s, Store) else open_store(s) for s in stores]
     given = {
         "out": os.fspath(out), "stores": [str(s.path) for s in opened],
         "weights": dict(weights or {}), "split": split and os.fspath(split),
         "features": features and os.fspath(features), "network": [os.fspath(n) for n in network],
+        "from_run": from_run and os.fspath(from_run),
         "model": model, "objective": objective, "size": size, "prior": prior,
         "restore_spread": restore_spread, "identity": identity, "batch_embedding": batch_embedding,
         "nonnegative": nonnegative, "set_size": set_size, "sets": sets, "steps": steps, "seed": seed,
-        "learning_rate": learning_rate, "warmup": warmup, "schedule": schedule, "weight_decay": weight_decay,
+        "optimizer": optimizer, "learning_rate": learning_rate, "scale_rate": scale_rate,
+        "warmup": warmup, "schedule": schedule, "weight_decay": weight_decay,
         "clip": clip, "ema": ema, "accumulate": accumulate, "energy": energy, "mse": mse, "sinkhorn": sinkhorn,
         "delta": delta, "pearson": pearson, "rank": rank, "unbiased": unbiased, "precision": precision, "feed": feed,
         "log_every": log_every, "eval_every": eval_every, "patience": patience, "eval_sets": eval_sets,
@@ -144,7 +159,15 @@ def train(
     return run(settings, stores=opened or None, resume=resume, force=force, progress=progress)
 
 
-def prepare(options: dict[str, Any], *, tpu: bool, topology: str | None, dry_run: bool, distributed: str | None) -> Job:
+def prepare(
+    options: dict[str, Any],
+    *,
+    tpu: bool,
+    topology: str | None,
+    dry_run: bool,
+    distributed: str | None,
+    extend: Path | None = None,
+) -> Job:
     """Read ``vcelltools.toml``, apply the options, and choose the platform.
 
     Raises
@@ -161,7 +184,7 @@ def prepare(options: dict[str, Any], *, tpu: bool, topology: str | None, dry_run
             f"{spell('topology')} is only used with {spell('dry_run', True)} or {spell('tpu', True)}",
             hint=f"add {spell('dry_run', True)} or {spell('tpu', True)}",
         )
-    settings = read_settings(options)
+    settings = read_settings(options) if extend is None else _read_extension(extend, options)
     if dry_run:
         return Job(settings=settings, topology=topology)
     from vcelltools.model.mesh import choose_platform, start_processes
@@ -174,7 +197,7 @@ def prepare(options: dict[str, Any], *, tpu: bool, topology: str | None, dry_run
     _use_compilation_cache()
     if tpu and topology is not None:
         _check_topology(topology)
-    return Job(settings=settings, topology=topology)
+    return Job(settings=settings, topology=topology, extend=extend is not None)
 
 
 def read_settings(options: dict[str, Any]) -> TrainSettings:
@@ -189,6 +212,17 @@ def read_settings(options: dict[str, Any]) -> TrainSettings:
     return make_settings({**({"weights": weights} if weights else {}), **_resolve(config.train, base)}, given)
 
 
+def _read_extension(run: Path, options: dict[str, Any]) -> TrainSettings:
+    """Read the settings of a run to extend; the options may set the number of steps and the time limit."""
+    from vcelltools.training.extend import OPTIONS, read_extension
+
+    given = {k: v for k, v in options.items() if v not in (None, [])}
+    for key in given:
+        if key not in OPTIONS:
+            raise UsageError(f"{spell(key)} cannot be changed with {spell('extend')}: the run has its own")
+    return read_extension(run, given.pop("steps", None), given)
+
+
 def _plain(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_plain(v) for v in value]
@@ -198,7 +232,7 @@ def _plain(value: Any) -> Any:
 def _resolve(table: dict[str, Any], base: Path) -> dict[str, Any]:
     """Return ``[train]`` with its paths relative to the folder of the file."""
     out = dict(table)
-    for key in ("out", "split", "features"):
+    for key in ("out", "split", "features", "from_run"):
         if isinstance(out.get(key), str):
             out[key] = str(base / out[key])
     for key in ("stores", "network"):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 
@@ -18,7 +18,7 @@ from vcelltools.sampling.lines import respell
 from vcelltools.training.settings import FREE, TrainSettings, dump_toml, make_settings
 
 if TYPE_CHECKING:
-    from vcelltools.model.checkpoint import Checkpointer
+    from vcelltools.model.checkpoint import Checkpoint, Checkpointer
     from vcelltools.training.cell_inputs import CellSetup
     from vcelltools.training.inputs import Setup
 
@@ -29,6 +29,13 @@ def is_run(dpath: Path) -> bool:
         return (dpath / "config.toml").read_bytes().startswith(b"[train]\n")
     except OSError:
         return False
+
+
+class BestState(NamedTuple):
+    """The parameters with the best score, and the share of the transformer's change, as stored in a checkpoint."""
+
+    params: Any
+    share: Any
 
 
 class RunFolder:
@@ -76,8 +83,10 @@ class RunFolder:
         """Raise a :class:`UsageError` if the folder is, contains or lies inside an input, or is not a run folder."""
         guard_outputs([Target(self.dpath, "run", owns=is_run, reuse=True)], reads=reads)
 
-    def open(self, setup: Setup | CellSetup, *, resume: bool, force: bool) -> bool:
+    def open(self, setup: Setup | CellSetup, *, resume: bool, force: bool, extend: bool = False) -> bool:
         """Prepare the folder, and return whether it holds a run to continue.
+
+        With ``extend``, a finished run is continued with another number of steps (:meth:`reopen`).
 
         Raises
         ------
@@ -90,12 +99,14 @@ class RunFolder:
             if not resume:
                 hint = f"choose another {spell('out')}, or start again with {spell('force', True)}"
                 raise UsageError(f"{self.dpath} holds a run", hint=hint)
-            if self.summary_fpath.exists():
+            trains = setup.settings.model in ("transformer", "diffusion")
+            if self.summary_fpath.exists() and not extend:
                 raise UsageError(
                     f"{self.dpath} holds a finished run",
-                    hint=f"choose another {spell('out')}, or start again with {spell('force', True)}",
+                    hint=f"choose another {spell('out')}, start again with {spell('force', True)}"
+                    + (f", or train it further with {spell('extend', str(self.dpath))}" if trains else ""),
                 )
-            self._compare_settings(setup.settings)
+            self._compare_settings(setup.settings, free=(*FREE, "steps") if extend else FREE)
             self.compare_vocabulary(setup)
             return True
         for keeper in (self.checkpoints(), self.best()):
@@ -103,19 +114,44 @@ class RunFolder:
                 fpath.unlink()
         for fpath in (self.metrics_fpath, self.summary_fpath, self.dpath / "loss.png"):
             fpath.unlink(missing_ok=True)
-        stores = [
-            os.path.abspath(s.path) for s in setup.stores
-        ]  # stores that are built later do not belong to this run
-        write_text(self.config_fpath, dump_toml({**setup.settings.to_json(), "stores": stores}, "train"), force=True)
+        self._write_settings(setup)
         write_json(
             self.dpath / "vocabulary.json", {"identity": setup.identity, **setup.vocabulary}, force=True, indent=None
         )
         return False
 
-    def _compare_settings(self, settings: TrainSettings) -> None:
+    def _write_settings(self, setup: Setup | CellSetup) -> None:
+        # stores that are built later do not belong to this run
+        stores = [os.path.abspath(s.path) for s in setup.stores]
+        write_text(self.config_fpath, dump_toml({**setup.settings.to_json(), "stores": stores}, "train"), force=True)
+
+    def load_state(self, template: Any) -> Checkpoint | None:
+        """Return the newest undamaged checkpoint of the state; None if training stopped before the first one."""
+        found = self.checkpoints().load(template)
+        if found is None and self.summary_fpath.exists():
+            raise DataError(
+                f"{self.dpath} has no checkpoint to continue from",
+                hint=f"start another run with {spell('from_run', str(self.dpath))}",
+            )
+        return found
+
+    def reopen(self, setup: Setup | CellSetup) -> int | None:
+        """Make a finished run an unfinished one with the settings of ``setup``, and return its former number of steps.
+
+        Return None if the run is not finished.
+        """
+        if not self.summary_fpath.exists():
+            return None
+        was = self.read_settings().length[0]
+        self._write_settings(setup)
+        for fpath in (self.summary_fpath, self.dpath / "loss.png"):
+            fpath.unlink(missing_ok=True)
+        return was
+
+    def _compare_settings(self, settings: TrainSettings, free: tuple[str, ...] = FREE) -> None:
         old, new = self.read_settings().to_json(), settings.to_json()
         for key in old:
-            if key not in FREE and old[key] != new.get(key):
+            if key not in free and old[key] != new.get(key):
                 raise DataError(
                     f"{self.config_fpath}: {key} was {old[key]!r} but is now {new.get(key)!r}",
                     hint=f"continue with the old settings, choose another {spell('out')}, or start again with "
@@ -148,12 +184,8 @@ class RunFolder:
 
     def compare_vocabulary(self, setup: Setup | CellSetup) -> None:
         """Raise a DataError with both hashes and the first difference if stores and run disagree."""
-        fpath = self.dpath / "vocabulary.json"
-        try:
-            old = msgspec.json.decode(fpath.read_bytes(), type=dict[str, dict[str, Any] | list[str]])
-            was: dict[str, Any] = dict(old["identity"])  # type: ignore[arg-type]  # a list is a ValueError
-        except (OSError, ValueError, KeyError, TypeError, RecursionError) as e:
-            raise DataError(f"{fpath} is damaged: {e}", hint=f"train again with another {spell('out')}") from e
+        old = self.read_vocabulary()
+        was = old["identity"]
         for key, now in setup.identity.items():
             if was.get(key) == now:
                 continue
@@ -172,6 +204,16 @@ class RunFolder:
                 f"number {at} was {first[0]!r} but is {first[1]!r}",
                 hint="use the stores and files that the run was trained on, or train again",
             )
+
+    def read_vocabulary(self) -> dict[str, Any]:
+        """Return the names of genes, perturbations, lines and parts, and the hashes under ``identity``."""
+        fpath = self.dpath / "vocabulary.json"
+        try:
+            old = msgspec.json.decode(fpath.read_bytes(), type=dict[str, dict[str, Any] | list[str]])
+            identity: dict[str, Any] = dict(old["identity"])  # type: ignore[arg-type]  # a list is a ValueError
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as e:
+            raise DataError(f"{fpath} is damaged: {e}", hint=f"train again with another {spell('out')}") from e
+        return {**old, "identity": identity}
 
     def cut_metrics(self, step: int) -> None:
         """Remove the records after ``step``, which the resumed run writes again."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -19,6 +20,8 @@ MODELS = (*EFFECT_MODELS, "transformer", "diffusion")
 DIFFUSION_SIZES = ("tiny", "mini", "moe-17b")
 # defaults of a diffusion model
 DIFFUSION = {"size": "tiny", "sets": 64, "warmup": 1000, "weight_decay": 0.01}
+_WITHOUT_DECAY = ("adam", "sgd")
+_RATE_SETS, _RATE_FACTOR = 128, 4.0  # of the scaled learning rate: sets at which it is as given, and its bound
 LOSSES = ("energy", "mse", "sinkhorn", "delta", "pearson", "rank")
 SANITY = (
     "overfit-batch",
@@ -47,6 +50,8 @@ class TrainSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
         A file of perturbation features, from which perturbations without training cells can be predicted.
     network
         Edge lists of genes (CSV or TSV: two symbols, optionally a weight), for ``neighbours``.
+    from_run
+        A finished run of a transformer, whose weights the training starts from.
     objective
         The score that the last, fitted step of a model optimises: ``discrimination``, ``error`` or ``balanced``. This
         step chooses the scales of the shared and the perturbation-specific effects, on groups held out of the training
@@ -71,8 +76,10 @@ class TrainSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     steps
         Number of optimiser steps. By default each training cell is drawn 10 times on average, in 500 to 5,000 steps
         (and at least twice ``warmup``).
-    seed, learning_rate, warmup, schedule, weight_decay, clip, ema, accumulate
-        The optimiser: see :class:`vcelltools.model.step.StepConfig`.
+    optimizer, seed, learning_rate, warmup, schedule, weight_decay, clip, ema, accumulate
+        The optimiser: see :class:`vcelltools.model.step.StepConfig`. ``adam`` and ``sgd`` have no weight decay.
+    scale_rate
+        Multiply the learning rate by ``sets`` / 128, at most by 4.
     energy, mse, sinkhorn, unbiased
         Weights of the losses between sets of cells; whether to use the U-statistic of the energy distance.
     delta, pearson, rank
@@ -100,6 +107,7 @@ class TrainSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     split: str | None = None
     features: str | None = None
     network: list[str] = msgspec.field(default_factory=list)
+    from_run: str | None = None
     model: str = "transformer"
     objective: Literal["discrimination", "error", "balanced"] | None = None
     size: Literal["tiny", "rn", "base", "large", "mini", "moe-17b"] = "rn"
@@ -112,7 +120,9 @@ class TrainSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     sets: Positive = 32
     steps: Positive | None = None
     seed: Count = 0
+    optimizer: Literal["adamw", "adam", "sgd", "muon"] = "adamw"
     learning_rate: Weight = 3e-4
+    scale_rate: bool = False
     warmup: Count = 100
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
     weight_decay: Weight = 10.0
@@ -142,10 +152,16 @@ class TrainSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
         assert self.steps is not None and self.eval_every is not None
         return self.steps, self.eval_every
 
+    @property
+    def peak_rate(self) -> float:
+        """The peak learning rate, scaled with the batch if ``scale_rate`` is set."""
+        return self.learning_rate * min(self.sets / _RATE_SETS, _RATE_FACTOR) if self.scale_rate else self.learning_rate
+
     def to_json(self) -> dict[str, Any]:
         """Return the settings that the model reads, as plain values."""
         every = msgspec.to_builtins(self)
-        return {k: every[k] for k in _READ.get(self.model, _READ_BY_EFFECTS)}
+        idle = ("weight_decay",) if self.optimizer in _WITHOUT_DECAY else ()
+        return {k: every[k] for k in _READ.get(self.model, _READ_BY_EFFECTS) if k not in idle}
 
 
 # settings that each model reads; models of effects share the first list
@@ -153,9 +169,9 @@ _READ_BY_EFFECTS = ("out", "stores", "split", "features", "network", "model", "o
 _READ = {
     "transformer": tuple(k for k in TrainSettings.__struct_fields__ if k != "objective"),
     "diffusion": (
-        "out", "stores", "features", "model", "size", "sets", "steps", "seed", "learning_rate", "warmup", "schedule",
-        "weight_decay", "clip", "ema", "precision", "log_every", "eval_every", "patience", "checkpoint_minutes",
-        "minutes",
+        "out", "stores", "features", "model", "size", "sets", "steps", "seed", "learning_rate", "scale_rate",
+        "warmup", "schedule", "weight_decay", "clip", "ema", "precision", "log_every", "eval_every", "patience",
+        "checkpoint_minutes", "minutes",
     ),
 }  # fmt: skip
 
@@ -181,6 +197,12 @@ def make_settings(table: dict[str, Any], options: dict[str, Any]) -> TrainSettin
         raise UsageError(
             f"{spell('objective')}: {settings.model} has no objective", hint="remove it", field="objective"
         )
+    if settings.from_run is not None:
+        if settings.model != "transformer":
+            raise UsageError(f"{spell('from_run')} applies to a transformer, not to {settings.model}")
+        settings = msgspec.structs.replace(settings, from_run=os.path.abspath(settings.from_run))
+    if settings.model == "diffusion" and settings.optimizer != "adamw":
+        raise UsageError(f"{spell('optimizer')}: a diffusion model is trained by adamw", hint="remove it")
     own = ("tiny", "rn", "base", "large") if settings.model != "diffusion" else DIFFUSION_SIZES
     if settings.size not in own:
         raise UsageError(

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -21,10 +21,11 @@ from vcelltools.runtime.memory import peak_memory
 from vcelltools.runtime.prefetch import Prefetch
 from vcelltools.runtime.progress import SILENT, Progress
 from vcelltools.training.evaluate import beats, choose_share, describe, evaluate, evaluate_baselines
+from vcelltools.training.extend import describe_schedule
 from vcelltools.training.in_flight import InFlight
 from vcelltools.training.inputs import Setup, get_inputs, make_setup
 from vcelltools.training.outcome import Stop, TrainResult
-from vcelltools.training.run_folder import RunFolder
+from vcelltools.training.run_folder import BestState, RunFolder
 from vcelltools.training.settings import MODELS, TrainSettings
 from vcelltools.version import __version__
 
@@ -45,9 +46,12 @@ def train(
     stores: Sequence[Store] | None = None,
     resume: bool = True,
     force: bool = False,
+    extend: bool = False,
     progress: Progress = SILENT,
 ) -> TrainResult:
     """Train a model, or fit a baseline, and score it and the baselines.
+
+    ``extend`` continues a finished run, with settings from :func:`vcelltools.training.extend.read_extension`.
 
     Raises
     ------
@@ -66,7 +70,7 @@ def train(
     if settings.model == "diffusion":
         from vcelltools.training.diffusion import train_diffusion
 
-        return train_diffusion(settings, stores=stores, resume=resume, force=force, progress=progress)
+        return train_diffusion(settings, stores=stores, resume=resume, force=force, extend=extend, progress=progress)
     folder.guard(get_inputs(settings, stores))
     if settings.model != "transformer":
         with locked(folder.dpath):
@@ -78,7 +82,7 @@ def train(
     main = jax.process_index() == 0
     with locked(folder.dpath if main else None):
         setup = make_setup(settings, stores, progress=progress)
-        continued = _share(folder.open(setup, resume=resume, force=force) if main else False)
+        continued = _share(folder.open(setup, resume=resume, force=force, extend=extend) if main else False)
         return Trainer(setup, folder, progress if main else SILENT, main=main).run(continued)
 
 
@@ -239,6 +243,7 @@ class Trainer:
         self.step = step.make_step(self.model, self.config, self.mesh, self.feed)
         self._effect = step.make_effect(self.model, self.config)
         self.best = Best()
+        self.start: dict[str, Any] | None = None  # the run whose weights this one began with
         self.latest: dict[str, float] = {}
 
     # -- single operations -------------------------------------------------------------------------------------
@@ -247,7 +252,14 @@ class Trainer:
         """Return the state before the first step, on the devices."""
         from vcelltools.model import mesh, step
 
-        return mesh.replicate(self.mesh, step.init_state(self.model, self.config, self.setup.settings.seed))
+        s = self.setup.settings
+        state = step.init_state(self.model, self.config, s.seed)
+        if s.from_run:
+            from vcelltools.training.inherit import inherit
+
+            params, self.start = inherit(Path(s.from_run), self.setup, self.model, state.params, self.progress)
+            state = step.begin(params, self.config)
+        return mesh.replicate(self.mesh, state)
 
     def host_batch(self, number: int) -> dict[str, np.ndarray]:
         """Return this process's share of the batch of a step, which depends only on the seed and the step."""
@@ -303,7 +315,7 @@ class Trainer:
         found = None
         if self.main:
             template = jax.eval_shape(lambda: step.init_state(self.model, self.config, 0))
-            found = self.folder.checkpoints().load(template)
+            found = self.folder.load_state(template)
             self.folder.cut_metrics(found.step if found else -1)
         if not _share(found is not None):
             return self.init_state(), 0
@@ -313,12 +325,24 @@ class Trainer:
                 self.progress.note(f"warning: {text}; the checkpoint of step {found.step} is used")
             if found.meta["identity"] != self.setup.identity:
                 raise DataError(f"{self.folder.dpath}: the checkpoint of step {found.step} belongs to other stores")
-            state, best = found.state, Best(**found.meta["best"])
+            state, best, self.start = found.state, Best(**found.meta["best"]), found.meta.get("start")
+            self._reopen(found.step, state, best)
         state = _share(state)
         score, at, since, part = _share(tuple(best.__dict__.values()))
         self.best = Best(float(score), int(at), int(since), float(part))
         self.progress.note(f"continuing after step {int(state.step):,}")
         return mesh.replicate(self.mesh, state), int(state.step)
+
+    def _reopen(self, step: int, state: Any, best: Best) -> None:
+        """Turn a finished run that is extended into an unfinished one."""
+        assert self.folder is not None
+        was = self.folder.reopen(self.setup)
+        if was is None:
+            return
+        describe_schedule(self.setup.settings, was, step, self.progress)
+        if self.setup.settings.patience and best.since >= self.setup.settings.patience:
+            best.since = 0  # it was stopped early, and is asked to go on
+            self.folder.checkpoints().save(step, state, self._meta(best))
 
     def _loop(self, state: Any, first: int, stop: Stop) -> tuple[Any, int]:
         s = self.setup.settings
@@ -457,13 +481,14 @@ class Trainer:
             )
         return f"step {number:,}: PDS {scores.pds:.3f}, Pearson Δ {scores.pearson_delta:.3f} on {part}{speed}"
 
-    def _meta(self) -> dict[str, Any]:
+    def _meta(self, best: Best | None = None) -> dict[str, Any]:
         return {
             "identity": self.setup.identity,
             "model": self.model.to_json(),
-            "best": dict(self.best.__dict__),
+            "best": dict((best or self.best).__dict__),
             "processes": _process_count(),
             "devices": int(self.mesh.devices.size),
+            **({"start": self.start} if self.start else {}),
         }
 
     def _save(self, state: Any, number: int) -> None:
@@ -492,19 +517,13 @@ class Trainer:
             params_sha256=hash_params(_to_host(state.params)),
             final={**final, "best_step": self.best.step, "share": self.best.share, "untrained": prior.to_json()},
             baselines=evaluate_baselines(self.setup.effects, self.setup.screen, part),
+            **({"start": self.start} if self.start else {}),
             feed=self.feed,
             devices=int(self.mesh.devices.size),
         )
         self.folder.plot()
         write_json(self.folder.summary_fpath, summary, force=True)
         return TrainResult(out=self.folder.dpath, summary=summary)
-
-
-class BestState(NamedTuple):
-    """The parameters with the best score, and the share of the transformer's change, as stored in a checkpoint."""
-
-    params: Any
-    share: Any
 
 
 def _process_count() -> int:

@@ -78,6 +78,15 @@ def test_a_run_that_was_stopped_continues_to_the_same_bits(store, tmp_path, monk
     assert again["params_sha256"] == whole["params_sha256"] and again["final"] == whole["final"]
 
 
+def test_an_extended_run_ends_as_a_longer_one(store, tmp_path):
+    fields = {"schedule": "constant", "warmup": 5, "eval_every": 5}
+    whole = train(settings(store, tmp_path / "whole", steps=20, **fields)).summary
+    train(settings(store, tmp_path / "run", steps=10, **fields))
+    done = vc.train(extend=tmp_path / "run", steps=20).summary
+    assert done["params_sha256"] == whole["params_sha256"] and done["final"] == whole["final"]
+    assert done["steps"] == done["config"]["steps"] == 20
+
+
 def test_one_device_and_eight_learn_the_same(store, tmp_path):
     import jax
 

@@ -1,0 +1,153 @@
+"""``train --from RUN``: start a transformer from the weights of a finished run, on the same or on other stores."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from vcelltools.errors import DataError, UsageError, spell
+from vcelltools.runtime.progress import SILENT, Progress
+from vcelltools.training.run_folder import BestState, RunFolder
+
+if TYPE_CHECKING:
+    from vcelltools.model.network import ModelConfig, Params
+    from vcelltools.training.inputs import Setup
+
+
+def inherit(
+    run: Path, setup: Setup, model: ModelConfig, fresh: Params, progress: Progress = SILENT
+) -> tuple[Params, dict[str, Any]]:
+    """Return the weights to start from, and where they come from (``run``, ``step``, ``params_sha256``).
+
+    The weights are those of the run's best evaluation. Genes are matched by name. So are the embeddings of
+    perturbations and lines, if the model has them; those that the run does not know keep the values in ``fresh``.
+
+    Raises
+    ------
+    UsageError
+        If the run is not a finished run of a transformer, or has another size or other parts.
+    DataError
+        If the folder holds no run or is damaged, or its genes differ from those of the stores.
+    """
+    import jax
+
+    from vcelltools.model.checkpoint import hash_params
+    from vcelltools.model.network import ModelConfig, init_params
+
+    folder = RunFolder(run)
+    old = folder.read_settings()
+    if old.model != "transformer":
+        raise UsageError(f"{run} is a run of {old.model}, but {spell('from_run')} needs one of a transformer")
+    if not folder.summary_fpath.exists():
+        raise UsageError(f"{run} is not finished", hint="run its command again to resume it")
+    if old.size != setup.settings.size:
+        raise UsageError(
+            f"{run} has the size {old.size}, but here it is {setup.settings.size}", hint=spell("size", old.size)
+        )
+    names = folder.read_vocabulary()
+    genes = _match_genes(run, names["genes"], setup.genes)
+    meta = folder.best().read_meta()
+    if meta is None:
+        raise DataError(f"{run} has no evaluated model", hint="train it again")
+    was = ModelConfig(**meta["model"])
+    _compare_parts(run, was, model)
+    template = jax.eval_shape(lambda: init_params(was, jax.random.key(0)))
+    found = folder.best().load(BestState(template, jax.ShapeDtypeStruct((), np.float32)))
+    assert found is not None  # its manifest was read
+    params = jax.tree.map(np.asarray, found.state.params)
+    params = _order_genes(params, genes)
+    known = {}
+    if model.identity:  # the control is the first in both
+        rows = _match(["", *names["perturbations"][1:]], ["", *setup.sampler.perturbations[1:]])
+        params["identity"] = _take(params["identity"], rows, np.asarray(fresh["identity"]))
+        known["perturbations"] = rows[1:]
+    if model.contexts:
+        rows = _match_lines(names["lines"], setup)
+        params["context"] = _take(params["context"], rows, np.asarray(fresh["context"]))
+        known["lines"] = rows
+    counts = "".join(f", with {int((r >= 0).sum()):,} of {len(r):,} {what}" for what, r in known.items())
+    progress.note(f"starting from step {found.step:,} of {run}{counts}")
+    _warn_of_seen_groups(run, names["split"], setup, progress)
+    start = {"run": str(run), "step": found.step, "params_sha256": hash_params(found.state.params)}
+    return params, start
+
+
+def _match_genes(run: Path, old: Sequence[str], new: Sequence[str]) -> np.ndarray:
+    """Return the position in the run of every gene of the stores."""
+    at = {g: i for i, g in enumerate(old)}
+    lacking, extra = [g for g in new if g not in at], sorted(set(old) - set(new))
+    if lacking or extra:
+        parts = [
+            f"{len(x):,} {what}, such as {x[0]}"
+            for x, what in ((extra, "are missing here"), (lacking, "are unknown to the run"))
+            if x
+        ]
+        raise DataError(
+            f"{run} was trained on other genes than those of the stores: {' and '.join(parts)}",
+            hint="build the stores with the basis of the run",
+        )
+    return np.array([at[g] for g in new])
+
+
+def _compare_parts(run: Path, old: ModelConfig, new: ModelConfig) -> None:
+    for key, what in (("identity", "embeddings of perturbations"), ("contexts", "embeddings of lines")):
+        if bool(getattr(old, key)) != bool(getattr(new, key)):
+            has, setting = bool(getattr(old, key)), "batch_embedding" if key == "contexts" else key
+            raise UsageError(
+                f"{run} has {'' if has else 'no '}{what}, but this training has {'none' if has else 'them'}",
+                hint=spell(setting, has),
+            )
+    if old.features != new.features:
+        raise UsageError(
+            f"{run} reads {old.features:,} features of perturbations, but here there are {new.features:,}",
+            hint=f"give {spell('features')} of the same kind as for the run" if old.features else "",
+        )
+
+
+def _order_genes(params: Params, genes: np.ndarray) -> Params:
+    """Return the weights with the genes in another order."""
+    first, *others = params["cell"]
+    *inner, last = params["decoder"]
+    return {
+        **params,
+        "cell": [{**first, "w": first["w"][genes]}, *others],
+        "prior": params["prior"][genes],
+        "decoder": [*inner, {"w": last["w"][:, genes], "b": last["b"][genes]}],
+    }
+
+
+def _match(old: Sequence[str], new: Sequence[str]) -> np.ndarray:
+    """Return the position in ``old`` of every name in ``new``, or -1."""
+    at = {name: i for i, name in enumerate(old)}
+    return np.array([at.get(name, -1) for name in new])
+
+
+def _match_lines(old: Sequence[str], setup: Setup) -> np.ndarray:
+    """Return the position in the run of every line, or -1: by ``STORE.LINE``, or by a LINE that is unique there."""
+    rows = []
+    for name in setup.screen.lines:
+        line = setup.screen.places[name][1]
+        found = [i for i, x in enumerate(old) if x.endswith(f".{line}")]
+        rows.append(old.index(name) if name in old else found[0] if len(found) == 1 else -1)
+    return np.array(rows)
+
+
+def _take(old: np.ndarray, rows: np.ndarray, fresh: np.ndarray) -> np.ndarray:
+    """Return ``fresh`` with the known rows of ``old``."""
+    out = fresh.copy()
+    out[rows >= 0] = old[rows[rows >= 0]]
+    return out
+
+
+def _warn_of_seen_groups(run: Path, split: Sequence[str], setup: Setup, progress: Progress) -> None:
+    """Warn if the run was trained on groups that are held out here."""
+    trained = {x.removesuffix(": train") for x in split if x.endswith(": train")}
+    held = [f"{r.perturbation} in {r.line}" for r in setup.screen.groups.itertuples() if r.part in ("val", "test")]
+    if seen := [x for x in held if x in trained]:
+        progress.note(
+            f"warning: {run} was trained on {len(seen):,} of the {len(held):,} groups that are held out here, such as "
+            f"{seen[0]}; their scores do not show how well unseen groups are predicted"
+        )
