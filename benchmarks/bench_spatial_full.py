@@ -3,7 +3,7 @@
 python -m benchmarks.bench_spatial_full --seeds 0 1 2
 
 Every tissue is fitted in mode seed and in mode full. The table counts models (target and cluster), those that get
-coefficients by cell, held-out R², and the processor seconds that mode full adds to a target, compilation included. Where
+coefficients by cell, held-out R², and the processor seconds that mode full adds to a target, with compilation. Where
 coefficients vary, the factor on the coefficients of a cell is compared with the planted one.
 """
 
