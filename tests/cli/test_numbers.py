@@ -102,7 +102,7 @@ def test_functions_too(here, value):
 
 
 def test_a_text_is_no_number(here):
-    with pytest.raises(UsageError, match="span is '0.3', but must be a number"):
+    with pytest.raises(UsageError, match=r"span is '0.3', but must be a number"):
         vc.hvg(here / "x.h5ad", top=5, span="0.3")
 
 
