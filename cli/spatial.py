@@ -154,10 +154,15 @@ def _need_file(file: Path | None, config: Path | None) -> Path:
     return Path(named)
 
 
-def _say_unused(o: Output, config: Path | None) -> None:
-    from vcelltools.spatial.settings import load_toml
+def _say_unused(o: Output, config: Path | None, mode: str | None = None) -> None:
+    from vcelltools.spatial.settings import FULL_ONLY, load_toml
 
-    if config is not None and (unused := load_toml(config).unused):
+    if config is None:
+        return
+    loaded = load_toml(config)
+    full = (mode or loaded.settings.get("mode")) == "full"
+    idle = [".".join(key) for name, key in FULL_ONLY.items() if name in loaded.settings and not full]
+    if unused := [*loaded.unused, *idle]:
         o.note(f"{config}: these keys are not used here: {', '.join(unused)}")
 
 
@@ -387,7 +392,7 @@ def fit(
         null=null, stability=stability, mode=mode, epochs=epochs, lr=lr, encoder=encoder, trunk=trunk,
     )  # fmt: skip
     data = _need_file(file, config)
-    _say_unused(o, config)
+    _say_unused(o, config, mode)
     if plan:
         from vcelltools.spatial import plan_fit
 

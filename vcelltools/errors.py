@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping
+from numbers import Real
 from typing import Any
 
 # argument -> its option while a command runs; None if the caller is Python
@@ -118,6 +119,8 @@ def check_number(field: str, value: float | None, *, low: float | None = None, h
     """
     if value is None:
         return
+    if not isinstance(value, Real):
+        raise UsageError(f"{spell(field)} is {value!r}, but must be a number", field=field)
     largest = LARGEST_INT if isinstance(value, int) else LARGEST_FLOAT
     if not abs(value) <= largest:  # also true for NaN
         raise UsageError(f"{spell(field)} is {value}, but must be a finite number of at most {largest:g}", field=field)

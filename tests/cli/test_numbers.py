@@ -101,6 +101,11 @@ def test_functions_too(here, value):
     assert e.value.field == "epsilon"
 
 
+def test_a_text_is_no_number(here):
+    with pytest.raises(UsageError, match=r"span is '0.3', but must be a number"):
+        vc.hvg(here / "x.h5ad", top=5, span="0.3")
+
+
 def test_settings_that_were_not_used_are_not_recorded(here):
     result = vc.de(here / "x.h5ad", pert_col="batch", control="b0", test="nb")
     assert {"continuity", "exact"}.isdisjoint(result.settings)

@@ -152,10 +152,11 @@ def test_exit_codes(folder, arguments, code):
 def test_configuration_of_the_working_folder(folder, tmp_path):
     (tmp_path / "spaceship_config.toml").write_text(
         f'[data]\nadata_path = "{folder / "sim.h5ad"}"\n[spatial]\nradius = 100\n[lasso]\nn_iter = 5\n'
-        f'[grn]\nnetwork_data_dir = "{folder}"\n[training]\ngenes = ["Gene1"]\n[execution]\noutput_dir = "out"\n'
+        f'[grn]\nnetwork_data_dir = "{folder}"\n[training]\ngenes = ["Gene1"]\nepochs = 7\n'
+        '[execution]\noutput_dir = "out"\n'
     )
     done = run_cli("spatial", "fit", "--l1-reg", "0.05", "--standardize", "--no-validate", "--json", cwd=tmp_path)
-    assert done.code == 0 and "not used here: lasso.n_iter" in done.stderr, done.stderr
+    assert done.code == 0 and "not used here: lasso.n_iter, training.epochs" in done.stderr, done.stderr
     assert (tmp_path / "out" / "spacetravlr_run_repro.toml").exists()
     joined = run_cli("spatial", "fit", "--join-output-dir", "out", "--json", cwd=tmp_path)
     assert joined.json["n_skipped"] == 1, joined.stderr

@@ -116,7 +116,8 @@ class Split:
         Raises
         ------
         DataError
-            If a data set, cell line or perturbation does not exist; the message names the most similar one.
+            If a data set, cell line or perturbation does not exist (the message names the most similar one), or a
+            control is to be held out.
         """
         by_name = {s.name: s for s in stores}
         for name in sorted({d for d, _ in [*self.zeroshot, *self.fewshot]} | (self.training or frozenset())):
@@ -125,12 +126,9 @@ class Split:
             self._need(line, set(by_name[name].runs["cell_line"]), f"cell line of {name}")
         for (name, line), perts in self.fewshot.items():
             runs = by_name[name].runs
-            there = set(runs.loc[runs["cell_line"] == line, "perturbation"])
-            for p in perts:
-                self._need(p, there, f"perturbation of {name}.{line}")
-        everywhere = set().union(*(set(s.runs["perturbation"]) for s in stores)) if self.heldout else set()
-        for p in self.heldout:
-            self._need(p, everywhere, "perturbation")
+            here = runs[runs["cell_line"] == line]
+            self._need_perturbations(perts, [here], f"perturbation of {name}.{line}")
+        self._need_perturbations(self.heldout, [s.runs for s in stores] if self.heldout else [], "perturbation")
 
     def refuse_empty_training(self, stores: Sequence[Store]) -> None:
         """Raise a DataError that explains why there are no training groups and how to fix it."""
@@ -146,6 +144,14 @@ class Split:
             f"{missing if self.training is not None else 'all groups are held out'}",
             hint=f'list the data sets to train on under [training], such as {stores[0].name} = "train"',
         )
+
+    def _need_perturbations(self, labels: Iterable[str], runs: list[Any], what: str) -> None:
+        controls = set().union(*(r.loc[r["is_control"], "perturbation"] for r in runs))
+        perturbations = set().union(*(r.loc[~r["is_control"], "perturbation"] for r in runs))
+        for p in labels:
+            if p in controls - perturbations:
+                raise DataError(f"{self.where}: {p!r} is a control, which cannot be held out", hint="remove it")
+            self._need(p, perturbations, what)
 
     def _need(self, label: str, there: Iterable[str], what: str) -> None:
         there = list(there)

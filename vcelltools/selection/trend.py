@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from vcelltools.errors import UsageError
+from vcelltools.errors import UsageError, check_number
 from vcelltools.runtime.threads import one_blas_thread
 
 _DEGREE = 2
@@ -67,6 +67,7 @@ def fit_trend(mean_g: np.ndarray, variance_g: np.ndarray, *, span: float = 0.3) 
 
 def check_span(span: float) -> None:
     """Raise a :class:`UsageError` if the span of the local fits is not above 0 and at most 1."""
+    check_number("span", span)
     if not 0 < span <= 1:
         raise UsageError(f"span is {span}, but must be above 0 and at most 1")
 

@@ -634,6 +634,9 @@ def _describe(plan: Plan, folder: Path, before: int, done: int, seconds: float) 
             "coefficients by cell do not predict held-out blocks better by more than the standard error, or all are "
             "0; see the note in the summary"
         )
+    late = sum(r["epochs"] == s.epochs for r in fitted if s.mode == "full")
+    if late:
+        warnings.append(f"{late:,} models were still improving in the last of {s.epochs:,} epochs; more may help")
     return FitResult(
         output_dir=str(folder), n_genes=len(plan.genes), n_fitted=done, n_skipped=before,
         n_orphans=sum((folder / f"{g}{ORPHAN}").exists() for g in plan.genes), n_models=len(fitted),

@@ -134,7 +134,11 @@ class LocalFitter:
             )
         numbers = [c for c in sorted(tissue.labels) if (tissue.clusters == c).sum() >= settings.min_cells]
         self._numbers = numbers
-        self._rows = np.flatnonzero(np.isin(tissue.clusters, numbers))
+        rows = np.flatnonzero(np.isin(tissue.clusters, numbers))
+        name = np.unique(tissue.cells[rows].astype(str), return_inverse=True)[1]
+        self._rows = rows[
+            np.lexsort((name, *tissue.xy[rows].T))
+        ]  # mini-batches do not depend on the order of the cells
         xy, groups = tissue.xy[self._rows], tissue.clusters[self._rows]
         self._at = np.searchsorted(numbers, groups)
         self._folds = make_joint_folds(xy, groups, settings.radius) if numbers else []

@@ -372,6 +372,8 @@ def make_settings(options: Mapping[str, Any], loaded: Loaded | None = None) -> S
         for name in FULL_ONLY:
             if name in given:
                 raise UsageError(f"{name} is an option of training mode full", hint="set mode to full")
+    if "spatial_dim" in given and out.encoder != "map":
+        raise UsageError("spatial_dim is the mesh of the encoder map", hint="set encoder to map")
     return out
 
 

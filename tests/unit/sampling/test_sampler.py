@@ -244,6 +244,8 @@ def test_mistakes_in_splits(raw, message):
         ({"zeroshot": {"aa.L1": "test"}}, "no data set is named 'aa'"),
         ({"fewshot": {"a.L1": {"test": ["P11"]}}}, "no perturbation of a.L1 is named 'P11'"),
         ({"heldout": {"test": ["Q"]}}, "no perturbation is named 'Q'"),
+        ({"heldout": {"test": ["non-targeting"]}}, "'non-targeting' is a control, which cannot be held out"),
+        ({"fewshot": {"a.L1": {"val": ["non-targeting"]}}}, "'non-targeting' is a control, which cannot be held out"),
     ],
 )
 def test_a_split_that_names_nothing_is_an_error(stores, raw, message):

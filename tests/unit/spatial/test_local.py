@@ -95,6 +95,29 @@ def test_every_cluster_with_its_own_network(folder, tmp_path):
         )
 
 
+def test_a_network_that_sees_a_map(folder, tmp_path):
+    options = {**FULL, "genes": ["Gene0"], "encoder": "map", "spatial_dim": 8, "epochs": 8, "lr": 0.01}
+    spatial.fit(folder / "x.h5ad", tmp_path / "run", network=folder / "mouse_network.parquet", **options)
+    rows = read_summary(tmp_path / "run")
+    assert rows.per_cell.any() and (rows.r2_cell > rows.r2_cluster)[rows.per_cell].all()
+
+
+def test_the_order_of_cells_changes_nothing(folder, tmp_path):
+    adata = make_gradient()[0]
+    mixed = adata[np.random.default_rng(3).permutation(adata.n_obs)].copy()
+    options = {"network": folder / "mouse_network.parquet", **FULL, "genes": ["Gene0"], "epochs": 6}
+    got = {}
+    for name, data in (("plain", adata), ("mixed", mixed)):
+        spatial.fit(data, tmp_path / name, **options)
+        betas = spatial.open_run(tmp_path / name, data).betas("Gene0")
+        order = np.argsort(betas.keys)
+        assert betas.per_cell
+        got[name] = betas.keys[order], betas.values[order], betas.intercept[order]
+    np.testing.assert_array_equal(got["plain"][0], got["mixed"][0])
+    for a, b in zip(got["plain"][1:], got["mixed"][1:], strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-6)
+
+
 def test_the_verdict_by_hand():
     sse = np.array([[10.0, 10.0, 10.0], [8.0, 9.0, 8.5], [8.0, 12.0, 7.0]])
     # the other folds choose epoch 2 (or 1) for a fold: 21, 15, 20 of folds 2+3, 1+3, 1+2 against 17.5, 16.5, 17
@@ -135,9 +158,10 @@ def test_settings_of_the_mode(tmp_path):
         ({"mode": "full", "lr": 0.0}, "lr is 0"),
         ({"mode": "full", "encoder": "eye"}, "encoder 'eye'"),
         ({"mode": "full", "trunk": "none"}, "trunk 'none'"),
-        ({"mode": "full", "spatial_dim": 20}, "multiple of 8"),
+        ({"mode": "full", "encoder": "map", "spatial_dim": 20}, "multiple of 8"),
         ({"mode": "full", "validate": False}, "needs validate"),
         ({"epochs": 10}, "epochs is an option of training mode full"),
+        ({"mode": "full", "spatial_dim": 16}, "mesh of the encoder map"),
     ):
         with pytest.raises(UsageError, match=said):
             make_settings(bad)
