@@ -489,7 +489,7 @@ class Trainer:
         better = self.best.offer(scores.pds + scores.pearson_delta, number, share)
         self.progress.note(self._describe_progress(number, part, scores))
         if self.main and self.folder is not None:
-            record = {"part": part, "share": share, **scores.to_json()}
+            record: dict[str, Any] = {"part": part, "share": share, **scores.to_json()}
             if self.stability.tolerance:
                 record["change"] = change
                 self.stability.save(self.folder.stability_fpath)
