@@ -79,6 +79,22 @@ def test_sigterm_checkpoints_and_the_same_command_continues_to_the_same_bits(tra
     assert done.json["params_sha256"] == trained.json["params_sha256"]
 
 
+def test_a_run_that_cannot_be_extended_or_started_from(trained, project, cli):
+    for words, code, said in (
+        (("--extend", "runs/a"), 2, "--extend needs the number of steps"),
+        (("--extend", "runs/a", "--steps", 60), 2, "runs/a has 60 steps already, so it cannot be extended to 60"),
+        (("--extend", "runs/a", "--steps", 70, "--sets", 4), 2, "--sets cannot be changed with --extend"),
+        (("--extend", "runs/a", "--steps", 70, "--force"), 2, "--extend cannot be combined with --force"),
+        (("--extend", "runs/none", "--steps", 70), 3, "runs/none does not exist"),
+        (("--from", "runs/a", "--model", "ridge"), 2, "--from applies to a transformer, not to ridge"),
+    ):
+        done = cli("train", *words, cwd=project, env=ENV)
+        assert done.code == code and said in done.stderr, (words, done.stderr)
+    assert json.loads((project / "runs/a/summary.json").read_text())["steps"] == 60
+    again = cli("train", *QUICK, "--steps", 60, cwd=project, env=ENV)
+    assert again.code == 2 and "train it further with --extend runs/a" in again.stderr.replace(str(project) + "/", "")
+
+
 def test_predict_writes_cells_that_anndata_reads(predicted, project, cli):
     import anndata as ad
 

@@ -90,6 +90,7 @@ def train(
     log_every: int = 50,
     eval_every: int | None = None,
     patience: int = 10,
+    stability: float = 0.0,
     eval_sets: int = 2,
     checkpoint_minutes: float = 10.0,
     minutes: float = 0.0,
@@ -152,7 +153,8 @@ def train(
         "warmup": warmup, "schedule": schedule, "weight_decay": weight_decay,
         "clip": clip, "ema": ema, "accumulate": accumulate, "energy": energy, "mse": mse, "sinkhorn": sinkhorn,
         "delta": delta, "pearson": pearson, "rank": rank, "unbiased": unbiased, "precision": precision, "feed": feed,
-        "log_every": log_every, "eval_every": eval_every, "patience": patience, "eval_sets": eval_sets,
+        "log_every": log_every, "eval_every": eval_every, "patience": patience, "stability": stability,
+        "eval_sets": eval_sets,
         "checkpoint_minutes": checkpoint_minutes, "minutes": minutes, "tensorboard": tensorboard,
     }  # fmt: skip
     settings = make_settings({}, given)

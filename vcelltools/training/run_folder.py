@@ -59,6 +59,11 @@ class RunFolder:
         """The resolved settings, as TOML."""
         return self.dpath / "config.toml"
 
+    @property
+    def stability_fpath(self) -> Path:
+        """The effects of the last evaluation, if the run stops once they are stable."""
+        return self.dpath / "stability.npz"
+
     def checkpoints(self) -> Checkpointer:
         """The checkpoints of the last two states."""
         from vcelltools.model.checkpoint import Checkpointer
@@ -73,10 +78,9 @@ class RunFolder:
 
     @property
     def is_trained(self) -> bool:
-        """Whether the folder holds a checkpoint or a summary."""
-        some = self.summary_fpath.exists() or any(
-            any(k.dpath.glob("step-*")) for k in (self.checkpoints(), self.best())
-        )
+        """Whether the folder holds a summary or a state after some steps; one before the first step is no training."""
+        states = [*self.checkpoints().dpath.glob("step-*"), *self.best().dpath.glob("step-*")]
+        some = self.summary_fpath.exists() or any(p.stem != "step-00000000" for p in states)
         return self.config_fpath.exists() and some
 
     def guard(self, reads: Iterable[Path]) -> None:
@@ -112,7 +116,7 @@ class RunFolder:
         for keeper in (self.checkpoints(), self.best()):
             for fpath in sorted(keeper.dpath.glob("step-*"), reverse=True):
                 fpath.unlink()
-        for fpath in (self.metrics_fpath, self.summary_fpath, self.dpath / "loss.png"):
+        for fpath in (self.metrics_fpath, self.summary_fpath, self.stability_fpath, self.dpath / "loss.png"):
             fpath.unlink(missing_ok=True)
         self._write_settings(setup)
         write_json(

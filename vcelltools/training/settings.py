@@ -93,6 +93,9 @@ class TrainSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     log_every, eval_every, patience
         Steps between lines of metrics, steps between evaluations (by default 250, or a twentieth of the steps if
         ``steps`` is not given), and the number of evaluations without improvement before training stops (0: never).
+    stability
+        Stop once the predicted effects of the validation groups change by less than this share of their size in two
+        evaluations in a row after the warm-up (0: never).
     eval_sets
         Number of sets per group in an evaluation.
     checkpoint_minutes, minutes
@@ -141,6 +144,7 @@ class TrainSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     log_every: Positive = 50
     eval_every: Positive | None = None
     patience: Count = 10
+    stability: Weight = 0.0
     eval_sets: Positive = 2
     checkpoint_minutes: Weight = 10.0
     minutes: Weight = 0.0

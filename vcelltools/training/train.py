@@ -27,6 +27,7 @@ from vcelltools.training.inputs import Setup, get_inputs, make_setup
 from vcelltools.training.outcome import Stop, TrainResult
 from vcelltools.training.run_folder import BestState, RunFolder
 from vcelltools.training.settings import MODELS, TrainSettings
+from vcelltools.training.stability import STABLE, Stability
 from vcelltools.version import __version__
 
 if TYPE_CHECKING:
@@ -243,6 +244,7 @@ class Trainer:
         self.step = step.make_step(self.model, self.config, self.mesh, self.feed)
         self._effect = step.make_effect(self.model, self.config)
         self.best = Best()
+        self.stability = Stability(s.stability, s.warmup)
         self.start: dict[str, Any] | None = None  # the run whose weights this one began with
         self.latest: dict[str, float] = {}
 
@@ -330,6 +332,7 @@ class Trainer:
         state = _share(state)
         score, at, since, part = _share(tuple(best.__dict__.values()))
         self.best = Best(float(score), int(at), int(since), float(part))
+        self._restore_stability(int(state.step))
         self.progress.note(f"continuing after step {int(state.step):,}")
         return mesh.replicate(self.mesh, state), int(state.step)
 
@@ -343,6 +346,16 @@ class Trainer:
         if self.setup.settings.patience and best.since >= self.setup.settings.patience:
             best.since = 0  # it was stopped early, and is asked to go on
             self.folder.checkpoints().save(step, state, self._meta(best))
+        self._restore_stability(step)
+        if self.stability.reached:
+            self.stability.count = 0
+            self.stability.save(self.folder.stability_fpath)
+
+    def _restore_stability(self, step: int) -> None:
+        assert self.folder is not None
+        every = self.setup.settings.length[1]
+        if self.stability.tolerance and _process_count() == 1:  # processes without the file would stop at other steps
+            self.stability.load(self.folder.stability_fpath, step // every * every)
 
     def _loop(self, state: Any, first: int, stop: Stop) -> tuple[Any, int]:
         s = self.setup.settings
@@ -371,7 +384,7 @@ class Trainer:
                 if evaluates and not reason:
                     self._evaluate(state, done)
                     began = time.monotonic()
-                over = bool(s.patience and self.best.since >= s.patience)
+                over = self._find_end()
                 if reason or timed or evaluates:
                     self._save(state, done)
                     saved = time.monotonic()
@@ -380,11 +393,20 @@ class Trainer:
                         f"stopped by {reason} after step {done:,}", hint="run the same command again to resume"
                     )
                 if over:
-                    self.progress.note(f"stopped early: no improvement in {s.patience} evaluations")
+                    self.progress.note(f"stopped early: {over}")
                     self.progress.finish()
                     return state, done
         self.progress.finish()
         return state, steps
+
+    def _find_end(self) -> str:
+        """Return the reason to end the training after an evaluation, or an empty text."""
+        s = self.setup.settings
+        if s.patience and self.best.since >= s.patience:
+            return f"no improvement in {s.patience} evaluations"
+        if self.stability.reached:
+            return f"predicted effects changed by less than {s.stability:.3g} of their size in {STABLE} evaluations"
+        return ""
 
     def _agree(self, reason: str | None, number: int) -> str | None:
         """Return the reason to stop that all processes share at this step."""
@@ -463,10 +485,15 @@ class Trainer:
         every = [evaluate(lambda *_, e=e: e, self.setup.screen, part, rivals=rivals) for e in effects]
         k = choose_share(every)
         scores, share = every[k], SHARES[k]
+        change = self.stability.add(effects[k], number) if self.stability.tolerance else None
         better = self.best.offer(scores.pds + scores.pearson_delta, number, share)
         self.progress.note(self._describe_progress(number, part, scores))
         if self.main and self.folder is not None:
-            self.folder.log({"step": number, "eval": {"part": part, "share": share, **scores.to_json()}})
+            record: dict[str, Any] = {"part": part, "share": share, **scores.to_json()}
+            if self.stability.tolerance:
+                record["change"] = change
+                self.stability.save(self.folder.stability_fpath)
+            self.folder.log({"step": number, "eval": record})
             if better:
                 self.folder.best().save(number, BestState(params, np.float32(share)), self._meta())
 

@@ -134,6 +134,16 @@ def test_a_loss_that_is_not_finite_names_its_batch_and_keeps_the_checkpoint(sett
     assert [p.name for p in sorted((Path(settings().out) / "checkpoints").glob("*.json"))] == ["step-00000010.json"]
 
 
+def test_a_training_that_fails_at_once_does_not_block_the_corrected_command(settings, monkeypatch):
+    with monkeypatch.context() as m:
+        m.setattr(Setup, "make_batch", _poison(Setup.make_batch, step=1))
+        with pytest.raises(DataError, match="step 2: the loss is nan"):
+            train(settings(learning_rate=9.0))
+    out = Path(settings().out)
+    assert (out / "best" / "step-00000000.json").exists() and not list((out / "checkpoints").glob("*"))
+    assert train(settings(model="ridge")).summary["final"]["model"] == "ridge"
+
+
 def _poison(make_batch, step):
     def poisoned(self, batch, share=slice(None), *, cells):
         out = make_batch(self, batch, share, cells=cells)
