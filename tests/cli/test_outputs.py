@@ -35,7 +35,7 @@ READS = {
     "build-store": {"file", "basis", "stats", "gene_table"},
     "verify": {"stores"},
     "features": {"sources", "perturbations", "stores", "gene_table"},
-    "train": {"stores", "split", "features", "network"},
+    "train": {"stores", "split", "features", "network", "from_run", "extend"},
     "predict": {"run", "perturbations", "genes", "source"},
     "de": {"file"},
     "pseudobulk": {"file"},

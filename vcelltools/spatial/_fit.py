@@ -19,6 +19,7 @@ from vcelltools.io.textfile import checking, parse_json, read_text
 from vcelltools.io.write.atomic import locked, say_bytes, write_json, write_text
 from vcelltools.io.write.guard import Target, guard_outputs
 from vcelltools.runtime.progress import SILENT, Progress
+from vcelltools.runtime.threads import one_blas_thread
 from vcelltools.spatial._received import Receiver, get_radii
 from vcelltools.spatial.betadata import ORPHAN, SUFFIX, Betas, write_betas
 from vcelltools.spatial.blocks import make_folds
@@ -386,6 +387,7 @@ def _is_done(folder: Path, gene: str) -> bool:
     return (folder / ROWS / f"{gene}.json").exists()
 
 
+@one_blas_thread()
 def work(plan: Plan, folder: Path, *, progress: Progress = SILENT, batch: int = _MOST) -> int:
     """Claim and fit genes until none is free or unfinished, and return the number of genes fitted here."""
     queue = Queue(folder, plan.genes, lambda g: _is_done(folder, g))
