@@ -5,6 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from itertools import count
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from vcelltools.config import Config
 
 
 def find_free(name: str) -> Path:
@@ -14,12 +18,19 @@ def find_free(name: str) -> Path:
     return path if not path.exists() else next(p for p in numbered if not p.exists())
 
 
+def find_config() -> tuple[Config, Path] | None:
+    """Return the configuration in the working directory and its folder; the parser is loaded only if there is one."""
+    if not Path("vcelltools.toml").exists():
+        return None
+    from vcelltools.config import load_config
+
+    return load_config()
+
+
 def find_building(genes: Path, sources: Iterable[str | None]) -> tuple[object, ...]:
     """Return the command that builds stores of these genes, or the one that writes the configuration first."""
-    if Path("vcelltools.toml").exists():
-        from vcelltools.config import load_config  # loading the parser takes longer than looking for the file
-
-        config, base = load_config()
+    if (found := find_config()) is not None:
+        config, base = found
         if not config.datasets:
             return ()
         is_default = (base / config.basis.path).resolve() == genes.resolve()

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vcelltools.cli.hints import find_config
+
 if TYPE_CHECKING:
     from vcelltools.cli.output import Output
     from vcelltools.scoring.result import Component, Result
@@ -24,10 +26,8 @@ def get_defaults(given: dict[str, Any], pred: Path, truth_pack: Path | None) -> 
     from vcelltools.errors import UsageError
 
     out = dict(given)
-    if Path("vcelltools.toml").exists():
-        from vcelltools.config import load_config
-
-        config = load_config()[0].score
+    if (found := find_config()) is not None:
+        config = found[0].score
         for key, value in out.items():
             default = getattr(config, key)
             if value is None and default is not None:

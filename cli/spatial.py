@@ -29,6 +29,7 @@ Config = Annotated[
         "--config", "-c", metavar="T", help="spaceship_config.toml to read [default: the one in the working directory]."
     ),
 ]
+Moved = Annotated[Path | None, typer.Option("--h5ad", metavar="FILE", help="Data file, if it was moved.")]
 RunToml = Annotated[
     Path | None,
     typer.Option("--run-toml", metavar="R", help="TOML or folder of a finished run [default: the working directory]."),
@@ -479,7 +480,7 @@ def splash(
     gene: Annotated[str, typer.Option("--gene", metavar="G", help="Target gene.", show_default=False)],
     out: Out,
     run_toml: RunToml = None,
-    h5ad: Annotated[Path | None, typer.Option("--h5ad", metavar="FILE", help="Data file, if it was moved.")] = None,
+    h5ad: Moved = None,
     layer: Layer = None,
     cluster_annot: Annot = None,
     coords: Coords = None,
@@ -568,7 +569,7 @@ def perturb(
         ),
     ],
     run_toml: RunToml = None,
-    h5ad: Annotated[Path | None, typer.Option("--h5ad", metavar="FILE", help="Data file, if it was moved.")] = None,
+    h5ad: Moved = None,
     desired_expr: DesiredExpr = 0.0,
     n_propagation: Hops = None,
     response: Response = "derivative",
@@ -619,7 +620,7 @@ def perturb(
 def interactions(
     out: Out,
     run_toml: RunToml = None,
-    h5ad: Annotated[Path | None, typer.Option("--h5ad", metavar="FILE", help="Data file, if it was moved.")] = None,
+    h5ad: Moved = None,
     by: Annotated[str | None, typer.Option("--by", metavar="COL", help="obs column of the cell types.")] = None,
     how: Annotated[
         str, typer.Option("--how", help="Statistic over the cells of a type: mean, min, max or sum.")
@@ -664,7 +665,7 @@ def screen(
         str | None, typer.Option("--genes", "--gene", metavar="A,B|all|FILE", help="Genes to perturb.")
     ] = None,
     run_toml: RunToml = None,
-    h5ad: Annotated[Path | None, typer.Option("--h5ad", metavar="FILE", help="Data file, if it was moved.")] = None,
+    h5ad: Moved = None,
     mode: Annotated[str, typer.Option("--mode", help="Kind of perturbation: knockout or overexpress.")] = "knockout",
     batch_toml: Annotated[
         Path | None,
@@ -742,7 +743,7 @@ def field(
         Path | None, typer.Option("--grid-out", metavar="F", help="JSON file to write with the vectors on a grid.")
     ] = None,
     run_toml: RunToml = None,
-    h5ad: Annotated[Path | None, typer.Option("--h5ad", metavar="FILE", help="Data file, if it was moved.")] = None,
+    h5ad: Moved = None,
     desired_expr: DesiredExpr = 0.0,
     n_propagation: Hops = None,
     response: Response = "derivative",
@@ -799,7 +800,7 @@ def report(
         typer.Option("--perturbation", metavar="G[=V]", help="Perturbation to show; may be repeated."),
     ] = None,
     run_toml: RunToml = None,
-    h5ad: Annotated[Path | None, typer.Option("--h5ad", metavar="FILE", help="Data file, if it was moved.")] = None,
+    h5ad: Moved = None,
     n_propagation: Hops = None,
     response: Response = "derivative",
     layer: Layer = None,

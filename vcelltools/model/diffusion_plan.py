@@ -76,9 +76,9 @@ def plan_diffusion(config: DiffusionConfig, *, topology: str, n_cells: int, bflo
     lowered, state = _lower(config, mesh, n_cells, bfloat16)
     compiled = tpu.compile_step(lowered)
     flops = count_flops(config, n_cells, bfloat16) / n
-    text = moved = None
+    moved = None
     if compiled.program:
-        text, cost = compiled.program.as_text(), compiled.program.cost_analysis()
+        cost = compiled.program.cost_analysis()
         moved = float(cost.get("bytes accessed", 0.0)) * max(1.0, flops / max(float(cost.get("flops", 0.0)), 1.0))
     parameters = count_params(state.params)
     places = place_params(state, mesh)
@@ -92,21 +92,14 @@ def plan_diffusion(config: DiffusionConfig, *, topology: str, n_cells: int, bflo
         chips=n,
         processes=len({d.process_index for d in devices}),
         parameters=parameters,
-        hbm_bytes_per_chip=compiled.hbm_bytes,
-        hbm_limit_bytes=chip.hbm_bytes,
-        fits=compiled.program is not None and compiled.hbm_bytes <= chip.hbm_bytes,
+        **compiled.describe(chip, 0),
         flops_per_chip=flops,
         bytes_per_chip=moved,
-        collectives=None if text is None else tpu.count_collectives(text),
-        gradient_reduce_dtype=None if text is None else tpu.get_reduce_dtype(text, 0),
         roofline_seconds=tpu.get_roofline(chip, flops, moved, linked),
-        compile_seconds=compiled.seconds,
         sets=n_cells,
         set_size=1,
         feed="host",
         store_bytes_per_chip=0,
-        temporary_bytes_per_chip=compiled.temporary_bytes,
-        donated_bytes_per_chip=compiled.donated_bytes,
         state_bytes_per_chip=held,
         link_bytes_per_chip=linked,
         active_parameters=count_active(config, state.params),

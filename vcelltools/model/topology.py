@@ -149,6 +149,20 @@ class CompiledStep:
     donated_bytes: int | None
     seconds: float
 
+    def describe(self, chip: Chip, n_params: int) -> dict[str, Any]:
+        """Return the fields of :class:`Plan` that follow from the program and the chip."""
+        text = None if self.program is None else self.program.as_text()
+        return {
+            "hbm_bytes_per_chip": self.hbm_bytes,
+            "hbm_limit_bytes": chip.hbm_bytes,
+            "fits": text is not None and self.hbm_bytes <= chip.hbm_bytes,
+            "collectives": None if text is None else count_collectives(text),
+            "gradient_reduce_dtype": None if text is None else get_reduce_dtype(text, n_params),
+            "compile_seconds": self.seconds,
+            "temporary_bytes_per_chip": self.temporary_bytes,
+            "donated_bytes_per_chip": self.donated_bytes,
+        }
+
 
 _SHORTAGE = re.compile(r"RESOURCE_EXHAUSTED.*HBM.*\((?P<size>[\d.]+)(?P<unit>[KMGT])\) exceeds available HBM", re.S)
 
@@ -267,13 +281,12 @@ def plan_step(
     )  # fmt: skip
     step: Any = make_step(model, config, mesh, feed)
     compiled = compile_step(step.lower(state, data, batch))
-    text = flops = moved = None
+    flops = moved = None
     if compiled.program:
         # the compiler counts the body of a scan once, so the work comes from the unrolled program
         unrolled: Any = make_step(model, replace(config, scan=False), mesh, feed) if config.scan else None
         cost = (unrolled.lower(state, data, batch).compile() if unrolled else compiled.program).cost_analysis()
         flops, moved = float(cost.get("flops", 0.0)), float(cost.get("bytes accessed", 0.0))
-        text = compiled.program.as_text()
     state_bytes = sum(int(np.prod(a.shape)) * a.dtype.itemsize for a in jax.tree.leaves(state))
     rows = data["rows"].shape if feed != "host" else (0, 0)
     store_bytes = 2 * rows[0] * rows[1] // (n_devices if feed == "sharded" else 1)
@@ -283,21 +296,14 @@ def plan_step(
         chips=n_devices,
         processes=len({d.process_index for d in devices}),
         parameters=count_params(state.params),
-        hbm_bytes_per_chip=compiled.hbm_bytes,
-        hbm_limit_bytes=chip.hbm_bytes,
-        fits=compiled.program is not None and compiled.hbm_bytes <= chip.hbm_bytes,
+        **compiled.describe(chip, count_params(state.params)),
         flops_per_chip=flops,
         bytes_per_chip=moved,
-        collectives=None if text is None else count_collectives(text),
-        gradient_reduce_dtype=None if text is None else get_reduce_dtype(text, count_params(state.params)),
         roofline_seconds=get_roofline(chip, flops, moved, linked),
-        compile_seconds=compiled.seconds,
         sets=n_sets,
         set_size=set_size,
         feed=feed,
         store_bytes_per_chip=int(store_bytes),
-        temporary_bytes_per_chip=compiled.temporary_bytes,
-        donated_bytes_per_chip=compiled.donated_bytes,
         state_bytes_per_chip=state_bytes,
         link_bytes_per_chip=linked,
     )

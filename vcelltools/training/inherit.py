@@ -77,8 +77,8 @@ def inherit(
 
 def _match_genes(run: Path, old: Sequence[str], new: Sequence[str]) -> np.ndarray:
     """Return the position in the run of every gene of the stores."""
-    at = {g: i for i, g in enumerate(old)}
-    lacking, extra = [g for g in new if g not in at], sorted(set(old) - set(new))
+    rows = _match(old, new)
+    lacking, extra = [g for g, row in zip(new, rows, strict=True) if row < 0], sorted(set(old) - set(new))
     if lacking or extra:
         parts = [
             f"{len(x):,} {what}, such as {x[0]}"
@@ -89,7 +89,7 @@ def _match_genes(run: Path, old: Sequence[str], new: Sequence[str]) -> np.ndarra
             f"{run} was trained on other genes than those of the stores: {' and '.join(parts)}",
             hint="build the stores with the basis of the run",
         )
-    return np.array([at[g] for g in new])
+    return rows
 
 
 def _compare_parts(run: Path, old: ModelConfig, new: ModelConfig) -> None:
