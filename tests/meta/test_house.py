@@ -265,6 +265,16 @@ def test_nothing_is_tracked_beside_the_folders_that_does_not_belong_there():
     assert top and not stray, stray
 
 
+def test_no_merge_left_its_markers():
+    """A merge that was not finished leaves lines of seven signs in any text."""
+    marker = re.compile(rb"^(<{7}|={7}|>{7}|\|{7})( .*)?$", re.M)
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=False)
+    if listed.returncode or not listed.stdout:
+        pytest.skip("not a git checkout: what is tracked is not known")
+    found = [n for n in listed.stdout.splitlines() if (ROOT / n).is_file() and marker.search((ROOT / n).read_bytes())]
+    assert found == []
+
+
 def test_every_room_is_in_the_wheel():
     listed = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
     found = {".".join(p.parent.relative_to(ROOT).parts) for p in (ROOT / "vcelltools").rglob("__init__.py")}
