@@ -7,10 +7,13 @@ import os
 import h5py
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from vcelltools.errors import DataError
 from vcelltools.io.hdf5.arrays import Hdf5Array
-from vcelltools.kernels.lzf import lzf_unpack
+from vcelltools.io.write.sink import Codec, Sink, Space
+from vcelltools.kernels.lzf import lzf_pack, lzf_unpack
 
 
 def pack(tmp_path, values: np.ndarray) -> np.ndarray | None:
@@ -31,6 +34,51 @@ def test_what_h5py_packs_is_unpacked(tmp_path, seed):
         out = np.empty(values.nbytes, np.uint8)
         assert lzf_unpack(packed, out) == values.nbytes
         np.testing.assert_array_equal(out.view(values.dtype), values)
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    data=st.one_of(
+        st.binary(max_size=400),
+        st.lists(st.sampled_from([b"ab", b"a", b"\0" * 300, b"xyz" * 99, bytes(range(256)) * 40]), max_size=12).map(
+            b"".join
+        ),
+    )
+)
+def test_what_is_packed_is_unpacked_and_has_one_form(data):
+    values = np.frombuffer(data, np.uint8)
+    out = np.empty(len(values) + len(values) // 32 + 1, np.uint8)
+    n = lzf_pack(values, out)
+    assert 0 <= n <= len(out)
+    back = np.empty_like(values)
+    assert lzf_unpack(out[:n], back) == len(values) and back.tobytes() == data
+    tight = np.full(n + 8, 77, np.uint8)
+    assert lzf_pack(values, tight[:n]) == n and tight[:n].tobytes() == out[:n].tobytes()
+    if n:
+        assert lzf_pack(values, tight[: n - 1]) == -1
+    assert (tight[n:] == 77).all()
+
+
+def test_h5py_reads_what_is_packed_and_no_run_differs(tmp_path):
+    """The filter of h5py packs with a table that holds what the memory held before; ours starts with an empty one."""
+    rng = np.random.default_rng(3)
+    noise = rng.integers(0, 256, 9_000).astype("u1")
+    cases = [rng.poisson(0.5, 20_000).astype("f4"), np.zeros(50_000), noise, np.arange(3)]
+    for k, values in enumerate(cases):
+        forms = set()
+        for again in range(3):
+            path = tmp_path / f"{k}{again}.h5"
+            codec = Codec("lzf", None, 2)
+            with h5py.File(path, "w") as f:
+                sink = Sink(f, "x", dtype=values.dtype, codec=codec, space=Space(path, path), chunk=(4096,))
+                sink.write(values)
+                sink.finish()
+                np.testing.assert_array_equal(f["x"][:], values)
+                n = f["x"].id.get_num_chunks()
+                forms.add(b"".join(f["x"].id.read_direct_chunk((i * 4096,))[1] for i in range(n)))
+                assert len(b"".join(forms)) <= -(-len(values) // 4096) * 4096 * values.itemsize
+            codec.close()
+        assert len(forms) == 1
 
 
 def test_damaged_streams_never_leave_the_buffers(tmp_path):
