@@ -4,7 +4,7 @@ ROUNDS ?= 3
 VENV   := .venv
 BIN    := $(VENV)/bin
 
-.PHONY: help setup demo test test-all lint docs tpu peers bench bench-compare torture clean
+.PHONY: help setup demo test test-all explore lint docs tpu peers bench bench-compare torture clean
 
 help:
 	@echo "make demo           set up, then the whole workflow on simulated data, ending in demo/report.html"
@@ -13,6 +13,7 @@ help:
 	@echo "make bench-compare  a quick new run against the committed ratios; a loss of 20 % fails"
 	@echo "make docs           the documentation as a site in build/site; a warning is an error"
 	@echo "make test-all       the unit tests on every Python from 3.11 to 3.13 that is there, with the newest packages"
+	@echo "make explore        the property tests on new random examples; make test draws the same ones every time"
 	@echo "make torture        the fuzzers and kill tests, for minutes"
 
 setup: $(VENV)/.ready
@@ -51,6 +52,10 @@ test-all:
 		build/py$$v/bin/python -m pip install --quiet --upgrade -e '.[test]' && \
 		build/py$$v/bin/python -m pytest -q -n 2 --dist loadfile -p no:benchmark tests/unit || exit 1; \
 	done
+
+explore: setup
+	HYPOTHESIS_PROFILE=default $(BIN)/python -m pytest -q -n 2 --dist loadfile -p no:benchmark \
+		$$(grep -rl --include='*.py' '^@given' tests)
 
 peers: setup
 	bash benchmarks/make_peers.sh
