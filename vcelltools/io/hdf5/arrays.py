@@ -381,6 +381,15 @@ def pread_into(fd: int, out: np.ndarray, offset: int, path: str) -> None:
         done += n
 
 
+def pwrite_from(fd: int, values: np.ndarray, offset: int) -> int:
+    """Write the contiguous array ``values`` at ``offset`` of the file; return the number of bytes."""
+    view = memoryview(values.view(np.uint8))  # type: ignore[arg-type]
+    done = 0
+    while done < len(view):
+        done += os.pwrite(fd, view[done:], offset + done)
+    return done
+
+
 @functools.cache
 def _offsets_include_user_block() -> bool:
     """Return whether this version of HDF5 includes the user block (which every h5mu has) in chunk offsets."""
