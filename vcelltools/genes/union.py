@@ -23,7 +23,7 @@ from vcelltools.genes.identity import ID_COLUMNS, NAME_COLUMNS, Basis, Merged, i
 from vcelltools.io import Buffers, CscMatrix, CsrMatrix, Dataset, DenseMatrix, Span, open_dataset
 from vcelltools.io.chunks import CsrChunk
 from vcelltools.io.faults import raise_fault_at
-from vcelltools.io.hdf5.arrays import pread_into
+from vcelltools.io.hdf5.direct import pread_into
 from vcelltools.io.hdf5.probe import start_probe
 from vcelltools.io.matrix import DEFAULT_MAX_VALUES
 from vcelltools.io.stream import get_threads, run_spans
@@ -527,7 +527,7 @@ class _RowView:
     """The rows of an open file, as :func:`run_spans` reads a matrix."""
 
     def __init__(self, here: _Opened, n: int) -> None:
-        self._here, self._n = here, n
+        self._here, self._n, self.cold = here, n, here.dataset.matrix.cold
 
     def plan(self) -> list[Span]:
         m = self._here.dataset.matrix
