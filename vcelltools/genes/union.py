@@ -509,7 +509,7 @@ class _RowView:
     """The rows of an open file, as :func:`run_spans` reads a matrix."""
 
     def __init__(self, here: _Opened, n: int) -> None:
-        self._here, self._n = here, n
+        self._here, self._n, self.cold = here, n, here.dataset.matrix.cold
 
     def plan(self) -> list[Span]:
         m = self._here.dataset.matrix

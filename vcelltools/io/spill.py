@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from vcelltools.io.hdf5.arrays import pread_into, pwrite_from
+from vcelltools.io.hdf5.direct import pread_into
 from vcelltools.io.write.atomic import translate_os_errors
 
 
@@ -59,3 +59,12 @@ class Spill:
         """Fill one contiguous part of each array, from position ``at`` on."""
         for start, part in zip(self._starts, parts, strict=False):
             pread_into(self._fd, part, start + at * part.itemsize, "the temporary file")
+
+
+def pwrite_from(fd: int, values: np.ndarray, offset: int) -> int:
+    """Write the contiguous array ``values`` at ``offset`` of the file; return the number of bytes."""
+    view = memoryview(values.view(np.uint8))  # type: ignore[arg-type]
+    done = 0
+    while done < len(view):
+        done += os.pwrite(fd, view[done:], offset + done)
+    return done

@@ -10,7 +10,8 @@ from types import TracebackType
 import numpy as np
 
 from vcelltools.errors import DataError
-from vcelltools.io.hdf5.arrays import pread_into, pwrite_from
+from vcelltools.io.hdf5.direct import pread_into
+from vcelltools.io.spill import pwrite_from
 from vcelltools.io.write.atomic import translate_os_errors
 
 _BUCKET_VALUES = 6_000_000
