@@ -15,6 +15,7 @@ from vcelltools.differential.cell_labels import Cells, find_pooled, read_cells, 
 from vcelltools.differential.runners import RUNNERS, Task
 from vcelltools.errors import DataError, UsageError, check_number, spell
 from vcelltools.io import Dataset, open_dataset
+from vcelltools.io.frame import arrow_numbers, arrow_texts
 from vcelltools.io.results import Shown
 from vcelltools.io.write.atomic import atomic_file, check_output
 from vcelltools.kernels.pvalues import adjust_bh
@@ -181,15 +182,16 @@ def _write_parts(path: Path, as_csv: bool, parts: Iterator[dict[str, Any]]) -> N
     writer: Any = None
     with ExitStack() as stack:
         for columns in parts:
-            table = pa.table(
-                {
-                    k: pa.DictionaryArray.from_arrays(pa.array(v[1]), pa.array(v[0])) if isinstance(v, tuple) else v
-                    for k, v in columns.items()
-                }
-            )
+            arrays = [
+                pa.DictionaryArray.from_arrays(arrow_numbers(v[1]), arrow_texts(v[0]))
+                if isinstance(v, tuple)
+                else arrow_numbers(v)
+                for v in columns.values()
+            ]
+            table = pa.Table.from_arrays(arrays, names=list(columns))
             if as_csv:
                 plain = [c.cast(pa.string()) if pa.types.is_dictionary(c.type) else c for c in table.columns]
-                table = pa.table(plain, names=table.column_names)
+                table = pa.Table.from_arrays(plain, names=table.column_names)
                 writer = writer or stack.enter_context(csv.CSVWriter(path, table.schema))
             else:
                 repeated = [c for c in table.column_names if c in REPEATED]
