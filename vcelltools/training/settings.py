@@ -86,6 +86,8 @@ class TrainSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
         Weights of the losses of the mean effect of a set relative to the effect over all cells of the group: squared
         error, correlation, and discrimination from other groups of the line. They are less noisy than the losses
         between sets, and held-out groups are scored by the same quantities.
+    losses
+        Weights of further losses, by their name in ``vcelltools.model.loss_registry.LOSSES``.
     precision
         ``auto`` (bfloat16 on accelerators), ``float32`` or ``bfloat16``.
     feed
@@ -138,6 +140,7 @@ class TrainSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     delta: Weight = 0.3
     pearson: Weight = 2.0
     rank: Weight = 0.4
+    losses: dict[str, Weight] = msgspec.field(default_factory=dict)
     unbiased: bool = False
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     feed: Literal["auto", "replicated", "sharded", "host"] = "auto"
@@ -212,7 +215,14 @@ def make_settings(table: dict[str, Any], options: dict[str, Any]) -> TrainSettin
         raise UsageError(
             f"{spell('size', settings.size)} is not a size of {settings.model}", hint=f"one of: {', '.join(own)}"
         )
-    if not any(getattr(settings, name) for name in LOSSES):
+    if settings.losses:
+        from vcelltools.model import loss_registry  # jax takes a second, so only where names are to be checked
+
+        further = [name for name in loss_registry.LOSSES if name not in LOSSES]
+        if unknown := [name for name in settings.losses if name not in further]:
+            hint = f"further losses: {', '.join(further) or 'none'}; these have a setting: {', '.join(LOSSES)}"
+            raise UsageError(f"losses: {unknown[0]!r} is not the name of a further loss", hint=hint, field="losses")
+    if not any((*(getattr(settings, name) for name in LOSSES), *settings.losses.values())):
         raise UsageError("every loss has weight 0", hint=f"set one of {', '.join(LOSSES)} above 0")
     return settings
 
