@@ -51,7 +51,7 @@ class TrainSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     network
         Edge lists of genes (CSV or TSV: two symbols, optionally a weight), for ``neighbours``.
     from_run
-        A finished run of a transformer, whose weights the training starts from.
+        A finished run of the same model (``transformer`` or ``diffusion``), whose weights the training starts from.
     objective
         The score that the last, fitted step of a model optimises: ``discrimination``, ``error`` or ``balanced``. This
         step chooses the scales of the shared and the perturbation-specific effects, on groups held out of the training
@@ -176,9 +176,9 @@ _READ_BY_EFFECTS = ("out", "stores", "split", "features", "network", "model", "o
 _READ = {
     "transformer": tuple(k for k in TrainSettings.__struct_fields__ if k != "objective"),
     "diffusion": (
-        "out", "stores", "features", "model", "size", "sets", "steps", "seed", "learning_rate", "scale_rate",
-        "warmup", "schedule", "weight_decay", "clip", "ema", "precision", "log_every", "eval_every", "patience",
-        "checkpoint_minutes", "minutes",
+        "out", "stores", "features", "from_run", "model", "size", "sets", "steps", "seed", "learning_rate",
+        "scale_rate", "warmup", "schedule", "weight_decay", "clip", "ema", "precision", "log_every", "eval_every",
+        "patience", "checkpoint_minutes", "minutes",
     ),
 }  # fmt: skip
 
@@ -205,8 +205,10 @@ def make_settings(table: dict[str, Any], options: dict[str, Any]) -> TrainSettin
             f"{spell('objective')}: {settings.model} has no objective", hint="remove it", field="objective"
         )
     if settings.from_run is not None:
-        if settings.model != "transformer":
-            raise UsageError(f"{spell('from_run')} applies to a transformer, not to {settings.model}")
+        if settings.model not in ("transformer", "diffusion"):
+            raise UsageError(
+                f"{spell('from_run')} applies to a transformer or a diffusion model, not to {settings.model}"
+            )
         settings = msgspec.structs.replace(settings, from_run=os.path.abspath(settings.from_run))
     if settings.model == "diffusion" and settings.optimizer != "adamw":
         raise UsageError(f"{spell('optimizer')}: a diffusion model is trained by adamw", hint="remove it")
