@@ -99,11 +99,13 @@ def de(
     start(file)
     from vcelltools.differential.de import check_name
     from vcelltools.differential.de import de as compute
+    from vcelltools.io.frame import load_ahead
     from vcelltools.io.write.guard import Target, get_kind, guard_outputs
 
     o = Output(json=json, quiet=quiet, verbose=verbose)
     guard_outputs([Target(out, get_kind(out))], reads=[file], force=force)
     check_name(out)
+    load_ahead(f"pyarrow.{out.suffix[1:]}")
     columns = [c.strip() for c in covariates.split(",") if c.strip()]
     if test is None:
         test = "nb" if replicate_col is not None else "welch" if columns else "wilcoxon"

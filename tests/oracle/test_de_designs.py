@@ -10,8 +10,9 @@ import scipy.sparse as sp
 import scipy.stats as ss
 
 import vcelltools as vc
+from tests.unit.io.test_staged import file_size_limit
 from vcelltools.differential.glm import compare_samples, estimate_alpha, score_group
-from vcelltools.errors import DataError, UsageError
+from vcelltools.errors import DataError, EnvironmentFault, UsageError
 
 CONTROL = "non-targeting"
 
@@ -269,3 +270,20 @@ def test_one_sample_of_controls_says_nothing_of_replicates():
     data = make_replicates(4, n_replicates=1)
     with pytest.raises(DataError, match="the controls are one sample"):
         vc.de(data, test="nb", replicate_col="replicate")
+
+
+@pytest.mark.parametrize("reference", ["control", "rest"])
+@pytest.mark.parametrize("layout", [sp.csr_matrix, sp.csc_matrix, np.asarray])
+def test_a_temporary_file_for_the_values_changes_no_result(layout, reference, monkeypatch):
+    data = make_screen(2)
+    data.X = layout(data.X.toarray())
+    whole = vc.de(data, reference=reference)
+    monkeypatch.setattr("vcelltools.differential.reduce.SPILL_BYTES", 0)
+    pd.testing.assert_frame_equal(vc.de(data, reference=reference, threads=2).to_frame(), whole.to_frame(), rtol=0)
+
+
+def test_a_folder_that_cannot_hold_the_temporary_file_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr("vcelltools.differential.reduce.SPILL_BYTES", 0)
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    with file_size_limit(100), pytest.raises(EnvironmentFault, match=rf"^{tmp_path}: the disk is full"):
+        vc.de(make_screen(2))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from itertools import pairwise
 
 import numpy as np
@@ -191,24 +192,28 @@ def test_layouts_threads_and_blocks_give_the_same_bits():
     keep = codes >= 0
     without = run(X[keep], codes[keep], 1)
     s, t = sp.csr_matrix(X), sp.csc_matrix(X)
-    blocks = GeneBuckets(n_genes=20, n_groups=4, capacity=s.nnz, dtype="float32", n_blocks=3)
-    blocks.count_cells(codes)
-    for b, rows in enumerate([slice(0, 90), slice(90, 91), slice(91, 300)]):
-        c = s[rows]
-        assert blocks.add_csr(b, c.indptr.astype(np.int64), c.indices, c.data, codes[rows]) is None
-    columns = GeneBuckets(n_genes=20, n_groups=4, capacity=s.nnz, dtype="float32", n_blocks=1)
-    columns.count_cells(codes)
-    for first, last in [(12, 20), (0, 12)]:
-        c = t[:, first:last]
-        assert columns.add_csc(0, first, c.indptr.astype(np.int64), c.indices, c.data, codes) is None
-    dense = GeneBuckets(n_genes=20, n_groups=4, capacity=s.nnz, dtype="float32", n_blocks=2)
-    dense.count_cells(codes)
-    for b, rows in enumerate([slice(0, 120), slice(120, 300)]):
-        assert dense.add_dense(b, 0, X[rows], codes[rows]) is None
-    for other in (without, *(b.rank_sum(1, threads=2) for b in (blocks, columns, dense))):
+    filled = []
+    for limit in (math.inf, 0):  # in memory, and in a temporary file
+        shape = {"n_genes": 20, "n_groups": 4, "capacity": s.nnz, "dtype": "float32", "limit": limit}
+        blocks = GeneBuckets(n_blocks=3, **shape)
+        blocks.count_cells(codes)
+        for b, rows in enumerate([slice(0, 90), slice(90, 91), slice(91, 300)]):
+            c = s[rows]
+            assert blocks.add_csr(b, c.indptr.astype(np.int64), c.indices, c.data, codes[rows]) is None
+        columns = GeneBuckets(n_blocks=1, **shape)
+        columns.count_cells(codes)
+        for first, last in [(12, 20), (0, 12)]:
+            c = t[:, first:last]
+            assert columns.add_csc(0, first, c.indptr.astype(np.int64), c.indices, c.data, codes) is None
+        dense = GeneBuckets(n_blocks=2, **shape)
+        dense.count_cells(codes)
+        for b, rows in enumerate([slice(0, 120), slice(120, 300)]):
+            assert dense.add_dense(b, 0, X[rows], codes[rows]) is None
+        filled += [blocks, columns, dense]
+    for other in (without, *(b.rank_sum(1, threads=2) for b in filled)):
         for name in ("size_k", "sum_kg", "nnz_kg", "u_kg", "tie_kg", "p_kg"):
             np.testing.assert_array_equal(getattr(whole, name), getattr(other, name))
-    values, groups = blocks.gene_values(7)
+    values, groups = filled[0].gene_values(7)
     np.testing.assert_array_equal(values, X[keep, 7][X[keep, 7] > 0])
     np.testing.assert_array_equal(groups, codes[keep][X[keep, 7] > 0])
 

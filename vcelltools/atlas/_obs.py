@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from vcelltools.genes.union import Union, open_member
+from vcelltools.io.frame import arrow_numbers, arrow_texts
 from vcelltools.io.hdf5.table import EmptyTable
 from vcelltools.io.table import Column
 
@@ -130,29 +131,12 @@ def make_gene_table(union: Union) -> Any:
             absent[g].append(k)
     ends = np.cumsum([0, *map(len, absent)])
     absent_from = np.array([k for ks in absent for k in ks], np.int32)
-    files = pa.DictionaryArray.from_arrays(_to_numbers(absent_from), _to_texts([m.name for m in members]))
+    files = pa.DictionaryArray.from_arrays(arrow_numbers(absent_from), arrow_texts([m.name for m in members]))
     columns = {
-        "gene": _to_texts(genes.kept),
-        "gene_symbols": _to_texts([str(s) for s in genes.symbols[:n_kept]]),
-        "n_experiments": _to_numbers(genes.n_files[:n_kept]),
-        "n_cells": _to_numbers(genes.n_cells[:n_kept]),
-        "absent_from": pa.ListArray.from_arrays(_to_numbers(ends.astype(np.int32)), files),
+        "gene": arrow_texts(genes.kept),
+        "gene_symbols": arrow_texts([str(s) for s in genes.symbols[:n_kept]]),
+        "n_experiments": arrow_numbers(genes.n_files[:n_kept]),
+        "n_cells": arrow_numbers(genes.n_cells[:n_kept]),
+        "absent_from": pa.ListArray.from_arrays(arrow_numbers(ends.astype(np.int32)), files),
     }
     return pa.Table.from_arrays(list(columns.values()), names=list(columns))
-
-
-def _to_numbers(values: np.ndarray) -> Any:
-    """Return int32 or int64 values for pyarrow; its own conversion imports pandas, which is slow and large."""
-    import pyarrow as pa
-
-    kind = {4: pa.int32(), 8: pa.int64()}[values.itemsize]
-    return pa.Array.from_buffers(kind, len(values), [None, pa.py_buffer(np.ascontiguousarray(values))])
-
-
-def _to_texts(texts: Sequence[str]) -> Any:
-    """Return texts for pyarrow, as :func:`_to_numbers` does."""
-    import pyarrow as pa
-
-    raw = [t.encode("utf-8", "backslashreplace") for t in texts]
-    ends = np.cumsum([0, *map(len, raw)]).astype(np.int32)
-    return pa.Array.from_buffers(pa.string(), len(raw), [None, pa.py_buffer(ends), pa.py_buffer(b"".join(raw))])

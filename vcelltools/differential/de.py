@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,7 @@ from vcelltools.differential.cell_labels import Cells, find_pooled, read_cells, 
 from vcelltools.differential.runners import RUNNERS, Task
 from vcelltools.errors import DataError, UsageError, check_number, spell
 from vcelltools.io import Dataset, open_dataset
+from vcelltools.io.frame import arrow_numbers, arrow_texts
 from vcelltools.io.results import Shown
 from vcelltools.io.write.atomic import atomic_file, check_output
 from vcelltools.kernels.pvalues import adjust_bh
@@ -25,6 +27,10 @@ if TYPE_CHECKING:
 
 TESTS = ("wilcoxon", "nb", "welch")
 REFERENCES = ("control", "rest")
+ROW_GROUP = 1 << 18
+"""Number of rows of a table that are written at once."""
+REPEATED = ("context", "perturbation", "gene", "n_cells", "n_controls", "control_mean")
+"""Columns of few different values, which Parquet keeps in a dictionary."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,27 +116,29 @@ class DeResult(Shown):
             out.setdefault(c, {})[p] = k
         return out
 
-    def _columns(self) -> dict[str, Any]:
-        n_p, n_g = self.p_pg.shape
-        keep = ~np.isnan(self.fdr_pg).ravel()
+    def _columns(self, rows: slice = slice(None)) -> dict[str, Any]:
+        """Return the columns of some perturbations; those of text as (values, codes)."""
+        p = self.p_pg[rows]
+        n_p, n_g = p.shape
+        keep = ~np.isnan(self.fdr_pg[rows])
 
         def of_rows(names: list[str]) -> tuple[list[str], np.ndarray]:
             place = {v: i for i, v in enumerate(dict.fromkeys(names))}
-            return list(place), np.repeat(np.array([place[v] for v in names], np.int32), n_g)[keep]
+            codes = np.array([place[v] for v in names[rows]], np.int32)
+            return list(place), np.broadcast_to(codes[:, None], p.shape)[keep]
 
+        columns = {
+            "n_cells": self.n_cells_p[rows, None], "n_controls": self.n_controls_p[rows, None],
+            "mean": self.mean_pg[rows], "control_mean": self.control_mean_pg[rows],
+            "log2_fold_change": self.log2fc_pg[rows],
+            **({} if self.effect_pg is None else {"mean_residual": self.effect_pg[rows]}),
+            "statistic": self.statistic_pg[rows], "p_value": p, "fdr": self.fdr_pg[rows],
+        }  # fmt: skip
         return {
             **({} if self.contexts is None else {"context": of_rows(self.contexts)}),
             "perturbation": of_rows(self.perturbations),
-            "gene": ([str(g) for g in self.genes], np.tile(np.arange(n_g, dtype=np.int32), n_p)[keep]),
-            "n_cells": np.repeat(self.n_cells_p, n_g)[keep],
-            "n_controls": np.repeat(self.n_controls_p, n_g)[keep],
-            "mean": self.mean_pg.ravel()[keep],
-            "control_mean": self.control_mean_pg.ravel()[keep],
-            "log2_fold_change": self.log2fc_pg.ravel()[keep],
-            **({} if self.effect_pg is None else {"mean_residual": self.effect_pg.ravel()[keep]}),
-            "statistic": self.statistic_pg.ravel()[keep],
-            "p_value": self.p_pg.ravel()[keep],
-            "fdr": self.fdr_pg.ravel()[keep],
+            "gene": ([str(g) for g in self.genes], np.tile(np.arange(n_g, dtype=np.int32), (n_p, 1))[keep]),
+            **{name: np.broadcast_to(values, p.shape)[keep] for name, values in columns.items()},
         }
 
     def to_frame(self) -> pd.DataFrame:
@@ -155,28 +163,44 @@ class DeResult(Shown):
 
     def write(self, path: str | Path, *, force: bool = False) -> Path:
         """Write the tidy table, as Parquet or CSV according to the file name."""
-        import pyarrow as pa
-
         p = check_output(path, force=force)
         check_name(p)
-        table = pa.table(
-            {
-                k: pa.DictionaryArray.from_arrays(pa.array(v[1]), pa.array(v[0])) if isinstance(v, tuple) else v
-                for k, v in self._columns().items()
-            }
-        )
+        n_p, n_g = self.p_pg.shape
+        step = max(1, ROW_GROUP // max(n_g, 1))  # some perturbations at a time, to bound the memory
         with atomic_file(p, force=force) as tmp:
-            if p.suffix == ".csv":
-                from pyarrow import csv
-
-                plain = pa.table([c.cast(pa.string()) if pa.types.is_dictionary(c.type) else c for c in table.columns],
-                                 names=table.column_names)  # fmt: skip
-                csv.write_csv(plain, tmp)
-            else:
-                from pyarrow import parquet
-
-                parquet.write_table(table, tmp, compression="zstd")
+            _write_parts(
+                tmp, p.suffix == ".csv", (self._columns(slice(a, a + step)) for a in range(0, max(n_p, 1), step))
+            )
         return p
+
+
+def _write_parts(path: Path, as_csv: bool, parts: Iterator[dict[str, Any]]) -> None:
+    """Write one table from the columns of parts of its rows; text columns are (values, codes)."""
+    import pyarrow as pa
+    from pyarrow import csv, parquet
+
+    writer: Any = None
+    with ExitStack() as stack:
+        for columns in parts:
+            arrays = [
+                pa.DictionaryArray.from_arrays(arrow_numbers(v[1]), arrow_texts(v[0]))
+                if isinstance(v, tuple)
+                else arrow_numbers(v)
+                for v in columns.values()
+            ]
+            table = pa.Table.from_arrays(arrays, names=list(columns))
+            if as_csv:
+                plain = [c.cast(pa.string()) if pa.types.is_dictionary(c.type) else c for c in table.columns]
+                table = pa.Table.from_arrays(plain, names=table.column_names)
+                writer = writer or stack.enter_context(csv.CSVWriter(path, table.schema))
+            else:
+                repeated = [c for c in table.column_names if c in REPEATED]
+                writer = writer or stack.enter_context(
+                    parquet.ParquetWriter(
+                        path, table.schema, compression="zstd", use_dictionary=repeated, write_statistics=repeated
+                    )
+                )
+            writer.write_table(table)
 
 
 def check_name(path: str | Path) -> None:

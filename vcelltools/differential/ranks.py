@@ -1,21 +1,24 @@
 """Collect the values of each gene from chunks of any layout, then rank every group against the controls.
 
-Chunks are sorted into buckets by gene as they arrive (4 or 8 bytes of value and 2 bytes of group per non-zero). Then
-:func:`vcelltools.kernels.ranksum.bucket_rank_sum` sorts and sweeps each gene. Any thread can add chunks, and several
-threads rank the genes.
+Chunks are sorted into buckets by gene as they arrive (4 or 8 bytes of value and 2 bytes of group per non-zero), in
+memory or in a temporary file. Then :func:`vcelltools.kernels.ranksum.bucket_rank_sum` sorts and sweeps each gene. Any
+thread can add chunks, and several threads rank the genes.
 """
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from vcelltools.errors import UsageError
+from vcelltools.io.hdf5.arrays import Buffer
+from vcelltools.io.spill import Spill
 from vcelltools.kernels.bucket import csc_bucket, csr_bucket, dense_bucket
 from vcelltools.kernels.pvalues import asymptotic_p, set_exact_p
 from vcelltools.kernels.ranksum import (
@@ -33,6 +36,7 @@ if TYPE_CHECKING:
     from vcelltools.differential.partial_sums import PartialSums
 
 MAX_GROUPS = 65_535
+GROUP = np.dtype(np.uint16)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,9 +115,21 @@ class GeneBuckets:
         float32 or float64: type of the values. float64 takes 10 bytes per value, float32 six.
     n_blocks
         Number of row chunks; all CSC and column chunks share one block.
+    limit
+        Keep the values in a temporary file if they may take more bytes than this. They can then only be ranked, by
+        :meth:`rank_sum` or :meth:`rank_strata`, which read some genes at a time.
     """
 
-    def __init__(self, *, n_genes: int, n_groups: int, capacity: int, dtype: np.dtype | str, n_blocks: int) -> None:
+    def __init__(
+        self,
+        *,
+        n_genes: int,
+        n_groups: int,
+        capacity: int,
+        dtype: np.dtype | str,
+        n_blocks: int,
+        limit: float = math.inf,
+    ) -> None:
         if n_groups > MAX_GROUPS:
             raise UsageError(f"there are {n_groups:,} groups, but at most {MAX_GROUPS:,} can be compared at once")
         self.n_genes, self.n_groups = n_genes, n_groups
@@ -124,8 +140,10 @@ class GeneBuckets:
         self._bits = np.dtype("uint32" if single else "uint64")
         self._magnitude = self._bits.type(2**31 - 1 if single else 2**63 - 1)
         self._inf = self._bits.type(0x7F800000 if single else 0x7FF << 52)
-        self._keys = np.empty(capacity, self._bits)
-        self._groups = np.empty(capacity, np.uint16)
+        self._capacity, spilled = capacity, capacity * (self._bits.itemsize + GROUP.itemsize) > limit
+        self._spill = Spill(capacity, self._bits, GROUP) if spilled else None
+        self._keys = np.empty(0 if spilled else capacity, self._bits)
+        self._groups = np.empty(len(self._keys), GROUP)
         self._start_bg = np.zeros((n_blocks, n_genes), np.int64)
         self._stop_bg = np.zeros((n_blocks, n_genes), np.int64)
         self._size_k = np.zeros(n_groups, np.int64)
@@ -147,7 +165,7 @@ class GeneBuckets:
         with self._lock:
             at = self._used
             self._used += n
-        if self._used > len(self._keys):
+        if self._used > self._capacity:
             raise ValueError("there are more values than the capacity")
         return at
 
@@ -174,12 +192,14 @@ class GeneBuckets:
 
         After a fault, pass the corrected chunk with the fault's ``at`` to use the space reserved for it.
         """
-        at = self._reserve(len(data)) if at is None else at
-        fault, position, _ = csr_bucket(
-            indptr, indices, data.view(self._bits), codes_b, self.n_genes, self._magnitude, self._inf,
-            self._keys, self._groups, at, self._start_bg[block], self._stop_bg[block], self._workspace(self.n_genes),
-        )  # fmt: skip
-        return BadValue(fault, position, at) if fault else None
+
+        def sort(*out: Any) -> tuple[int, int, int]:
+            values, seen = data.view(self._bits), self._workspace(self.n_genes)
+            return csr_bucket(
+                indptr, indices, values, codes_b, self.n_genes, self._magnitude, self._inf, *out, seen
+            )  # fmt: skip
+
+        return self._add(block, slice(None), len(data), at, sort)
 
     def add_csc(
         self,
@@ -192,21 +212,61 @@ class GeneBuckets:
         at: int | None = None,
     ) -> BadValue | None:
         """Add columns, beginning with gene ``first``; all columns of a matrix share one block. Thread-safe."""
-        at = self._reserve(len(data)) if at is None else at
-        fault, position, _ = csc_bucket(
-            indptr, indices, data.view(self._bits), codes_n, first, self._magnitude, self._inf,
-            self._keys, self._groups, at, self._start_bg[block], self._stop_bg[block], self._workspace(len(codes_n)),
-        )  # fmt: skip
-        return BadValue(fault, position, at) if fault else None
+
+        def sort(*out: Any) -> tuple[int, int, int]:
+            values, seen = data.view(self._bits), self._workspace(len(codes_n))
+            return csc_bucket(indptr, indices, values, codes_n, first, self._magnitude, self._inf, *out, seen)
+
+        return self._add(block, slice(first, first + len(indptr) - 1), len(data), at, sort)
 
     def add_dense(self, block: int, first: int, values: np.ndarray, codes_b: np.ndarray) -> BadValue | None:
         """Add a dense block (b, w) whose first column is gene ``first``. Thread-safe."""
-        at = self._reserve(int(np.count_nonzero(values)))
-        fault, position, _ = dense_bucket(
-            values.view(self._bits), codes_b, first, self._magnitude, self._inf,
-            self._keys, self._groups, at, self._start_bg[block], self._stop_bg[block],
-        )  # fmt: skip
+
+        def sort(*out: Any) -> tuple[int, int, int]:
+            return dense_bucket(values.view(self._bits), codes_b, first, self._magnitude, self._inf, *out)
+
+        return self._add(block, slice(first, first + values.shape[1]), int(np.count_nonzero(values)), None, sort)
+
+    def _add(
+        self, block: int, genes: slice, n: int, at: int | None, sort: Callable[..., tuple[int, int, int]]
+    ) -> BadValue | None:
+        """Sort up to ``n`` values of some genes into the buckets, or into scratch memory and then into the file."""
+        at = self._reserve(n) if at is None else at
+        start_g, stop_g = self._start_bg[block], self._stop_bg[block]
+        if self._spill is None:
+            fault, position, _ = sort(self._keys, self._groups, at, start_g, stop_g)
+        else:
+            keys, groups = self._take(n)
+            fault, position, kept = sort(keys, groups, 0, start_g, stop_g)
+            if not fault:
+                self._spill.write(at, keys[:kept], groups[:kept])
+                start_g[genes] += at
+                stop_g[genes] += at
         return BadValue(fault, position, at) if fault else None
+
+    def _take(self, n: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return scratch memory of this thread for ``n`` keys and groups, valid until the next call."""
+        if not hasattr(self._local, "keys"):
+            self._local.keys, self._local.groups = Buffer(), Buffer()
+        return self._local.keys.take(n, self._bits), self._local.groups.take(n, GROUP)
+
+    def _load(self, g0: int, g1: int) -> Buckets:
+        """Return buckets with at least the genes ``g0:g1``, valid in this thread until the next call."""
+        if self._spill is None:
+            return Buckets(self._start_bg, self._stop_bg, self._keys, self._keys.view(self.dtype), self._groups, 0)
+        start, stop = self._start_bg[:, g0:g1].ravel(), self._stop_bg[:, g0:g1].ravel()
+        ends = np.cumsum(stop - start)
+        keys, groups = self._take(int(ends[-1]))
+        # the values of successive genes are contiguous if they came in one chunk of rows
+        some = np.flatnonzero(stop > start)
+        first = some[np.flatnonzero(np.r_[True, start[some][1:] != stop[some][:-1]])] if len(some) else some
+        edges = [*(ends - stop + start)[first].tolist(), int(ends[-1])]
+        for at, (a, b) in zip(start[first].tolist(), pairwise(edges), strict=True):
+            self._spill.read(at, keys[a:b], groups[a:b])
+        shape = (len(self._start_bg), g1 - g0)
+        return Buckets(
+            (ends - stop + start).reshape(shape), ends.reshape(shape), keys, keys.view(self.dtype), groups, g0
+        )  # fmt: skip
 
     def reorder(self, first: int, stop: int, order: np.ndarray) -> None:
         """Reorder the genes of the blocks ``first:stop``; ``order`` holds their current positions."""
@@ -276,7 +336,6 @@ class GeneBuckets:
             moment={None: 0, "expm1": 1, "log1p": 2}[moment],
             inverse_k=factors_k,
         )
-        buckets = Buckets(self._start_bg, self._stop_bg, self._keys, self._keys.view(self.dtype), self._groups)
         count_g, spans = self._share_genes()
         largest = int(count_g.max(initial=0))
 
@@ -284,7 +343,7 @@ class GeneBuckets:
             scratch = make_rank_scratch(largest, n_k, factors_k.dtype)
 
             def work(genes: tuple[int, int]) -> None:
-                bucket_rank_sum(buckets, *genes, task, scratch, out)
+                bucket_rank_sum(self._load(*genes), *genes, task, scratch, out)
                 advance(float(count_g[genes[0] : genes[1]].sum()))
 
             return work
@@ -334,7 +393,6 @@ class GeneBuckets:
         strata = Strata(
             group_c.astype(np.int64), stratum_c.astype(np.int64), -1 if control is None else control, n_groups, n_strata
         )
-        buckets = Buckets(self._start_bg, self._stop_bg, self._keys, self._keys.view(self.dtype), self._groups)
         count_g, spans = self._share_genes()
         largest = int(count_g.max(initial=0))
 
@@ -343,7 +401,7 @@ class GeneBuckets:
             sums = np.empty((3, n_groups))
 
             def work(genes: tuple[int, int]) -> None:
-                bucket_strata(buckets, *genes, task, strata, sort, scratch, sums, out)
+                bucket_strata(self._load(*genes), *genes, task, strata, sort, scratch, sums, out)
                 advance(float(count_g[genes[0] : genes[1]].sum()))
 
             return work

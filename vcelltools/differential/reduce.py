@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -22,6 +23,8 @@ from vcelltools.runtime.progress import SILENT, Progress
 from vcelltools.runtime.threads import get_threads
 
 LOG1P_LIMIT = 15.0
+SPILL_BYTES = 64 << 20
+"""Largest memory for the sorted values of a file that may be spilled, in bytes."""
 COPIES = 0.01
 """Share of copied cells above which a note is given."""
 
@@ -54,13 +57,14 @@ def fill(
     transform: Transform,
     *,
     first_block: int = 0,
+    squares: bool = True,
     threads: int | None = None,
     progress: Progress = SILENT,
 ) -> tuple[int, np.ndarray, np.ndarray]:
     """Stream a matrix into the buckets.
 
-    Return the number of duplicate entries that were summed, and for every cell a hash (uint64) and the sum of the
-    squares of its values.
+    Return the number of duplicate entries that were summed, and for every cell a hash (uint64) and, with ``squares``,
+    the sum of the squares of its values.
 
     Raises
     ------
@@ -98,9 +102,9 @@ def fill(
             return buckets.add_csr(first_block + number[span.start], chunk.indptr, chunk.indices, data, part, at)
         return buckets.add_csc(first_block, chunk.start, chunk.indptr, chunk.indices, data, codes, at)
 
-    n = dataset.n_cells
+    n, n_squares = dataset.n_cells, dataset.n_cells if squares else 0
     states = run_spans(
-        matrix, spans, lambda: (np.zeros(n, np.uint64), np.zeros(n)), visit, threads=threads, progress=progress
+        matrix, spans, lambda: (np.zeros(n, np.uint64), np.zeros(n_squares)), visit, threads=threads, progress=progress
     )
     hash_n, square_n = (np.add.reduce(parts, axis=0) for parts in zip(*states, strict=True))
     return sum(merged), hash_n, square_n
@@ -129,7 +133,8 @@ class Reduced:
     sums
         Results of the kernel.
     spread_k
-        (k,) variance between the cells of a group, summed over genes; None if only some of the cells were read.
+        (k,) variance between the cells of a group, summed over genes; None if it was not requested, or only some of the
+        cells were read.
     copied_share
         Share of the perturbed cells that are copies of another cell with the same label.
     notes
@@ -174,6 +179,10 @@ class ReadOptions:
         Compute the sums for fold changes in the order in which numpy sums a group's values in one array.
     wide
         Compute in float64 for any dtype of the file.
+    spread
+        Compute the variance between the cells of each group.
+    spill
+        Keep the values in a temporary file if they take more than :data:`SPILL_BYTES`. Not with ``pairwise``.
     """
 
     test: bool = True
@@ -185,6 +194,8 @@ class ReadOptions:
     raw: bool = False
     cp10k: bool = False
     wide: bool = False
+    spread: bool = True
+    spill: bool = False
     threads: int | None = None
 
 
@@ -232,7 +243,8 @@ def reduce_cells(
     if codes is None:
         copied = get_copied_share(dataset.label, cells, control, hash_n, notes)
         used = cells.codes >= 0
-        square_k = np.bincount(cells.codes[used], square_n[used], len(cells.labels))
+        if options.spread:
+            square_k = np.bincount(cells.codes[used], square_n[used], len(cells.labels))
     position = cells.labels.index(control)
     dtype = np.dtype(np.float64) if options.wide else _value_dtype(matrix, scale, raw, options)
     sums = _rank(buckets, plan, position, dtype, not isinstance(matrix, DenseMatrix), options, progress, phase)
@@ -289,6 +301,7 @@ def collect(
         capacity=sum(n for n, _ in needs),
         dtype="float64" if wide else "float32",
         n_blocks=sum(b for _, b in needs),
+        limit=SPILL_BYTES if options.spill else math.inf,
     )
     first = 0
     found: list[tuple[np.ndarray, np.ndarray]] = []
@@ -298,8 +311,9 @@ def collect(
             transform = _widen(transform)
         progress.start(f"reading {phase}", source.matrix.stored_bytes, "bytes")
         n, hash_n, square_n = fill(
-            buckets, source, codes, transform, first_block=first, threads=options.threads, progress=progress
-        )
+            buckets, source, codes, transform, first_block=first, squares=options.spread, threads=options.threads,
+            progress=progress,
+        )  # fmt: skip
         progress.finish()
         if n:
             notes.append(f"{source.label}: {n:,} duplicate entries were summed")

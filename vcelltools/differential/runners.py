@@ -92,7 +92,7 @@ def run_wilcoxon(task: Task) -> Found:
     scale = find_scale(task.dataset, threads=task.threads, progress=task.progress)
     options = ReadOptions(
         continuity=task.continuity, exact=task.exact, moment="expm1", cp10k=scale.kind == "counts",
-        threads=task.threads, wide=scale.kind == "counts",
+        threads=task.threads, wide=scale.kind == "counts", spread=False, spill=True,
     )  # fmt: skip
     if task.rest or task.strata is not None:
         found = _run_strata(task, scale, options)

@@ -8,7 +8,6 @@ Cells are in the order of the files. :func:`open_union` reads the genes of every
 from __future__ import annotations
 
 import os
-import tempfile
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -23,11 +22,10 @@ from vcelltools.genes.identity import ID_COLUMNS, NAME_COLUMNS, Basis, Merged, i
 from vcelltools.io import Buffers, CscMatrix, CsrMatrix, Dataset, DenseMatrix, Span, open_dataset
 from vcelltools.io.chunks import CsrChunk
 from vcelltools.io.faults import raise_fault_at
-from vcelltools.io.hdf5.arrays import pread_into
 from vcelltools.io.hdf5.probe import start_probe
 from vcelltools.io.matrix import DEFAULT_MAX_VALUES
+from vcelltools.io.spill import Spill
 from vcelltools.io.stream import get_threads, run_spans
-from vcelltools.io.write.atomic import translate_os_errors
 from vcelltools.io.write.transpose import ColumnSpill
 from vcelltools.runtime.progress import SILENT, Progress
 
@@ -173,9 +171,8 @@ class _Rows:
     def __init__(self, ds: Dataset) -> None:
         self._ds = ds
         self._lock = threading.Lock()
-        self._spill: Any = None
+        self._spill: Spill | None = None
         self._indptr: np.ndarray | None = None
-        self._data_at = 0
 
     def close(self) -> None:
         """Close the data set and delete its temporary file."""
@@ -184,9 +181,7 @@ class _Rows:
 
     def drop_spill(self) -> None:
         """Delete only the temporary file."""
-        if self._spill is not None:
-            self._spill.close()
-            self._spill = None
+        self._spill = None
 
     def read(self, a: int, b: int, buffers: Buffers) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Return (indptr, indices, data) of the cells ``a:b``, as they are stored."""
@@ -199,13 +194,11 @@ class _Rows:
         with self._lock:
             if self._spill is None:
                 self._turn(matrix)
-        assert self._indptr is not None
+        assert self._indptr is not None and self._spill is not None
         lo, hi = int(self._indptr[a]), int(self._indptr[b])
         indices = np.empty(hi - lo, np.int32)
         data = np.empty(hi - lo, matrix.chunk_dtype)
-        fd = self._spill.fileno()
-        pread_into(fd, indices, 4 * lo, "the temporary file")
-        pread_into(fd, data, self._data_at + data.itemsize * lo, "the temporary file")
+        self._spill.read(lo, indices, data)
         return self._indptr[a : b + 1] - lo, indices, data
 
     def _read_dense(self, matrix: DenseMatrix, a: int, b: int, buffers: Buffers):
@@ -225,30 +218,19 @@ class _Rows:
         return np.concatenate(indptr), indices, data
 
     def _turn(self, matrix: CscMatrix) -> None:
-        """Write the matrix row by row into a temporary file: all indices, then all values."""
-        folder = Path(os.environ.get("TMPDIR") or tempfile.gettempdir())
-        n = matrix.n_cells
-        out = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115  closed with the data set
+        """Write the matrix row by row into a temporary file."""
+        out = Spill(matrix.nnz, np.dtype(np.int32), matrix.chunk_dtype)
         buffers = Buffers()
-        with translate_os_errors(folder), ColumnSpill(folder, n_minor=n, nnz=matrix.nnz) as spill:
+        with ColumnSpill(out.folder, n_minor=matrix.n_cells, nnz=matrix.nnz) as spill:
             for span in matrix.plan():
                 chunk = matrix.read(span, buffers)
                 spill.append(chunk.indptr, chunk.indices, chunk.data)
             self._indptr = np.concatenate([[0], np.cumsum(spill.n_each)])
-            self._data_at = 4 * int(self._indptr[-1])
             at = 0
             for _, indices, data in spill.blocks():
-                _write_at(out, indices, 4 * at)
-                _write_at(out, data.astype(matrix.chunk_dtype, copy=False), self._data_at + data.itemsize * at)
+                out.write(at, indices, data.astype(matrix.chunk_dtype, copy=False))
                 at += len(data)
         self._spill = out
-
-
-def _write_at(file: Any, values: np.ndarray, at: int) -> None:
-    view = memoryview(np.ascontiguousarray(values)).cast("B")  # type: ignore[arg-type]
-    done = 0
-    while done < len(view):
-        done += os.pwrite(file.fileno(), view[done:], at + done)
 
 
 class UnionMatrix(CsrMatrix):
@@ -527,7 +509,7 @@ class _RowView:
     """The rows of an open file, as :func:`run_spans` reads a matrix."""
 
     def __init__(self, here: _Opened, n: int) -> None:
-        self._here, self._n = here, n
+        self._here, self._n, self.cold = here, n, here.dataset.matrix.cold
 
     def plan(self) -> list[Span]:
         m = self._here.dataset.matrix

@@ -19,6 +19,7 @@ from vcelltools.io.formats.tenx import find_mtx, is_tenx, list_parts, open_mtx, 
 from vcelltools.io.formats.texttable import is_text, open_text
 from vcelltools.io.formats.zarr import ZarrFile, is_zarr
 from vcelltools.io.hdf5.arrays import MemoryArray, MemoryDense
+from vcelltools.io.hdf5.direct import FileBytes
 from vcelltools.io.hdf5.limits import reading
 from vcelltools.io.hdf5.safe import File, get_node, is_group, open_h5_file
 from vcelltools.io.matrix import CscMatrix, CsrMatrix, DenseMatrix, Matrix
@@ -139,26 +140,26 @@ def _refuse_foreign(path: Path, file: File) -> None:
 
 def _open_known(path: Path, modality: str | None, layer: str | None) -> Dataset:
     file, close = open_container(path)
-    fd = -1
+    source: FileBytes | None = None
     try:
         if isinstance(file, h5py.File):
-            fd = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+            source = FileBytes(path)
         with reading(path, "its structure"):
             if is_tenx(file):
-                ds = open_tenx(path, file, fd, modality, layer)
+                ds = open_tenx(path, file, source, modality, layer)
             elif is_loom(file):
-                ds = open_loom(path, file, fd, layer)
+                ds = open_loom(path, file, source, layer)
             elif modality is None and layer in (None, "X") and is_batch(file):
-                ds = open_batch(path, file, fd)
+                ds = open_batch(path, file, source)
             else:
-                ds = open_annotated(path, file, fd, modality, layer or "X")
+                ds = open_annotated(path, file, source, modality, layer or "X")
     except BaseException:
         close()
-        if fd >= 0:
-            os.close(fd)
+        if source is not None:
+            source.close()
         raise
-    if fd >= 0:
-        ds._closers.append(lambda: os.close(fd))
+    if source is not None:
+        ds._closers.append(source.close)
     ds._closers.append(close)
     return ds
 

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
 import os
+import threading
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from vcelltools.errors import DataError, EnvironmentFault
 from vcelltools.io.textfile import say_missing
@@ -74,3 +79,29 @@ def write_frame(path: str | os.PathLike, columns: dict[str, Any], *, force: bool
 
             parquet.write_table(table, tmp, compression="zstd")
     return p
+
+
+def arrow_numbers(values: np.ndarray, nan_is_null: bool = False) -> pa.Array:
+    """Return an Arrow array on the same memory; ``pa.array`` would import pandas to inspect its argument."""
+    import pyarrow as pa
+
+    values = np.ascontiguousarray(values)
+    kind = getattr(pa, {"f": "float", "i": "int"}[values.dtype.kind] + str(8 * values.dtype.itemsize))()
+    valid = None
+    if nan_is_null:
+        valid = pa.py_buffer(np.packbits(~np.isnan(values), bitorder="little"))
+    return pa.Array.from_buffers(kind, len(values), [valid, pa.py_buffer(values)])
+
+
+def arrow_texts(values: Sequence[str]) -> pa.Array:
+    """Return an Arrow array of texts, without pandas as :func:`arrow_numbers`."""
+    import pyarrow as pa
+
+    raw = [v.encode("utf-8", "backslashreplace") for v in values]
+    ends = np.cumsum([0, *map(len, raw)]).astype(np.int32)
+    return pa.Array.from_buffers(pa.string(), len(raw), [None, pa.py_buffer(ends), pa.py_buffer(b"".join(raw))])
+
+
+def load_ahead(library: str) -> None:
+    """Import a library for writing tables in the background, which takes 0.1 s while kernels hold no lock."""
+    threading.Thread(target=importlib.import_module, args=(library,)).start()

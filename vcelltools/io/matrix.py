@@ -76,9 +76,10 @@ def check_indptr(indptr: np.ndarray, *, n_major: int, nnz: int, where: str) -> n
 
 
 class _Shaped:
-    """Cells × genes."""
+    """Cells × genes; ``cold`` says whether reads wait for the disk."""
 
     shape: tuple[int, int]
+    cold = False
 
     @property
     def n_cells(self) -> int:
@@ -126,6 +127,7 @@ class _Sparse(_Shaped):
         )
         self.stored_bytes = indices.stored_bytes + data.stored_bytes
         self.filters = data.filters
+        self.cold = data.cold
 
     def plan(self, *, max_values: int = DEFAULT_MAX_VALUES, start: int = 0, stop: int | None = None) -> list[Span]:
         """Divide ``start:stop`` of the major axis into spans of at most ``max_values`` values (or one row)."""
@@ -221,6 +223,7 @@ class DenseMatrix(_Shaped):
         self.nnz = None
         self.stored_bytes = values.stored_bytes
         self.filters = values.filters
+        self.cold = values.cold
         chunks = values.chunks
         tall = chunks is not None and chunks[0] * self.shape[1] > chunks[1] * self.shape[0]
         self.axis = 1 if tall else 0

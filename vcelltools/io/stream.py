@@ -32,6 +32,11 @@ def plan_blocks(matrix: Matrix) -> list[Span]:
     return matrix.plan(max_values=min(max(1 << 20, total // _MAX_BLOCKS), 1 << 23))
 
 
+def _count_workers(matrix: Matrix, spans: Sequence[Span], threads: int | None) -> int:
+    """Return the number of workers: more than threads if some of them are usually waiting for the disk."""
+    return min(get_threads(threads) + 2 * matrix.cold, max(len(spans), 1))
+
+
 def run_spans(
     matrix: Matrix,
     spans: Sequence[Span],
@@ -57,7 +62,7 @@ def run_spans(
     Exception
         The first exception of a worker, after all workers have stopped.
     """
-    n = min(get_threads(threads), max(len(spans), 1))
+    n = _count_workers(matrix, spans, threads)
     states = [make_state() for _ in range(n)]
 
     def make_worker(state: S) -> Callable[[Span], None]:
@@ -85,7 +90,7 @@ def map_spans(
 
     The chunk is valid only during the call, so the result of ``make`` must own its arrays.
     """
-    n = min(get_threads(threads), max(len(spans), 1))
+    n = _count_workers(matrix, spans, threads)
     local = threading.local()
 
     def work(span: Span) -> R:

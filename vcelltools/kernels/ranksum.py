@@ -22,6 +22,7 @@ import numpy as np
 from vcelltools.kernels._jit import kernel
 from vcelltools.kernels.pvalues import get_two_sided_p
 from vcelltools.kernels.sorting import ALL_BITS, DIGIT, RADIX, SHORT, insert_sort, radix_pass, radix_sort
+from vcelltools.kernels.transform import expm1_small
 
 
 @kernel()
@@ -80,6 +81,8 @@ class Buckets(NamedTuple):
     """(m,) float32 or float64: the same memory as numbers."""
     groups: np.ndarray
     """(m,) uint16: the group of the cell of each value."""
+    first: int
+    """The gene of the first column of ``start_bg`` and ``stop_bg``."""
 
 
 class RankTask(NamedTuple):
@@ -129,6 +132,8 @@ class RankScratch(NamedTuple):
     """(largest gene,) uint64."""
     tmp: np.ndarray
     """(largest gene,) uint64."""
+    line: np.ndarray
+    """(largest gene,) float64."""
     hist: np.ndarray
     """(RADIX,) int64."""
     real_sk: np.ndarray
@@ -141,9 +146,9 @@ class RankScratch(NamedTuple):
 
 def make_rank_scratch(largest: int, n_groups: int, single: np.dtype) -> RankScratch:
     """Return the scratch of one thread for genes of up to ``largest`` values."""
-    buf, tmp = np.empty(largest, np.uint64), np.empty(largest, np.uint64)
+    buf, tmp, line = np.empty(largest, np.uint64), np.empty(largest, np.uint64), np.empty(largest)
     real, count = np.empty((4, n_groups)), np.zeros((4, n_groups), np.int64)
-    return RankScratch(buf, tmp, np.empty(RADIX, np.int64), real, count, np.empty(n_groups, single))
+    return RankScratch(buf, tmp, line, np.empty(RADIX, np.int64), real, count, np.empty(n_groups, single))
 
 
 @kernel()
@@ -152,7 +157,7 @@ def _gather(buckets, g, task, shift, scratch):
     keys, values, groups = buckets.keys, buckets.values, buckets.groups
     buf, single_k, inverse_k = scratch.buf, scratch.single_k, task.inverse_k
     total_k, lost_k, moment_k = scratch.real_sk[0], scratch.real_sk[1], scratch.real_sk[2]
-    nnz_k = scratch.count_sk[0]
+    nnz_k, line = scratch.count_sk[0], scratch.line
     total_k[:] = 0.0
     lost_k[:] = 0.0
     moment_k[:] = 0.0
@@ -163,8 +168,9 @@ def _gather(buckets, g, task, shift, scratch):
     top = 0.0
     low_key = ALL_BITS
     high_key = np.uint64(0)
+    column = g - buckets.first
     for b in range(buckets.start_bg.shape[0]):
-        start, stop = buckets.start_bg[b, g], buckets.stop_bg[b, g]
+        start, stop = buckets.start_bg[b, column], buckets.stop_bg[b, column]
         for j in range(start, stop):
             at = np.uint64(j)
             k = np.uint64(groups[at])
@@ -185,8 +191,7 @@ def _gather(buckets, g, task, shift, scratch):
             n += 1
         if task.moment == 1:
             for j in range(start, stop):
-                at = np.uint64(j)
-                moment_k[np.uint64(groups[at])] += math.expm1(np.float64(values[at]))
+                line[np.uint64(n - stop + j)] = values[np.uint64(j)]
         elif task.moment == 2:
             for j in range(start, stop):
                 at = np.uint64(j)
@@ -196,6 +201,12 @@ def _gather(buckets, g, task, shift, scratch):
                 at = np.uint64(j)
                 k = np.uint64(groups[at])
                 single_k[k] += values[at] * inverse_k[k]
+    if task.moment == 1:
+        expm1_small(line, n, scratch.tmp.view(np.int64), scratch.tmp.view(np.float64), line)
+        group_mask = (np.uint64(1) << shift) - np.uint64(1)
+        for m in range(n):
+            at = np.uint64(m)
+            moment_k[buf[at] & group_mask] += line[at]
     return n, top, low_key, high_key
 
 
@@ -206,7 +217,7 @@ def _order_wide(buckets, g, n):
     owner = np.empty(n, np.uint64)
     m = 0
     for b in range(buckets.start_bg.shape[0]):
-        for j in range(buckets.start_bg[b, g], buckets.stop_bg[b, g]):
+        for j in range(buckets.start_bg[b, g - buckets.first], buckets.stop_bg[b, g - buckets.first]):
             whole[m] = np.uint64(buckets.keys[j])
             owner[m] = np.uint64(buckets.groups[j])
             m += 1

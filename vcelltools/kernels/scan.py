@@ -67,16 +67,20 @@ def csr_hash_cells(indptr, indices, data, bits, first, hash_b, square_b):
     """Add the hashes of non-zero values to (b,) uint64 hashes of their rows, and their squares to ``square_b``.
 
     A hash does not depend on the order of the values. ``first`` is the gene of the first column, and ``bits`` are the
-    values as unsigned integers. Cost: one pass over the values. Oracle: equal rows of numpy.
+    values as unsigned integers. ``square_b`` may be empty. Cost: one pass over the values, vectorised without squares.
+    Oracle: equal rows of numpy.
     """
     for i in range(len(indptr) - 1):
-        total, square = np.uint64(0), 0.0
-        for j in range(indptr[i], indptr[i + 1]):
-            if bits[j] != 0:
-                total += _mix(first + indices[j], bits[j])
-                square += np.float64(data[j]) * np.float64(data[j])
+        genes, words = indices[indptr[i] : indptr[i + 1]], bits[indptr[i] : indptr[i + 1]]
+        total = np.uint64(0)
+        for j in range(len(genes)):
+            total += _mix(first + genes[j], words[j]) if words[j] != 0 else np.uint64(0)
         hash_b[i] += total
-        square_b[i] += square
+        if len(square_b) > 0:
+            square = 0.0
+            for j in range(indptr[i], indptr[i + 1]):
+                square += np.float64(data[j]) * np.float64(data[j])
+            square_b[i] += square
 
 
 @kernel()
@@ -88,7 +92,8 @@ def csc_hash_cells(indptr, indices, data, bits, first, hash_n, square_n):
             i = indices[j]
             if 0 <= i < n and bits[j] != 0:
                 hash_n[i] += _mix(first + g, bits[j])
-                square_n[i] += np.float64(data[j]) * np.float64(data[j])
+                if len(square_n) > 0:
+                    square_n[i] += np.float64(data[j]) * np.float64(data[j])
 
 
 @kernel()
@@ -101,4 +106,5 @@ def dense_hash_cells(block, bits_bw, first, hash_b, square_b):
                 total += _mix(first + w, bits_bw[i, w])
                 square += np.float64(block[i, w]) * np.float64(block[i, w])
         hash_b[i] += total
-        square_b[i] += square
+        if len(square_b) > 0:
+            square_b[i] += square

@@ -136,10 +136,10 @@ def score(
     >>> "mae" in result.components
     True
     """
+    from vcelltools.io.frame import load_ahead
     from vcelltools.io.origin import find_stale
     from vcelltools.io.write.atomic import locked
     from vcelltools.scoring.rule_set import make_rule_set
-    from vcelltools.scoring.tables import load_ahead
     from vcelltools.scoring.truth_pack import read_pack, write_pack
 
     cell_eval = {
@@ -158,7 +158,7 @@ def score(
     guard_score(out=out, truth_pack=truth_pack, reads=[pred, truth, baseline], force=force)
     rules = make_rule_set(compat, **options)
     if out is not None:
-        load_ahead()
+        load_ahead("pyarrow.csv")
     pack = None if truth_pack is None else Path(truth_pack)
     with locked(out):
         has_pack = pack is not None and pack.exists()

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
 import math
-import threading
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -133,18 +131,6 @@ def _number(v: float | None) -> str:
     return repr(v if isinstance(v, int) else float(v))
 
 
-def numbers(values: np.ndarray, nan_is_null: bool = False) -> pa.Array:
-    """Return an Arrow array on the same memory; ``pa.array`` would import pandas to inspect its argument."""
-    import pyarrow as pa
-
-    values = np.ascontiguousarray(values)
-    kind = getattr(pa, {"f": "float", "i": "int"}[values.dtype.kind] + str(8 * values.dtype.itemsize))()
-    valid = None
-    if nan_is_null:
-        valid = pa.py_buffer(np.packbits(~np.isnan(values), bitorder="little"))
-    return pa.Array.from_buffers(kind, len(values), [valid, pa.py_buffer(values)])
-
-
 def texts(values: list[str], *, each: int = 1, times: int = 1) -> pa.Array:
     """Return an Arrow array of text without ``pa.array``; each value repeats ``each`` times, all ``times`` times."""
     import pyarrow as pa
@@ -155,11 +141,6 @@ def texts(values: list[str], *, each: int = 1, times: int = 1) -> pa.Array:
     np.cumsum(lengths, out=offsets[1:])
     body = b"".join([r * each for r in raw]) * times
     return pa.Array.from_buffers(pa.large_string(), len(lengths), [None, pa.py_buffer(offsets), pa.py_buffer(body)])
-
-
-def load_ahead() -> None:
-    """Import the libraries for writing tables in the background, which takes 0.1 s while kernels hold no lock."""
-    threading.Thread(target=importlib.import_module, args=("pyarrow.csv",)).start()
 
 
 def write_arrow_csv(path: Path, tables: list[Columns], *, said: Iterable[str]) -> None:

@@ -12,8 +12,7 @@ import numpy as np
 
 from vcelltools.config import load_config
 from vcelltools.errors import DataError, UsageError
-from vcelltools.io.hdf5.arrays import pread_into
-from vcelltools.io.hdf5.direct import DirectFile, get_resident_share
+from vcelltools.io.hdf5.direct import DirectFile, get_resident_share, pread_into
 from vcelltools.kernels.store import counts_to_csr
 from vcelltools.stores.files import trim
 from vcelltools.stores.format import (

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from vcelltools.errors import DataError, VcellError
-from vcelltools.io.hdf5.arrays import pread_into
+from vcelltools.io.hdf5.direct import pread_into
 from vcelltools.io.results import Result
 from vcelltools.kernels.store import finish_rows
 from vcelltools.runtime.progress import SILENT, Progress

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-
 import h5py
 import numpy as np
 import pytest
@@ -12,6 +10,7 @@ from hypothesis import strategies as st
 
 from vcelltools.errors import DataError
 from vcelltools.io.hdf5.arrays import Hdf5Array
+from vcelltools.io.hdf5.direct import FileBytes
 from vcelltools.io.write.sink import Codec, Sink, Space
 from vcelltools.kernels.lzf import lzf_pack, lzf_unpack
 
@@ -102,13 +101,14 @@ def test_fletcher32_chunks_are_read_and_checked(tmp_path, dtype, options):
     with h5py.File(path, "w") as f:
         dset = f.create_dataset("a", data=x, chunks=(101,), fletcher32=True, **options)
         at = dset.id.get_chunk_info(3).byte_offset
-    fd = os.open(path, os.O_RDWR)
-    try:
-        with h5py.File(path) as f:
-            np.testing.assert_array_equal(Hdf5Array(f, f["a"], fd).read(0, 1000, x.dtype, None), x)
-        byte = os.pread(fd, 1, at + 5)
-        os.pwrite(fd, bytes([byte[0] ^ 8]), at + 5)
-        with h5py.File(path) as f, pytest.raises(DataError, match="checksum"):
-            Hdf5Array(f, f["a"], fd).read(0, 1000, x.dtype, None)
-    finally:
-        os.close(fd)
+    source = FileBytes(path)
+    with h5py.File(path) as f:
+        np.testing.assert_array_equal(Hdf5Array(f, f["a"], source).read(0, 1000, x.dtype, None), x)
+    with open(path, "r+b") as raw:
+        raw.seek(at + 5)
+        byte = raw.read(1)
+        raw.seek(at + 5)
+        raw.write(bytes([byte[0] ^ 8]))
+    with h5py.File(path) as f, pytest.raises(DataError, match="checksum"):
+        Hdf5Array(f, f["a"], source).read(0, 1000, x.dtype, None)
+    source.close()

@@ -10,6 +10,7 @@ import numpy as np
 from vcelltools.errors import DataError, NotCountsError, VcellError, spell
 from vcelltools.io.formats.zarr import ZarrArray, ZarrDense
 from vcelltools.io.hdf5.arrays import Array1D, Hdf5Array, Hdf5Dense
+from vcelltools.io.hdf5.direct import FileBytes
 from vcelltools.io.hdf5.limits import reading
 from vcelltools.io.hdf5.safe import File, Node, get_node, is_group, need_dataset, read_small
 from vcelltools.io.hdf5.table import JoinedTable, PickedTable, open_table, read_values
@@ -19,11 +20,11 @@ from vcelltools.io.opened import Dataset, check_shape
 RNA_NAMES = ("rna", "gex", "gene", "genes", "gene expression", "expression", "transcriptome")
 
 
-def open_annotated(path: Path, file: File, fd: int, modality: str | None, layer: str) -> Dataset:
+def open_annotated(path: Path, file: File, source: FileBytes | None, modality: str | None, layer: str) -> Dataset:
     """Open an h5ad or h5mu file, or a zarr store of either layout."""
     if get_node(file, "mod") is not None:
-        return _open_h5mu(path, file, fd, modality, layer)
-    matrix, obs, var = _open_anndata_group(file, fd, "", layer)
+        return _open_h5mu(path, file, source, modality, layer)
+    matrix, obs, var = _open_anndata_group(file, source, "", layer)
     kind = "h5ad" if isinstance(file, h5py.File) else "zarr"
     return Dataset(
         path=path, kind=kind, modality=None, layer=layer, matrix=matrix, obs=obs, var=var,
@@ -40,7 +41,7 @@ def _read_stated_base(file: File, root: str) -> float | None:
         return None
 
 
-def _open_h5mu(path: Path, file: File, fd: int, modality: str | None, layer: str) -> Dataset:
+def _open_h5mu(path: Path, file: File, source: FileBytes | None, modality: str | None, layer: str) -> Dataset:
     mod = get_node(file, "mod")
     if not is_group(mod):
         raise DataError(
@@ -51,12 +52,12 @@ def _open_h5mu(path: Path, file: File, fd: int, modality: str | None, layer: str
     if not names:
         raise DataError(f"{path} has no modalities")
     if modality is None:
-        modality, note = _choose_modality(path, file, fd, names, layer)
+        modality, note = _choose_modality(path, file, source, names, layer)
         notes.append(note)
     if modality not in names:
         raise DataError(f"{path} has no modality {modality!r}", hint=f"modalities: {', '.join(names) or 'none'}")
     root = f"mod/{modality}/"
-    matrix, obs, var = _open_anndata_group(file, fd, root, layer)
+    matrix, obs, var = _open_anndata_group(file, source, root, layer)
     if get_node(file, "obs") is not None and get_node(file, f"obsmap/{modality}") is not None:
         outer_rows, _ = read_values(file, f"obsmap/{modality}")
         outer = open_table(file, "obs", len(outer_rows))
@@ -74,7 +75,7 @@ def _open_h5mu(path: Path, file: File, fd: int, modality: str | None, layer: str
     )  # fmt: skip
 
 
-def _choose_modality(path: Path, file: File, fd: int, names: list[str], layer: str) -> tuple[str, str]:
+def _choose_modality(path: Path, file: File, source: FileBytes | None, names: list[str], layer: str) -> tuple[str, str]:
     """Choose the modality of the transcriptome by its name and its values; return it and the reason."""
     from vcelltools.io.counts import get_count_evidence
 
@@ -85,7 +86,7 @@ def _choose_modality(path: Path, file: File, fd: int, names: list[str], layer: s
         if get_node(file, _get_matrix_keys(file, f"mod/{m}/", layer)[0]) is None:
             continue
         try:
-            evidence = get_count_evidence(_open_anndata_group(file, fd, f"mod/{m}/", layer)[0])
+            evidence = get_count_evidence(_open_anndata_group(file, source, f"mod/{m}/", layer)[0])
         except NotCountsError:
             continue
         if evidence.is_counts:
@@ -113,7 +114,7 @@ def _get_matrix_keys(file: File, root: str, layer: str) -> tuple[str, str]:
     return f"{root}layers/{layer}", f"{root}var"
 
 
-def _open_anndata_group(file: File, fd: int, root: str, layer: str):
+def _open_anndata_group(file: File, source: FileBytes | None, root: str, layer: str):
     """Return (matrix, obs, var) of the AnnData at ``root`` (``""`` or ``"mod/<name>/"``)."""
     key, var_key = _get_matrix_keys(file, root, layer)
     if get_node(file, key) is None:
@@ -121,7 +122,7 @@ def _open_anndata_group(file: File, fd: int, root: str, layer: str):
             f"{file.filename}: {key} is missing",
             hint=f"matrices: {', '.join(list_matrices(file, root)) or 'none'}",
         )
-    matrix = open_matrix(file, fd, key)
+    matrix = open_matrix(file, source, key)
     check_shape(matrix, f"{file.filename}: {key}")
     obs = open_table(file, f"{root}obs", matrix.shape[0], uns_key=f"{root}uns")
     var = open_table(file, var_key, matrix.shape[1], uns_key=f"{root}uns")
@@ -141,7 +142,7 @@ def list_matrices(file: File, root: str = "") -> list[str]:
     return out
 
 
-def open_matrix(file: File, fd: int, key: str) -> Matrix:
+def open_matrix(file: File, source: FileBytes | None, key: str) -> Matrix:
     """Open the matrix at ``key``: an anndata sparse group (current or legacy attributes) or a dense dataset."""
     where = f"{file.filename}: {key}"
     node = get_node(file, key)
@@ -149,7 +150,7 @@ def open_matrix(file: File, fd: int, key: str) -> Matrix:
         if not is_group(node):
             if node.ndim != 2:
                 raise DataError(f"{where} has {node.ndim} dimensions instead of 2")
-            return DenseMatrix(_open_dense(file, node, fd), where=where)
+            return DenseMatrix(_open_dense(file, node, source), where=where)
         kind, shape = _sparse_attrs(node, where)
         parts = {
             k: need_dataset(
@@ -162,8 +163,8 @@ def open_matrix(file: File, fd: int, key: str) -> Matrix:
         }
         n_major = shape[0] if kind == "csr" else shape[1]
         indptr = read_small(file, parts["indptr"], length=n_major + 1)
-        indices = open_array(file, parts["indices"], fd)
-        data = open_array(file, parts["data"], fd)
+        indices = open_array(file, parts["indices"], source)
+        data = open_array(file, parts["data"], source)
     cls = CsrMatrix if kind == "csr" else CscMatrix
     return cls(shape=shape, n_major=n_major, indptr=indptr, indices=indices, data=data, where=where)
 
@@ -180,10 +181,10 @@ def _sparse_attrs(group: Node, where: str) -> tuple[str, tuple[int, int]]:
     return kind, (int(shape[0]), int(shape[1]))
 
 
-def open_array(file: File, node: Node, fd: int) -> Array1D:
+def open_array(file: File, node: Node, source: FileBytes | None) -> Array1D:
     """Open a one-dimensional array of an HDF5 file or a zarr store."""
-    return Hdf5Array(file, node, fd) if isinstance(file, h5py.File) else ZarrArray(file, node)
+    return ZarrArray(file, node) if source is None else Hdf5Array(file, node, source)
 
 
-def _open_dense(file: File, node: Node, fd: int) -> Hdf5Dense | ZarrDense:
-    return Hdf5Dense(file, node, fd) if isinstance(file, h5py.File) else ZarrDense(file, node)
+def _open_dense(file: File, node: Node, source: FileBytes | None) -> Hdf5Dense | ZarrDense:
+    return ZarrDense(file, node) if source is None else Hdf5Dense(file, node, source)

@@ -15,6 +15,7 @@ import numpy as np
 
 from vcelltools.errors import DataError, EnvironmentFault
 from vcelltools.io.formats.anndata import open_matrix
+from vcelltools.io.hdf5.direct import FileBytes
 from vcelltools.io.hdf5.safe import File, get_node, is_group
 from vcelltools.io.hdf5.table import EmptyTable, read_values
 from vcelltools.io.opened import Dataset, check_shape
@@ -35,7 +36,7 @@ def is_batch(file: File) -> bool:
     )
 
 
-def open_batch(path: Path, file: File, fd: int) -> Dataset:
+def open_batch(path: Path, file: File, source: FileBytes | None) -> Dataset:
     """Open a batch file.
 
     Raises
@@ -43,7 +44,7 @@ def open_batch(path: Path, file: File, fd: int) -> Dataset:
     DataError
         If its names do not match its matrix.
     """
-    matrix = open_matrix(file, fd, "X")
+    matrix = open_matrix(file, source, "X")
     check_shape(matrix, f"{path}: X")
     n, g = matrix.shape
     cells, genes = (_read_names(file, key, length) for key, length in (("cells", n), ("genes", g)))

@@ -10,6 +10,7 @@ import numpy as np
 from vcelltools.errors import DataError
 from vcelltools.io.formats.anndata import open_matrix
 from vcelltools.io.hdf5.arrays import Array2D, Buffer
+from vcelltools.io.hdf5.direct import FileBytes
 from vcelltools.io.hdf5.safe import File, get_node, is_group
 from vcelltools.io.hdf5.table import EmptyTable, read_values
 from vcelltools.io.matrix import DenseMatrix
@@ -27,6 +28,7 @@ class Turned:
         self.shape = inner.shape[::-1]
         self.dtype, self.stored_bytes, self.filters = inner.dtype, inner.stored_bytes, inner.filters
         self.chunks = None if inner.chunks is None else inner.chunks[::-1]
+        self.cold = inner.cold
 
     def read(self, r0: int, r1: int, c0: int, c1: int, dtype: np.dtype, buffer: Buffer | None) -> np.ndarray:
         """Return the block ``[r0:r1, c0:c1]`` as C-contiguous ``dtype``; thread-safe."""
@@ -42,7 +44,7 @@ def is_loom(file: File) -> bool:
     )
 
 
-def open_loom(path: Path, file: File, fd: int, layer: str | None) -> Dataset:
+def open_loom(path: Path, file: File, source: FileBytes | None, layer: str | None) -> Dataset:
     """Open the main matrix or a layer of a loom file.
 
     Raises
@@ -53,7 +55,7 @@ def open_loom(path: Path, file: File, fd: int, layer: str | None) -> Dataset:
     key = "matrix" if layer in (None, "X") else f"layers/{layer}"
     if get_node(file, key) is None:
         raise DataError(f"{path}: has no layer {layer!r}", hint=f"layers: {', '.join(list_layers(file)[1:]) or 'none'}")
-    stored = open_matrix(file, fd, key)
+    stored = open_matrix(file, source, key)
     if not isinstance(stored, DenseMatrix):
         raise DataError(f"{path}: {key} is not the dense matrix of a loom file")
     matrix = DenseMatrix(Turned(stored._values), where=f"{path}: {key}")

@@ -16,6 +16,7 @@ import numpy as np
 from vcelltools.errors import DataError, spell
 from vcelltools.io.formats.anndata import open_array
 from vcelltools.io.hdf5.arrays import MemoryArray
+from vcelltools.io.hdf5.direct import FileBytes
 from vcelltools.io.hdf5.safe import File, get_node, is_group, need_dataset, read_small
 from vcelltools.io.hdf5.table import EmptyTable, to_text
 from vcelltools.io.matrix import CsrMatrix, Matrix
@@ -63,7 +64,7 @@ def list_parts(file: File) -> list[str | None]:
     return [None] if types is None else list(dict.fromkeys(types))
 
 
-def open_tenx(path: Path, file: File, fd: int, modality: str | None, layer: str | None) -> Dataset:
+def open_tenx(path: Path, file: File, source: FileBytes | None, modality: str | None, layer: str | None) -> Dataset:
     """Open a 10x h5 file.
 
     Parameters
@@ -97,8 +98,8 @@ def open_tenx(path: Path, file: File, fd: int, modality: str | None, layer: str 
         shape=(n_cells, n_genes),
         n_major=n_cells,
         indptr=read_small(file, get_node(file, f"{root}/indptr"), length=n_cells + 1),
-        indices=open_array(file, get_node(file, f"{root}/indices"), fd),
-        data=open_array(file, get_node(file, f"{root}/data"), fd),
+        indices=open_array(file, get_node(file, f"{root}/indices"), source),
+        data=open_array(file, get_node(file, f"{root}/data"), source),
         where=f"{path}: {root}",
     )
     obs = {}

@@ -282,6 +282,8 @@ class ZarrArray(ArrayBase):
 class ZarrDense:
     """A two-dimensional zarr array, read in blocks."""
 
+    cold = False
+
     def __init__(self, file: ZarrFile, node: Any) -> None:
         self.path, self.name = file.filename, node.name
         self._node = node

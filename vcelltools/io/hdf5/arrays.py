@@ -10,7 +10,6 @@ from __future__ import annotations
 import functools
 import io
 import math
-import os
 import sys
 import threading
 import zlib
@@ -22,6 +21,7 @@ import h5py
 import numpy as np
 
 from vcelltools.errors import DataError
+from vcelltools.io.hdf5.direct import FileBytes
 from vcelltools.io.hdf5.limits import (
     FILTER_NAMES,
     SMALL_BYTES,
@@ -68,6 +68,7 @@ class Array1D(Protocol):
     stored_bytes: int
     filters: tuple[str, ...]
     chunk_len: int | None
+    cold: bool  # whether reads wait for the disk
 
     def read(self, start: int, stop: int, dtype: np.dtype, buffer: Buffer | None) -> np.ndarray:
         """Return elements ``start:stop`` as ``dtype``, valid until the buffer is used again; thread-safe."""
@@ -83,7 +84,9 @@ class Array1D(Protocol):
 
 
 class ArrayBase:
-    """Base class that implements both read methods with :meth:`read_into`."""
+    """Base class that implements both read methods with :meth:`fill`."""
+
+    cold = False
 
     def fill(self, start: int, stop: int, out: np.ndarray) -> None:  # pragma: no cover  overridden
         """Write elements ``start:stop`` into ``out``, in its dtype."""
@@ -119,6 +122,7 @@ class Array2D(Protocol):
     stored_bytes: int
     filters: tuple[str, ...]
     chunks: tuple[int, ...] | None
+    cold: bool  # whether reads wait for the disk
 
     def read(self, r0: int, r1: int, c0: int, c1: int, dtype: np.dtype, buffer: Buffer | None) -> np.ndarray:
         """Return the block ``[r0:r1, c0:c1]`` as C-contiguous ``dtype``; thread-safe."""
@@ -194,10 +198,12 @@ class RawChunks:
     ``storage`` is the dtype on disk if it differs from ``dset.dtype``.
     """
 
-    def __init__(self, file: h5py.File, dset: h5py.Dataset, fd: int, *, storage: np.dtype | None = None) -> None:
+    def __init__(
+        self, file: h5py.File, dset: h5py.Dataset, source: FileBytes, *, storage: np.dtype | None = None
+    ) -> None:
         self.path = file.filename
         self.name = dset.name
-        self.fd = fd
+        self.source = source
         self.storage = storage or dset.dtype
         self.filters = get_filters(dset)
         self.chunk_shape = dset.chunks
@@ -220,7 +226,7 @@ class RawChunks:
                 self.masks[k] = info.filter_mask
 
         dset.id.chunk_iter(visit)
-        end = os.fstat(fd).st_size
+        end = source.size
         if n_chunks and int(self.offsets.min()) < 0:
             raise DataError(
                 f"{self.path}: {int(np.count_nonzero(self.offsets < 0)):,} of {n_chunks:,} chunks of {self.name} "
@@ -242,11 +248,8 @@ class RawChunks:
 
     def unpack(self, k: int) -> np.ndarray:
         """Return chunk ``k`` decompressed, as (chunk_size,) in the storage dtype."""
-        raw = os.pread(self.fd, int(self.sizes[k]), int(self.offsets[k]))
-        if len(raw) != self.sizes[k]:
-            raise DataError(f"{self.path}: chunk {k} of {self.name} is cut short (truncated file)")
         mask = int(self.masks[k])
-        data: bytes | bytearray | np.ndarray = raw
+        data: bytes | bytearray | np.ndarray = self.source.read(int(self.offsets[k]), int(self.sizes[k]))
         try:
             for i in range(len(self.filters) - 1, -1, -1):
                 if mask >> i & 1:
@@ -370,17 +373,6 @@ def _unshuffle(data: bytes | bytearray | np.ndarray, itemsize: int) -> np.ndarra
     return out
 
 
-def pread_into(fd: int, out: np.ndarray, offset: int, path: str) -> None:
-    """Fill the contiguous array ``out`` from ``offset`` of the file."""
-    view = memoryview(out.view(np.uint8))  # type: ignore[arg-type]  # until 3.12 typeshed knows no buffers
-    done = 0
-    while done < len(view):
-        n = os.preadv(fd, [view[done:]], offset + done)
-        if n == 0:
-            raise DataError(f"{path}: the file ends at byte {offset + done} in the middle of its data (truncated)")
-        done += n
-
-
 @functools.cache
 def _offsets_include_user_block() -> bool:
     """Return whether this version of HDF5 includes the user block (which every h5mu has) in chunk offsets."""
@@ -400,7 +392,7 @@ def _can_read_raw(file: h5py.File, dset: h5py.Dataset) -> bool:
     return plain and set(get_filters(dset)) <= RAW_FILTERS
 
 
-def _open_storage(file: h5py.File, dset: h5py.Dataset, fd: int) -> tuple[RawChunks | None, int | None]:
+def _open_storage(file: h5py.File, dset: h5py.Dataset, source: FileBytes) -> tuple[RawChunks | None, int | None]:
     """Return (raw chunks, None), (None, offset of contiguous data), or neither if h5py has to read.
 
     Raises
@@ -424,7 +416,7 @@ def _open_storage(file: h5py.File, dset: h5py.Dataset, fd: int) -> tuple[RawChun
                 )
             if dset.dtype.kind not in "iuf":
                 return None, None
-            chunks = RawChunks(file, dset, fd)  # check the chunk index, because HDF5 crashes on a damaged one
+            chunks = RawChunks(file, dset, source)  # check the chunk index, because HDF5 crashes on a damaged one
             known = _can_read_raw(file, dset) and _chunks_lie_there(file, dset, chunks)
             return (chunks, None) if known else (None, None)
         if dset.id.get_create_plist().get_layout() == h5py.h5d.COMPACT:
@@ -434,9 +426,9 @@ def _open_storage(file: h5py.File, dset: h5py.Dataset, fd: int) -> tuple[RawChun
             raise DataError(
                 f"{path}: {name} was declared but never written", hint="the file is incomplete; write it again"
             )
-        if offset + dset.size * dset.dtype.itemsize > os.fstat(fd).st_size:
+        if offset + dset.size * dset.dtype.itemsize > source.size:
             raise DataError(f"{path}: {name} reaches beyond the end of the file (truncated)")
-        known = _can_read_raw(file, dset) and _data_lies_there(file, dset, fd, int(offset))
+        known = _can_read_raw(file, dset) and _data_lies_there(file, dset, source, int(offset))
         return (None, int(offset)) if known else (None, None)
 
 
@@ -448,22 +440,23 @@ def _chunks_lie_there(file: h5py.File, dset: h5py.Dataset, chunks: RawChunks) ->
     if not file.userblock_size or not len(chunks.offsets):
         return True
     raw = dset.id.read_direct_chunk((0,) * dset.ndim)[1]
-    return os.pread(chunks.fd, len(raw), int(chunks.offsets[0])) == raw
+    return chunks.source.read(int(chunks.offsets[0]), len(raw)).tobytes() == raw
 
 
-def _data_lies_there(file: h5py.File, dset: h5py.Dataset, fd: int, offset: int) -> bool:
+def _data_lies_there(file: h5py.File, dset: h5py.Dataset, source: FileBytes, offset: int) -> bool:
     """Like :func:`_chunks_lie_there`, for contiguous data."""
     if not file.userblock_size:
         return True
     some = np.asarray(dset[0, :8] if dset.ndim == 2 else dset[:8])
-    return os.pread(fd, some.nbytes, offset) == some.tobytes()
+    return source.read(offset, some.nbytes).tobytes() == some.tobytes()
 
 
 class Hdf5Array(ArrayBase):
     """A one-dimensional HDF5 dataset."""
 
-    def __init__(self, file: h5py.File, dset: h5py.Dataset, fd: int) -> None:
-        self._file, self._dset, self._fd = file, dset, fd
+    def __init__(self, file: h5py.File, dset: h5py.Dataset, source: FileBytes) -> None:
+        self._file, self._dset, self._bytes = file, dset, source
+        self.cold = source.cold
         self.path, self.name = file.filename, dset.name
         if dset.ndim != 1:
             raise DataError(f"{self.path}: {self.name} has {dset.ndim} dimensions; 1 expected")
@@ -474,7 +467,7 @@ class Hdf5Array(ArrayBase):
         self.stored_bytes = int(dset.id.get_storage_size())
         check_filters(self.path, dset)
         _check_chunk_bytes(self.path, dset)
-        self._raw, self._offset = _open_storage(file, dset, fd)
+        self._raw, self._offset = _open_storage(file, dset, source)
 
     def fill(self, start: int, stop: int, out: np.ndarray) -> None:
         """Write elements ``start:stop`` into ``out``, in its dtype; thread-safe."""
@@ -482,9 +475,9 @@ class Hdf5Array(ArrayBase):
         if self._offset is not None:
             at = self._offset + start * self.dtype.itemsize
             if same:
-                pread_into(self._fd, out, at, self.path)
+                self._bytes.read_into(out, at)
             else:
-                _pread_convert(self._fd, out, at, self.dtype, self.path)
+                _read_converted(self._bytes, out, at, self.dtype)
         elif self._raw is not None:
             self._read_chunks(self._raw, start, stop, out, same)
         else:
@@ -499,7 +492,7 @@ class Hdf5Array(ArrayBase):
             at = int(self._raw.offsets[0]) if (steps == self._raw.chunk_bytes).all() else None
         if at is None or not self.length or not self.dtype.isnative:
             return None
-        if at + self.length * self.dtype.itemsize > os.fstat(self._fd).st_size:
+        if at + self.length * self.dtype.itemsize > self._bytes.size:
             raise DataError(f"{self.path}: {self.name} goes beyond the end of the file (truncated)")
         return np.memmap(self.path, self.dtype, "r", offset=at, shape=(self.length,))
 
@@ -524,19 +517,19 @@ class Hdf5Array(ArrayBase):
             at = int(raw.offsets[k]) + (a - k * size) * item
             part = out[a - start : b - start]
             if same:
-                pread_into(self._fd, part, at, self.path)
+                self._bytes.read_into(part, at)
             else:
-                _pread_convert(self._fd, part, at, self.dtype, self.path)
+                _read_converted(self._bytes, part, at, self.dtype)
             k = j + 1
 
 
-def _pread_convert(fd: int, out: np.ndarray, offset: int, storage: np.dtype, path: str) -> None:
+def _read_converted(source: FileBytes, out: np.ndarray, offset: int, storage: np.dtype) -> None:
     """Read and widen (or byte-swap) in pieces that fit into the cache."""
     piece = 1 << 18
     tmp = np.empty(min(piece, len(out)), storage)
     for a in range(0, len(out), piece):
         b = min(a + piece, len(out))
-        pread_into(fd, tmp[: b - a], offset + a * storage.itemsize, path)
+        source.read_into(tmp[: b - a], offset + a * storage.itemsize)
         out[a:b] = tmp[: b - a]
 
 
@@ -552,8 +545,9 @@ def _check_chunk_bytes(path: str, dset: h5py.Dataset) -> None:
 class Hdf5Dense:
     """A two-dimensional HDF5 dataset, read in blocks."""
 
-    def __init__(self, file: h5py.File, dset: h5py.Dataset, fd: int) -> None:
-        self._dset, self._fd = dset, fd
+    def __init__(self, file: h5py.File, dset: h5py.Dataset, source: FileBytes) -> None:
+        self._dset, self._bytes = dset, source
+        self.cold = source.cold
         self.path, self.name = file.filename, dset.name
         self.shape = (int(dset.shape[0]), int(dset.shape[1]))
         self.dtype = dset.dtype
@@ -562,7 +556,7 @@ class Hdf5Dense:
         self.stored_bytes = int(dset.id.get_storage_size())
         check_filters(self.path, dset)
         _check_chunk_bytes(self.path, dset)
-        self._raw, self._offset = _open_storage(file, dset, fd)
+        self._raw, self._offset = _open_storage(file, dset, source)
 
     def read(self, r0: int, r1: int, c0: int, c1: int, dtype: np.dtype, buffer: Buffer | None) -> np.ndarray:
         """Return the block ``[r0:r1, c0:c1]`` as C-contiguous ``dtype``; thread-safe."""
@@ -574,13 +568,13 @@ class Hdf5Dense:
             if (c0, c1) == (0, self.shape[1]):
                 at = self._offset + r0 * self.shape[1] * item
                 if self.dtype == dtype:
-                    pread_into(self._fd, out.reshape(-1), at, self.path)
+                    self._bytes.read_into(out, at)
                 else:
-                    _pread_convert(self._fd, out.reshape(-1), at, self.dtype, self.path)
+                    _read_converted(self._bytes, out.reshape(-1), at, self.dtype)
             else:
                 for i in range(r1 - r0):
                     at = self._offset + ((r0 + i) * self.shape[1] + c0) * item
-                    _pread_convert(self._fd, out[i], at, self.dtype, self.path)
+                    _read_converted(self._bytes, out[i], at, self.dtype)
         elif self._raw is not None:
             h, w = self._raw.chunk_shape
             per_band = -(-self.shape[1] // w)
@@ -603,6 +597,8 @@ class Hdf5Dense:
 
 class MemoryDense:
     """A dense matrix in memory."""
+
+    cold = False
 
     def __init__(self, values: np.ndarray) -> None:
         self._values = values

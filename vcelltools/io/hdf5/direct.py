@@ -11,15 +11,21 @@ from __future__ import annotations
 import ctypes
 import mmap
 import os
+import threading
 import weakref
 from contextlib import suppress
 
 import numpy as np
 
 from vcelltools.errors import DataError
+from vcelltools.runtime.memory import get_free_memory
 
 ALIGN = 4096  # a multiple of the block size of any device
 _HUGE = 2 << 20
+_PIECE = 2 * _HUGE - 2 * ALIGN  # bytes of one direct read: with its unaligned ends, two huge pages
+_LEAST = 64 << 10  # shorter reads do not pay for their unaligned ends
+_SMALL_SHARE = 8  # a file below this part of the free memory is left in the page cache, for the next command
+_WINDOWS, _WINDOW = 64, 1 << 20
 
 
 def make_aligned(n_bytes: int) -> np.ndarray:
@@ -91,6 +97,90 @@ class DirectFile:
 
     def _refuse(self, at: int) -> DataError:
         return DataError(f"{self.path}: the file ends at byte {at} in the middle of its data (truncated)")
+
+
+class FileBytes:
+    """The bytes of a file for many threads, read from the page cache if they are in it, otherwise past it.
+
+    Small files, and files of which the cache holds nearly everything, are always read through the cache.
+
+    Attributes
+    ----------
+    path, fd, size
+        The path, an open file descriptor, and the number of bytes.
+    cold
+        Whether reads look for their pages in the cache and bypass it if they are not there. The disk then limits the
+        speed, so that a worker more than the number of cores makes reading and computing overlap.
+    """
+
+    def __init__(self, path: str | os.PathLike) -> None:
+        self.path = os.fspath(path)
+        self.fd = os.open(self.path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+        self.size = os.fstat(self.fd).st_size
+        self._local = threading.local()
+        self._direct: DirectFile | None = None
+        self._mapped: np.ndarray | None = None  # never read: it is what the system is asked about
+        if self.size >= max(_WINDOW, get_free_memory() // _SMALL_SHARE):
+            with suppress(OSError, ValueError):  # a file that cannot be mapped
+                self._mapped = np.memmap(self.path, np.uint8, "r", shape=(self.size,))
+        if self._mapped is not None and self._sample_share() < 0.99:
+            direct = DirectFile(self.path)
+            self._direct = direct if direct.direct else None
+        self.cold = self._direct is not None
+
+    def _sample_share(self) -> float:
+        assert self._mapped is not None
+        starts = np.linspace(0, max(self.size - _WINDOW, 0), _WINDOWS).astype(np.int64).tolist()
+        return float(np.mean([get_resident_share(self._mapped[a : a + _WINDOW]) for a in starts]))
+
+    def read_into(self, out: np.ndarray, offset: int) -> None:
+        """Fill the contiguous array ``out`` from ``offset`` of the file.
+
+        Raises
+        ------
+        DataError
+            If the file ends earlier.
+        """
+        raw = out.reshape(-1).view(np.uint8)
+        if self._direct is None or len(raw) < _LEAST or self._is_cached(offset, len(raw)):
+            pread_into(self.fd, raw, offset, self.path)
+            return
+        if not hasattr(self._local, "room"):
+            self._local.room = make_aligned(_PIECE + 2 * ALIGN)
+        for a in range(0, len(raw), _PIECE):
+            part = raw[a : a + _PIECE]
+            first = (offset + a) // ALIGN * ALIGN
+            skip = offset + a - first
+            room = self._local.room[: -(-(skip + len(part)) // ALIGN) * ALIGN]
+            self._direct.fill(room, first, skip + len(part))
+            part[...] = room[skip : skip + len(part)]
+
+    def read(self, offset: int, n_bytes: int) -> np.ndarray:
+        """Return (n_bytes,) uint8 from ``offset`` of the file; errors as in :meth:`read_into`."""
+        out = np.empty(n_bytes, np.uint8)
+        self.read_into(out, offset)
+        return out
+
+    def _is_cached(self, offset: int, n_bytes: int) -> bool:
+        assert self._mapped is not None
+        return get_resident_share(self._mapped[offset : offset + n_bytes]) > 0.5
+
+    def close(self) -> None:
+        """Close the file."""
+        if self.fd >= 0:
+            os.close(self.fd)
+        self.fd, self._mapped, self._direct = -1, None, None
+
+
+def pread_into(fd: int, out: np.ndarray, offset: int, path: str) -> None:
+    """Fill the contiguous array ``out`` from ``offset`` of the file."""
+    view = memoryview(out.view(np.uint8))  # type: ignore[arg-type]  # until 3.12 typeshed knows no buffers
+    done = 0
+    while done < len(view):
+        n = os.preadv(fd, [view[done:]], offset + done)
+        if n == 0:
+            raise DataError(f"{path}: the file ends at byte {offset + done} in the middle of its data (truncated)")
+        done += n
 
 
 def get_resident_share(mapped: np.ndarray) -> float:

@@ -6,7 +6,6 @@ any number of references may point to one long text, so a file of a few megabyte
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 
 import h5py
@@ -14,6 +13,7 @@ import numpy as np
 
 from vcelltools.errors import DataError
 from vcelltools.io.hdf5.arrays import RAW_FILTERS, RawChunks
+from vcelltools.io.hdf5.direct import FileBytes
 from vcelltools.io.hdf5.limits import get_filters
 
 FREE_BYTES = 256 << 20
@@ -53,22 +53,19 @@ def _iterate_bytes(file: h5py.File, dset: h5py.Dataset, size: int) -> Iterator[i
         for a in range(0, dset.size, step):  # with unusual filters, read the strings themselves, a few at a time
             yield sum(len(v) for v in dset[a : a + step])
         return
-    fd = os.open(file.filename, os.O_RDONLY)
+    source = FileBytes(file.filename)
     try:
         if raw:
-            chunks = RawChunks(file, dset, fd, storage=_REFERENCE)
+            chunks = RawChunks(file, dset, source, storage=_REFERENCE)
             for k in range(len(chunks.offsets)):
                 yield _sum_lengths(chunks.unpack(k))
             return
         assert offset is not None
         for a in range(0, dset.size, _PIECE):
             n = min(_PIECE, dset.size - a)
-            piece = os.pread(fd, 16 * n, offset + 16 * a)
-            if len(piece) < 16 * n:
-                raise DataError(f"{file.filename}: {dset.name} reaches beyond the end of the file (truncated)")
-            yield _sum_lengths(np.frombuffer(piece, _REFERENCE))
+            yield _sum_lengths(source.read(offset + 16 * a, 16 * n).view(_REFERENCE))
     finally:
-        os.close(fd)
+        source.close()
 
 
 def _sum_lengths(references: np.ndarray) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,7 +10,8 @@ from types import TracebackType
 import numpy as np
 
 from vcelltools.errors import DataError
-from vcelltools.io.hdf5.arrays import pread_into
+from vcelltools.io.hdf5.direct import pread_into
+from vcelltools.io.spill import pwrite_from
 from vcelltools.io.write.atomic import translate_os_errors
 
 _BUCKET_VALUES = 6_000_000
@@ -78,7 +78,7 @@ class ColumnSpill:
                     continue
                 self._segments[k].append((self._at, b - a))
                 for part in (rows, cols, values):
-                    self._at += _pwrite(self._file.fileno(), part[a:b], self._at)
+                    self._at += pwrite_from(self._file.fileno(), part[a:b], self._at)
 
     def blocks(self) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
         """Yield (indptr, indices, data) of consecutive column ranges; rows ascend within each column."""
@@ -103,11 +103,3 @@ class ColumnSpill:
                     csc_place(rows, cols, values, c0, cursor, indices, data)
                 yield indptr, indices, data
                 c0 = c1
-
-
-def _pwrite(fd: int, values: np.ndarray, at: int) -> int:
-    view = memoryview(np.ascontiguousarray(values).view(np.uint8))  # type: ignore[arg-type]
-    done = 0
-    while done < len(view):
-        done += os.pwrite(fd, view[done:], at + done)
-    return done

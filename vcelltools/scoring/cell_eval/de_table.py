@@ -9,10 +9,11 @@ import numpy as np
 
 from vcelltools.differential.de import adjust_kept
 from vcelltools.differential.reduce import Reduced
+from vcelltools.io.frame import arrow_numbers
 from vcelltools.kernels.pvalues import adjust_bh
 from vcelltools.kernels.transform import expm1_flat
 from vcelltools.scoring.cell_eval.rules import Rules
-from vcelltools.scoring.tables import Columns, numbers, texts
+from vcelltools.scoring.tables import Columns, texts
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -161,21 +162,21 @@ def get_columns(
 
     def flat(x: np.ndarray, nan_is_null: bool = False) -> pa.Array:
         values = np.ascontiguousarray(x[rows]).ravel()
-        return numbers(values if keep is None else values[keep], nan_is_null)
+        return arrow_numbers(values if keep is None else values[keep], nan_is_null)
 
     def repeated(values: pa.Array) -> pa.Array:
         index = np.repeat(np.arange(len(values), dtype=np.int32), n_g)
-        return values.take(numbers(index if keep is None else index[keep]))
+        return values.take(arrow_numbers(index if keep is None else index[keep]))
 
     def tiled(values: pa.Array) -> pa.Array:
         index = np.tile(np.arange(len(values), dtype=np.int32), len(rows))
-        return values.take(numbers(index if keep is None else index[keep]))
+        return values.take(arrow_numbers(index if keep is None else index[keep]))
 
     columns: dict[str, pa.Array] = {"target": repeated(texts(names))}
     means = {
         "target_mean": flat(table.mean_pg.astype(kind)),
         ("reference_mean" if table.ratio_pg is not None else "ref_mean"): tiled(
-            numbers(table.control_mean_g.astype(kind))
+            arrow_numbers(table.control_mean_g.astype(kind))
         ),
     }
     if table.ratio_pg is not None:
@@ -184,8 +185,8 @@ def get_columns(
         columns |= {"p_value": flat(table.p_pg), "statistic": flat(table.u_pg), "fdr": flat(table.fdr_pg)}
     else:
         columns |= {"feature": tiled(texts(features)), **means}
-        columns["target_membership"] = repeated(numbers(np.array([sizes[n] for n in names], np.int64)))
-        columns["ref_membership"] = repeated(numbers(np.full(len(rows), sizes[control], np.int64)))
+        columns["target_membership"] = repeated(arrow_numbers(np.array([sizes[n] for n in names], np.int64)))
+        columns["ref_membership"] = repeated(arrow_numbers(np.full(len(rows), sizes[control], np.int64)))
         columns |= {"log2_fold_change": flat(table.log2fc_pg), "percent_change": flat(table.percent_pg)}
         columns |= {"p_value": flat(table.p_pg), "statistic": flat(table.u_pg), "fdr": flat(table.fdr_pg)}
     return columns, len(rows) * n_g if keep is None else len(keep[keep]), [*names, *features, control]

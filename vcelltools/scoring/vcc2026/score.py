@@ -18,6 +18,7 @@ from vcelltools.differential.cell_labels import Cells, find_pooled, read_cells, 
 from vcelltools.differential.reduce import get_copied_share
 from vcelltools.errors import DataError, spell
 from vcelltools.io import Dataset, open_dataset
+from vcelltools.io.frame import arrow_numbers
 from vcelltools.io.textfile import read_rows
 from vcelltools.runtime.progress import SILENT, Progress
 from vcelltools.scoring.gaming import Check, Evidence, check_gaming
@@ -31,7 +32,7 @@ from vcelltools.scoring.matching import (
 )
 from vcelltools.scoring.result import Component, ContextScore, Result, average_contexts, average_scores
 from vcelltools.scoring.rules import RULES_2026
-from vcelltools.scoring.tables import Columns, ScoreTable, numbers, stack_tables, texts
+from vcelltools.scoring.tables import Columns, ScoreTable, stack_tables, texts
 from vcelltools.scoring.vcc2026.anchors import scale
 from vcelltools.scoring.vcc2026.counts import Census, make_tables, read_part, take_census
 from vcelltools.scoring.vcc2026.metrics import (
@@ -72,9 +73,9 @@ class Vcc2026Score(ContextScore):
         columns = {
             "target": texts(labels, each=h),
             "feature": texts(genes, times=p),
-            "log2_fold_change": numbers(de.lfc_ph.ravel()),
-            "p_value": numbers(de.p_ph.ravel()),
-            "fdr": numbers(de.padj_ph.ravel()),
+            "log2_fold_change": arrow_numbers(de.lfc_ph.ravel()),
+            "p_value": arrow_numbers(de.p_ph.ravel()),
+            "fdr": arrow_numbers(de.padj_ph.ravel()),
         }
         return columns, p * h, [*labels, *genes]
 

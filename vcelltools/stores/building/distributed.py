@@ -25,7 +25,7 @@ import numpy as np
 from vcelltools.config import DatasetConfig
 from vcelltools.errors import UsageError
 from vcelltools.genes.identity import Basis
-from vcelltools.io.hdf5.arrays import pread_into
+from vcelltools.io.hdf5.direct import pread_into
 from vcelltools.io.write.atomic import dump_json, fsync_path
 from vcelltools.runtime.cluster import cut, gather
 from vcelltools.runtime.progress import Progress

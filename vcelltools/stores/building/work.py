@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from vcelltools.io.hdf5.arrays import pread_into
+from vcelltools.io.hdf5.direct import pread_into
 from vcelltools.io.write.atomic import fsync_path, step
 from vcelltools.kernels import store as kernels
 from vcelltools.stores.building.layout import Layout
