@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from threadpoolctl import threadpool_limits
 
 from tests.tissues import GENES, make_tissue_adata, receive
 from vcelltools.kernels.bilinear import GROUP, WIDE
@@ -112,6 +113,19 @@ def test_received_is_the_double_loop(d):
     x[3, 0] = 5e-10  # sends nothing
     got = Receiver(xy, radius=120.0, scale=0.7, kernel="exact").receive(x, list("abcde"))
     np.testing.assert_allclose(got, receive(xy, x, 120.0, 0.7), rtol=1e-13)
+
+
+def test_received_has_the_same_bytes_for_any_number_of_threads():
+    rng = np.random.default_rng(6)
+    for n in (500, 1300, 2100):  # the weights of the last are not kept
+        xy, x = rng.random((n, 2)) * 1000, rng.random((n, 30))
+        seen = set()
+        for threads in (1, 2):
+            with threadpool_limits(threads, user_api="blas"):
+                receiver = Receiver(xy, radius=100.0, kernel="exact", threads=threads)
+                for columns in (1, 7, 30):
+                    seen.add((columns, receiver.receive(x[:, :columns], [str(i) for i in range(columns)]).tobytes()))
+        assert len(seen) == 3
 
 
 def test_the_fast_kernel_keeps_its_certificate():

@@ -52,32 +52,69 @@ def splash_cells(kind, a, b, ligand, beta_rm, row_n, x_nk, w_nl, scale, tiny, ca
                 out[g] = min(max(out[g], -cap), cap)
 
 
-@kernel()
-def _sort_terms(kind, a, b, ligand, beta, scale, n_genes, indptr, source, value, gated):
-    """Write the terms of every derivative, gene by gene.
+@kernel(inline=True)
+def _add_rows(table, rows, beta, total):
+    """Add some rows of a table, times their coefficients; four at a time, so that the total is loaded less often."""
+    n, m = total.shape[0], rows.shape[0] - rows.shape[0] % 4
+    for k in range(0, m, 4):
+        p, q, r, s = table[rows[k]], table[rows[k + 1]], table[rows[k + 2]], table[rows[k + 3]]
+        bp, bq, br, bs = beta[k], beta[k + 1], beta[k + 2], beta[k + 3]
+        for c in range(n):
+            total[c] += bp * p[c] + bq * q[c] + br * r[c] + bs * s[c]
+    for k in range(m, rows.shape[0]):
+        p, bp = table[rows[k]], beta[k]
+        for c in range(n):
+            total[c] += bp * p[c]
 
-    ``source`` is a gene, ``n_genes`` + a received ligand, or -1 for a constant. ``gated`` terms count only in cells
-    that express the gene.
+
+@kernel()
+def _sort_terms(kind, a, b, ligand, beta, scale, n_genes, constant, indptr, source, value):
+    """Write the constant part of every derivative, and its terms: a row of the table of a block, and a factor.
+
+    The terms of gene ``g`` lie between ``indptr[2 g]`` and ``indptr[2 g + 1]``; those up to ``indptr[2 g + 2]`` count
+    only in cells that express the gene.
     """
+    constant[:] = 0.0
     indptr[:] = 0
     for f in range(kind.shape[0]):
-        if beta[f] != 0.0:
-            indptr[a[f] + 1] += 1
-            if kind[f] != 0:
-                indptr[b[f] + 1] += 1
-    for g in range(n_genes):
+        if beta[f] != 0.0 and kind[f] == 0:
+            constant[a[f]] += beta[f]
+        elif beta[f] != 0.0:
+            indptr[2 * a[f] + 1] += 1
+            indptr[2 * b[f] + (kind[f] == 1) + 1] += 1
+    for g in range(2 * n_genes):
         indptr[g + 1] += indptr[g]
     at = indptr[:-1].copy()
     for f in range(kind.shape[0]):
-        if beta[f] == 0.0:
+        if beta[f] == 0.0 or kind[f] == 0:
             continue
-        e = at[a[f]]
-        at[a[f]] += 1
-        source[e], value[e], gated[e] = -1 if kind[f] == 0 else b[f], beta[f] * (1.0 if kind[f] == 0 else scale), 0
-        if kind[f] != 0:
-            e = at[b[f]]
-            at[b[f]] += 1
-            source[e], value[e], gated[e] = n_genes + ligand[f], beta[f] * scale, kind[f] == 1
+        p, q = 2 * a[f], 2 * b[f] + (kind[f] == 1)
+        source[at[p]], value[at[p]] = b[f], beta[f] * scale
+        at[p] += 1
+        source[at[q]], value[at[q]] = n_genes + ligand[f], beta[f] * scale
+        at[q] += 1
+
+
+@kernel()
+def _turn(values_nk, rows, table_kc, back):
+    """Copy some rows into the columns of a table, or ``back``; eight at a time, so that the cache holds their lines.
+
+    The last row fills the columns up to a multiple of eight.
+    """
+    last = rows.shape[0] - 1
+    for c in range(0, rows.shape[0], 8):
+        p, q = values_nk[rows[c]], values_nk[rows[min(c + 1, last)]]
+        r, s = values_nk[rows[min(c + 2, last)]], values_nk[rows[min(c + 3, last)]]
+        t, u = values_nk[rows[min(c + 4, last)]], values_nk[rows[min(c + 5, last)]]
+        v, w = values_nk[rows[min(c + 6, last)]], values_nk[rows[min(c + 7, last)]]
+        for g in range(table_kc.shape[0]):
+            line = table_kc[g, c : c + 8]
+            if back:
+                p[g], q[g], r[g], s[g] = line[0], line[1], line[2], line[3]
+                t[g], u[g], v[g], w[g] = line[4], line[5], line[6], line[7]
+            else:
+                line[0], line[1], line[2], line[3] = p[g], q[g], r[g], s[g]
+                line[4], line[5], line[6], line[7] = t[g], u[g], v[g], w[g]
 
 
 @kernel()
@@ -87,38 +124,28 @@ def splash_rows(kind, a, b, ligand, beta_m, rows, x_nk, w_nl, scale, tiny, cap, 
     Every derivative is a sum of a few rows of a table of the block's expression and received ligands.
     """
     k, n_ligands, m = x_nk.shape[1], w_nl.shape[1], kind.shape[0]
-    indptr = np.empty(k + 1, np.int64)
-    source, value, gated = np.empty(2 * m, np.int64), np.empty(2 * m), np.empty(2 * m, np.bool_)
-    _sort_terms(kind, a, b, ligand, beta_m, scale, k, indptr, source, value, gated)
+    constant, indptr = np.empty(k), np.empty(2 * k + 1, np.int64)
+    source, value = np.empty(2 * m, np.int64), np.empty(2 * m)
+    _sort_terms(kind, a, b, ligand, beta_m, scale, k, constant, indptr, source, value)
     table, out = np.zeros((k + n_ligands, BLOCK + 8)), np.empty((k, BLOCK + 8))  # no power of two: lines of the cache
-    total = np.empty(BLOCK)
+    total, gated = np.empty(BLOCK), np.empty(BLOCK)
     for at in range(0, rows.shape[0], BLOCK):
-        size = min(BLOCK, rows.shape[0] - at)
-        for c in range(size):
-            r = rows[at + c]
-            for g in range(k):
-                table[g, c] = x_nk[r, g]
-            for g in range(n_ligands):
-                table[k + g, c] = w_nl[r, g]
+        _turn(x_nk, rows[at : at + BLOCK], table[:k], False)
+        _turn(w_nl, rows[at : at + BLOCK], table[k:], False)
         for g in range(k):
-            total[:] = 0.0
-            for e in range(indptr[g], indptr[g + 1]):
-                v, i = value[e], source[e]
-                if i < 0:
-                    for c in range(BLOCK):
-                        total[c] += v
-                elif gated[e]:
-                    for c in range(BLOCK):
-                        total[c] += v * table[i, c] if table[g, c] > tiny else 0.0
-                else:
-                    for c in range(BLOCK):
-                        total[c] += v * table[i, c]
+            first, middle, last = indptr[2 * g], indptr[2 * g + 1], indptr[2 * g + 2]
+            total[:] = constant[g]
+            _add_rows(table, source[first:middle], value[first:middle], total)
+            if last > middle:
+                gated[:] = 0.0
+                _add_rows(table, source[middle:last], value[middle:last], gated)
+                x = table[g]
+                for c in range(BLOCK):
+                    total[c] += gated[c] if x[c] > tiny else 0.0
+            row = out[g]
             for c in range(BLOCK):
-                out[g, c] = min(max(total[c], -cap), cap)
-        for c in range(size):
-            r = rows[at + c]
-            for g in range(k):
-                out_nk[r, g] = out[g, c]
+                row[c] = min(max(total[c], -cap), cap)
+        _turn(out_nk, rows[at : at + BLOCK], out, True)
 
 
 @kernel()
@@ -198,21 +225,6 @@ def _fill_differences(kind, a, b, ligand, x0_gn, w0_ln, slot_g, w_slot_l, x_cn, 
     second = _get_row(x0_gn, x_cn, slot_g, b)[at:end]
     for c in range(end - at):
         row[c] = left[c] * second[c] - left0[c] * second0[c]
-
-
-@kernel()
-def _add_rows(table, rows, beta, total):
-    """Add some rows of a table, times their coefficients; four at a time, so that the total is loaded less often."""
-    m = rows.shape[0] - rows.shape[0] % 4
-    for k in range(0, m, 4):
-        p, q, r, s = table[rows[k]], table[rows[k + 1]], table[rows[k + 2]], table[rows[k + 3]]
-        bp, bq, br, bs = beta[k], beta[k + 1], beta[k + 2], beta[k + 3]
-        for c in range(WIDE):
-            total[c] += bp * p[c] + bq * q[c] + br * r[c] + bs * s[c]
-    for k in range(m, rows.shape[0]):
-        p, bp = table[rows[k]], beta[k]
-        for c in range(WIDE):
-            total[c] += bp * p[c]
 
 
 @kernel()
