@@ -272,13 +272,13 @@ class Engine:
         parts = [self._features[t].arrays for t in self._shared]
         every, term = np.unique(np.column_stack([np.concatenate(v) for v in zip(*parts, strict=True)]), axis=0,
                                 return_inverse=True)  # fmt: skip
-        term = np.split(term.ravel(), np.cumsum([len(p[0]) for p in parts])[:-1])
+        terms = np.split(term.ravel(), np.cumsum([len(p[0]) for p in parts])[:-1])
         out: dict[int, tuple[np.ndarray, ...]] = {}
         for c, start, _ in self._segments:
             betas = [self._ordered[t][self._rows[t][start]] for t in self._shared]
             ends = np.cumsum([0, *map(np.count_nonzero, betas)])
             used, column = np.unique(
-                np.concatenate([u[beta != 0] for u, beta in zip(term, betas, strict=True)]), return_inverse=True
+                np.concatenate([u[beta != 0] for u, beta in zip(terms, betas, strict=True)]), return_inverse=True
             )
             beta = np.concatenate([beta[beta != 0] for beta in betas])
             kind = every[used, 0].astype(np.int8)
@@ -368,7 +368,7 @@ class Engine:
         x, W, W0 = start, self.W0[sent], self.W0[sent]
         for _ in range(hops):
             x1, W1 = start + delta, W0.copy()
-            again = np.flatnonzero(delta.any(1)[senders])
+            again = np.flatnonzero(np.asarray(delta.any(1))[senders])
             rows = senders[again]
             if len(again):  # only these are received again
                 W1[again] = self._receiver.receive_rows(x1[rows], [self.ligands[i] for i in sent[again]])
