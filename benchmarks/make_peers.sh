@@ -45,7 +45,7 @@ want scperteval-0.2.0 && make_peer scperteval-0.2.0 3.11 scperteval==0.2.0
 want crispyx-0.2.2 && make_peer crispyx-0.2.2 3.11 crispyx==0.2.2
 want pydeseq2-0.5.4 && make_peer pydeseq2-0.5.4 3.11 pydeseq2==0.5.4
 if want spacetravlr-0.1.21; then # without its dependencies: torch and others are never called by what is timed
-    make_peer spacetravlr-0.1.21 3.11 "numpy<2.3" "pandas==2.3.*" anndata numba tqdm pyarrow scanpy scikit-learn matplotlib seaborn joblib networkx easydict
+    make_peer spacetravlr-0.1.21 3.11 "numpy<2.3" "pandas==2.3.*" anndata numba tqdm pyarrow scanpy scikit-learn matplotlib seaborn joblib networkx easydict group-lasso
     "$base/spacetravlr-0.1.21/bin/python" -m pip install --quiet --no-deps SpaceTravLR==0.1.21
 fi
 want cvxpy-1.6.7 && make_peer cvxpy-1.6.7 3.11 cvxpy==1.6.7 clarabel

@@ -1,6 +1,10 @@
 """SpaceTravLR's received ligands, splash and perturb on the files of bench_spatial; prints seconds, of the clock and of
 the processor, as JSON.
 
+    python spacetravlr_spatial.py FOLDER TARGET KNOCKED HOPS
+
+With 0 hops, it times only the derivatives, with expression in place of received ligands.
+
 Its modules import torch and others at the top; stand-ins take their place, and nothing that is timed calls them.
 """
 
@@ -90,10 +94,13 @@ def main() -> None:
 
     info = pd.DataFrame({"ligand": ligands, "receptor": ligands, "radius": 200.0})
     received_ligands(adata.obsm["spatial"][:50], x[ligands].iloc[:50], info, 1)  # its compiler, once
-    W = clock("received", lambda: received_ligands(adata.obsm["spatial"], x[ligands], info, 1))
-    W.to_parquet(folder / "peer_received.parquet")
+    if hops:
+        W = clock("received", lambda: received_ligands(adata.obsm["spatial"], x[ligands], info, 1))
+        W.to_parquet(folder / "peer_received.parquet")
+    else:
+        W = x[ligands]
     (folder / "cells").mkdir(exist_ok=True)
-    for p in sorted((folder / "betas").glob("*_betadata.feather")):
+    for p in sorted((folder / "betas").glob("*_betadata.feather" if hops else f"{gene}_betadata.feather")):
         rows = pd.read_feather(p).set_index("Cluster").loc[adata.obs["cell_type_int"]]
         rows.index = adata.obs_names
         rows.to_parquet(folder / "cells" / f"{p.stem}.parquet")
@@ -102,6 +109,9 @@ def main() -> None:
     clock("splash", lambda: frame.splash(W, W, x, scale_factor=1, beta_cap=None)).to_parquet(
         folder / "peer_splash.parquet"
     )
+    if not hops:
+        print(json.dumps(seconds))
+        return
     adata.layers["normalized_count"] = adata.layers["imputed_count"]
     adata.uns["received_ligands"], adata.uns["received_ligands_tfl"] = W, W
     factory = GeneFactory(adata, str(folder / "cells"), radius=200, contact_distance=200)

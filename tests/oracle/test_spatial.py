@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from threadpoolctl import threadpool_limits
 
 from tests.tissues import GENES, make_tissue_adata, receive
+from vcelltools.kernels.bilinear import GROUP, WIDE
 from vcelltools.spatial._received import Exact, Fast, Receiver
 from vcelltools.spatial.betadata import Betas
 from vcelltools.spatial.fitted import Engine, compute_splash
@@ -113,6 +115,19 @@ def test_received_is_the_double_loop(d):
     np.testing.assert_allclose(got, receive(xy, x, 120.0, 0.7), rtol=1e-13)
 
 
+def test_received_has_the_same_bytes_for_any_number_of_threads():
+    rng = np.random.default_rng(6)
+    for n in (500, 1300, 2100):  # the weights of the last are not kept
+        xy, x = rng.random((n, 2)) * 1000, rng.random((n, 30))
+        seen = set()
+        for threads in (1, 2):
+            with threadpool_limits(threads, user_api="blas"):
+                receiver = Receiver(xy, radius=100.0, kernel="exact", threads=threads)
+                for columns in (1, 7, 30):
+                    seen.add((columns, receiver.receive(x[:, :columns], [str(i) for i in range(columns)]).tobytes()))
+        assert len(seen) == 3
+
+
 def test_the_fast_kernel_keeps_its_certificate():
     rng = np.random.default_rng(2)
     xy = rng.random((6000, 2)) * [4000, 2500]
@@ -178,6 +193,24 @@ def test_perturb_is_the_scheme_written_out(tissue, response, desired, part, cap,
         betas, tissue, desired, scope, 3, exact=response == "exact", s=s, cap=None if response == "exact" else cap
     )
     np.testing.assert_allclose(got.after, np.column_stack([want[g] for g in got.genes]), rtol=1e-12, atol=1e-13)
+
+
+@pytest.mark.parametrize("response", ["derivative", "exact"])
+def test_perturb_with_more_terms_and_cells_than_a_block(response):
+    """The models share most of some 200 terms, each leaves out others, and a cluster has more cells than a block."""
+    tissue = open_tissue(make_tissue_adata(200, clusters=1))
+    assert len(GENES) ** 2 > GROUP and WIDE < 200
+    names = [*GENES, *(f"{a}{mark}{b}" for mark in "$#" for a in GENES for b in GENES[:8] if a != b)]
+    betas = [
+        make_betas(g, i, keys=np.arange(1), names=tuple(n for k, n in enumerate(names) if k % 5 != i and g not in n))
+        for i, g in enumerate(("Gene0", "Lig0", "Tf1"))
+    ]
+    for b in betas:
+        b.values[:] *= 0.05
+    got = Engine(tissue, Receiver(tissue.xy, radius=150.0), betas).perturb({"Lig1": 0.0}, hops=3, response=response)
+    want = perturb_loops(betas, tissue, {"Lig1": 0.0}, np.ones(200, bool), 3, exact=response == "exact")
+    np.testing.assert_allclose(got.after, np.column_stack([want[g] for g in got.genes]), rtol=1e-12, atol=1e-13)
+    assert len(np.unique(got.delta[:, got.genes.index("Gene0")])) > 100  # not clipped everywhere
 
 
 def test_a_run_in_mode_full_is_perturbed_cell_by_cell(tmp_path):

@@ -42,6 +42,8 @@ _SLOPE = 0.1  # of the negative side at the start
 _KEPT = 0.9  # share of the running mean and variance that a mini-batch leaves
 _NEAREST = 1e-6
 _CHUNK = 1024  # cells that are evaluated at once
+_LAYERS = 2  # values of a layer in memory at once, when cells are evaluated
+_JAX = 320_000_000  # bytes of JAX itself, and of compiling the programs
 
 
 @dataclass(frozen=True)
@@ -333,6 +335,39 @@ def _in_chunks(f: Callable[..., jax.Array], *args: Array) -> jax.Array:
     if len(args[0]) <= _CHUNK:
         return f(*args)
     return jax.lax.map(lambda a: f(*(v[None] for v in a))[0], args, batch_size=_CHUNK)
+
+
+def estimate_bytes(config: Config, n_cells: int, n_runs: int) -> int:
+    """Return the approximate memory in bytes that :func:`train` needs, besides its arguments.
+
+    It counts the arguments on the device, the factors, the parameters with the moments and gradient of Adam, and the
+    layers of the largest chunk of cells, of which a few lie in memory at once; and JAX itself with its compiler.
+
+    Parameters
+    ----------
+    n_runs
+        Number of runs, including the one on all cells.
+
+    Examples
+    --------
+    >>> small = Config("position", 8, clusters=2, columns=16, batch=128, rate=0.01)
+    >>> wide = Config("position", 8, clusters=2, columns=1024, batch=128, rate=0.01)
+    >>> estimate_bytes(small, 1000, 7) < estimate_bytes(wide, 1000, 7)
+    True
+    """
+    heads = config.clusters * config.columns
+    of_cells = n_cells * (4 * config.columns + 2 * n_runs)
+    of_network = 5 * n_runs * (_WIDTH * heads + 4 * _WIDTH**2)
+    at_once = _LAYERS * min(_CHUNK, n_cells)
+    if config.encoder == "map":  # 3 × 3 neighbours and channels of every layer, one run after another
+        inputs = (1, *_CHANNELS[:-1])
+        nodes = sum(
+            config.mesh**2 // 4**k * (9 * i + o) for k, (i, o) in enumerate(zip(inputs, _CHANNELS, strict=True))
+        )
+        layers = at_once * (nodes + heads)
+    else:
+        layers = at_once * n_runs * (heads + 4 * _WIDTH)
+    return _JAX + 4 * (of_cells + of_network + layers)
 
 
 def train(

@@ -26,7 +26,7 @@ from vcelltools.spatial.blocks import make_folds
 from vcelltools.spatial.design import Columns, Features, join_columns
 from vcelltools.spatial.files import REMAKE, STABILITY, SUMMARY
 from vcelltools.spatial.honesty import STABLE, Stability, adjust, get_p_values, measure_stability, rearrange
-from vcelltools.spatial.local import CELL_COLUMNS, LocalFitter
+from vcelltools.spatial.local import CELL_COLUMNS, LocalFitter, estimate_bytes
 from vcelltools.spatial.modulators import Finder, Modulators
 from vcelltools.spatial.regress import ClusterResult, fit_cluster, hold_out
 from vcelltools.spatial.regulatory_network import find_network, read_network
@@ -154,12 +154,17 @@ def make_plan(
 
 @dataclass(frozen=True, kw_only=True)
 class FitPlan(Result):
-    """The plan of a fit: numbers of targets, clusters and columns, and the memory of the largest cluster."""
+    """The plan of a fit: numbers of targets, clusters and columns, and the approximate memory.
+
+    The memory is that of the largest cluster and, in mode ``full``, of the network of the target with most columns,
+    besides that of the program itself.
+    """
 
     n_genes: int
     n_clusters: int
     n_columns: int
     memory: str
+    memory_bytes: int
 
 
 def plan_fit(
@@ -177,9 +182,13 @@ def plan_fit(
     p = len(join_columns(plan.modulators).kinds)
     largest = max(int((tissue.clusters == c).sum()) for c in tissue.labels)
     need = 8 * (3 * largest * p + 2 * p * p + tissue.n_cells * (len(plan.genes) + p))
+    if settings.mode == "full":  # one target at a time
+        most = max(m.n for m in plan.modulators.values())
+        need += estimate_bytes(tissue.n_cells, most, len(tissue.labels), settings)
     return FitPlan(
-        n_genes=len(plan.genes), n_clusters=len(tissue.labels), n_columns=plan.n_columns, memory=say_bytes(need)
-    )
+        n_genes=len(plan.genes), n_clusters=len(tissue.labels), n_columns=plan.n_columns, memory=say_bytes(need),
+        memory_bytes=need,
+    )  # fmt: skip
 
 
 def fit(

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from functools import cached_property
 
 import numpy as np
+from threadpoolctl import ThreadpoolController
 
 from vcelltools.errors import UsageError
 from vcelltools.io.stream import get_threads
@@ -40,6 +41,7 @@ class Exact:
         self._at = np.ascontiguousarray(at.T)
         self._from = self._at if senders is None else np.ascontiguousarray(senders.T)
         self._radius, self._threads = radius, threads
+        self._blas = ThreadpoolController()
 
     @cached_property
     def _kept(self) -> np.ndarray | None:
@@ -54,23 +56,25 @@ class Exact:
     def sum(self, values_lm: np.ndarray) -> np.ndarray:
         """Return (l, n) sums of (l, m) values."""
         values_ml = values_lm.T
-        if self._kept is not None:
-            return np.ascontiguousarray((self._kept @ values_ml).T)
         n, m = self._at.shape[1], self._from.shape[1]
         out = np.empty((n, len(values_lm)))
         step = max(1, _BLOCK // m)
-        space = threading.local()
+        kept, space = self._kept, threading.local()
 
         def visit(a: int) -> None:
-            at = np.ascontiguousarray(self._at[:, a : a + step])
-            if not hasattr(space, "weights"):
-                space.weights = np.empty((step, m))
-            weights = space.weights[: at.shape[1]]
-            fill_weights(at, self._from, self._radius, weights)
+            if kept is not None:
+                weights = kept[a : a + step]
+            else:
+                at = np.ascontiguousarray(self._at[:, a : a + step])
+                if not hasattr(space, "weights"):
+                    space.weights = np.empty((step, m))
+                weights = space.weights[: at.shape[1]]
+                fill_weights(at, self._from, self._radius, weights)
             out[a : a + step] = weights @ values_ml
 
         starts = list(range(0, n, step))
-        share_work(starts, [visit] * min(self._threads, len(starts)))
+        with self._blas.limit(limits=1, user_api="blas"):  # the last digits would depend on its threads
+            share_work(starts, [visit] * min(self._threads, len(starts)))
         return np.ascontiguousarray(out.T)
 
 

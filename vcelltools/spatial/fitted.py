@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -11,7 +11,7 @@ import numpy as np
 
 from vcelltools.errors import DataError, UsageError
 from vcelltools.io.stream import get_threads
-from vcelltools.kernels.bilinear import map_cells, map_derivatives, map_differences, splash_cells, splash_rows
+from vcelltools.kernels.bilinear import map_cells, map_changes, splash_cells, splash_rows
 from vcelltools.runtime.threads import share_work
 from vcelltools.spatial._received import Receiver
 from vcelltools.spatial.betadata import Betas
@@ -149,40 +149,62 @@ class Change:
     ----------
     genes
         Names of the genes.
-    start_gn, delta_gn
-        (g, n) expression before and its change, with the cells in the order of the engine.
+    start_gn
+        (g, n) expression before, with the cells in the order of the engine.
+    changing, delta_cn
+        (c,) positions of the genes that may change, and (c, n) their change; that of the others is 0.
     order
         (n,) row of every cell.
-    changing
-        The genes that may change.
     """
 
     genes: list[str]
     start_gn: np.ndarray
-    delta_gn: np.ndarray
-    order: np.ndarray
     changing: np.ndarray
+    delta_cn: np.ndarray
+    order: np.ndarray
     warnings: tuple[str, ...] = ()
-
-    def _by_row(self, values_gn: np.ndarray) -> np.ndarray:
-        out = np.empty((values_gn.shape[1], values_gn.shape[0]))
-        out[self.order] = values_gn.T
-        return out
 
     @cached_property
     def before(self) -> np.ndarray:
         """(n, g) expression before."""
-        return self._by_row(self.start_gn)
+        out = np.empty(self.start_gn.shape[::-1])
+        out[self.order] = self.start_gn.T
+        return out
 
     @cached_property
     def after(self) -> np.ndarray:
         """(n, g) expression after."""
-        return self._by_row(self.start_gn + self.delta_gn)
+        return self.before + self.delta
 
     @cached_property
     def delta(self) -> np.ndarray:
         """(n, g) change of expression."""
-        return self._by_row(self.delta_gn)
+        out = np.zeros(self.start_gn.shape[::-1])
+        out[np.ix_(self.order, self.changing)] = self.delta_cn.T
+        return out
+
+
+@dataclass(frozen=True)
+class _Now:
+    """The state of a propagation: the rows that can differ from the start.
+
+    Attributes
+    ----------
+    genes, sent
+        (c,) genes and (k,) ligands that can change.
+    slots, w_slots
+        Row of each gene among ``genes`` and of each ligand among ``sent``; -1 if it cannot change.
+    x, W, delta
+        (c, n) expression, (k, n) received ligands, and (c, n) changes to propagate.
+    """
+
+    genes: np.ndarray
+    sent: np.ndarray
+    slots: np.ndarray
+    w_slots: np.ndarray
+    x: np.ndarray
+    W: np.ndarray
+    delta: np.ndarray
 
 
 class Engine:
@@ -246,18 +268,22 @@ class Engine:
 
     @cached_property
     def _by_cluster(self) -> dict[int, tuple[np.ndarray, ...]]:
-        """Features of the targets that share coefficients, by cluster: kind, a, b, ligand, indptr, beta."""
+        """The targets that share coefficients, by cluster: kind, a, b and ligand of each term, indptr, term, beta."""
+        parts = [self._features[t].arrays for t in self._shared]
+        every, term = np.unique(np.column_stack([np.concatenate(v) for v in zip(*parts, strict=True)]), axis=0,
+                                return_inverse=True)  # fmt: skip
+        terms = np.split(term.ravel(), np.cumsum([len(p[0]) for p in parts])[:-1])
         out: dict[int, tuple[np.ndarray, ...]] = {}
         for c, start, _ in self._segments:
-            parts: list[tuple[np.ndarray, ...]] = []
-            ends = [0]
-            for t in self._shared:
-                beta = self._ordered[t][self._rows[t][start]]
-                at = np.flatnonzero(beta)
-                ends.append(ends[-1] + len(at))
-                parts.append((*(v[at] for v in self._features[t].arrays), beta[at]))
-            kind, a, b, ligand, beta = (np.concatenate(v) for v in zip(*parts, strict=True))
-            out[c] = (kind, a, b, ligand, np.array(ends, np.int64), beta)
+            betas = [self._ordered[t][self._rows[t][start]] for t in self._shared]
+            ends = np.cumsum([0, *map(np.count_nonzero, betas)])
+            used, column = np.unique(
+                np.concatenate([u[beta != 0] for u, beta in zip(terms, betas, strict=True)]), return_inverse=True
+            )
+            beta = np.concatenate([beta[beta != 0] for beta in betas])
+            kind = every[used, 0].astype(np.int8)
+            beta[kind[column] != 0] *= self._scale
+            out[c] = (kind, *np.ascontiguousarray(every[used, 1:].T), ends, column, beta)
         return out
 
     @cached_property
@@ -310,12 +336,11 @@ class Engine:
         if not len(scope):
             raise DataError("the perturbation applies to no cell")
         genes = np.array([self.gene_at[g] for g in desired], np.int64)
-        pins = np.ix_(genes, scope)
-        first = np.array(list(desired.values()), np.float64)[:, None] - self.x0[pins]
+        first = np.array(list(desired.values()), np.float64)[:, None] - self.x0[np.ix_(genes, scope)]
         changing = np.unique(np.concatenate([self._target_at, genes]))
-        delta = self._propagate(pins, first, changing, hops, response == "exact")
-        delta[pins] = first
-        return Change(self.genes, self.x0, delta, self.order, changing, tuple(self._list_warnings(desired, response)))
+        delta = self._propagate(genes, scope, first, changing, hops, response == "exact")
+        warnings = tuple(self._list_warnings(desired, response))
+        return Change(self.genes, self.x0, changing, delta, self.order, warnings)
 
     def _list_warnings(self, desired: Mapping[str, float], response: str) -> list[str]:
         out = [f"{g} modulates no fitted gene, so only itself changes" for g in desired if g not in self._modulating]
@@ -327,104 +352,74 @@ class Engine:
         return out
 
     def _propagate(
-        self, pins: tuple[np.ndarray, ...], first: np.ndarray, changing: np.ndarray, hops: int, exact: bool
+        self, genes: np.ndarray, scope: np.ndarray, first: np.ndarray, changing: np.ndarray, hops: int, exact: bool
     ) -> np.ndarray:
-        """Return (g, n) changes after all hops; those of genes that are not ``changing`` stay 0."""
-        delta = np.zeros(self.x0.shape)
+        """Return (c, n) changes of ``changing`` after all hops; ``genes`` change by ``first`` in ``scope``."""
+        start, top = self.x0[changing], self._top[changing, None]
+        slots = np.full(len(self.x0), -1)
+        slots[changing] = np.arange(len(changing))
+        pins, targets = np.ix_(slots[genes], scope), slots[self._target_at]
+        sent = np.flatnonzero(slots[self._ligand_genes] >= 0)  # ligands that can change, and their rows
+        senders = slots[self._ligand_genes[sent]]
+        w_slots = np.full(len(self.W0), -1)
+        w_slots[sent] = np.arange(len(sent))
+        delta = np.zeros(start.shape)
         delta[pins] = first
-        x, x1 = self.x0.copy(), self.x0.copy()
-        W = self.W0
+        x, W, W0 = start, self.W0[sent], self.W0[sent]
         for _ in range(hops):
-            live = np.zeros(len(x), bool)
-            live[changing] = delta[changing].any(1)
-            x1[changing] = self.x0[changing] + delta[changing]
-            W1 = self._receive(x1, live)
-            if exact:
-                new = self._map_exact(x1, W1, live)
-            else:
-                sent = np.flatnonzero(live[self._ligand_genes])
-                delta[self._ligand_genes[sent]] += (W1[sent] - self.W0[sent]) - (
-                    x1[self._ligand_genes[sent]] - self.x0[self._ligand_genes[sent]]
-                )
-                new = self._map_derivative(x, W, delta, live)
-            delta[changing] = 0.0
-            delta[self._target_at] = new
-            held = delta[pins] if not exact else first
+            x1, W1 = start + delta, W0.copy()
+            again = np.flatnonzero(np.asarray(delta.any(1))[senders])
+            rows = senders[again]
+            if len(again):  # only these are received again
+                W1[again] = self._receiver.receive_rows(x1[rows], [self.ligands[i] for i in sent[again]])
             if not exact:
-                np.copyto(held, first, where=first != 0)
-                delta[pins] = held
-            self._clip(delta, changing)
+                delta[rows] += (W1[again] - W0[again]) - (x1[rows] - start[rows])
+            now = _Now(changing, sent, slots, w_slots, *((x1, W1) if exact else (x, W)), delta)
+            new = self._map(now, exact=exact)
+            delta[:] = 0.0
+            delta[targets] = new
+            if not exact:
+                delta[pins] = np.where(first != 0, first, delta[pins])
+            delta += start
+            np.clip(delta, 0.0, top, out=delta)
+            delta -= start
             if exact:
-                delta[pins] = held
-            x, x1, W = x1, x, W1
+                delta[pins] = first
+            x, W = x1, W1
+        delta[pins] = first
         return delta
 
-    def _receive(self, x1: np.ndarray, live: np.ndarray) -> np.ndarray:
-        """Return the received ligands of changed expression; only changed ligands are computed again."""
-        changed = np.flatnonzero(live[self._ligand_genes])
-        if not len(changed):
-            return self.W0
-        W1 = self.W0.copy()
-        W1[changed] = self._receiver.receive_rows(x1[self._ligand_genes[changed]], [self.ligands[i] for i in changed])
-        return W1
+    def _map(self, now: _Now, *, exact: bool) -> np.ndarray:
+        """Return (t, n) the changes of the targets, to first order or exact.
 
-    def _clip(self, delta: np.ndarray, changing: np.ndarray) -> None:
-        """Limit ``x0 + delta`` to the range from 0 to the observed maximum of each gene."""
-        start = self.x0[changing]
-        after = delta[changing]
-        after += start
-        np.clip(after, 0.0, self._top[changing, None], out=after)
-        after -= start
-        delta[changing] = after
-
-    def _map_derivative(self, x: np.ndarray, W: np.ndarray, delta: np.ndarray, live: np.ndarray) -> np.ndarray:
-        """Return (t, n) the changes of the targets, to first order in ``delta``."""
-        seen = np.zeros(delta.shape)
-        at = np.flatnonzero(live)
-        seen[at] = np.where(x[at] > TINY, delta[at], 0.0)
-
-        def visit(part: tuple[int, int, int], out: np.ndarray) -> None:
-            c, a, b = part
-            map_derivatives(
-                *self._by_cluster[c], a, b, x, W, self.W0, delta, seen, live, self._scale, out
-            )  # fmt: skip
-
-        return self._map(visit, x, W, delta, exact=False)
-
-    def _map_exact(self, x: np.ndarray, W: np.ndarray, live: np.ndarray) -> np.ndarray:
-        """Return (t, n) the differences between the values of the models now and at the start."""
-
-        def visit(part: tuple[int, int, int], out: np.ndarray) -> None:
-            c, a, b = part
-            map_differences(*self._by_cluster[c], a, b, x, W, self.x0, self.W0, live, self._scale, out)
-
-        return self._map(visit, x, W, self.x0, exact=True)
-
-    def _map(
-        self,
-        visit: Callable[[tuple[int, int, int], np.ndarray], None],
-        x: np.ndarray,
-        W: np.ndarray,
-        delta: np.ndarray,
-        *,
-        exact: bool,
-    ) -> np.ndarray:
-        """Return (t, n): targets that share coefficients are computed by ``visit``, the others cell by cell."""
-        out = np.empty((len(self._betas), x.shape[1]))
+        Targets that share coefficients are computed together, the others cell by cell.
+        """
+        out = np.empty((len(self._betas), self.x0.shape[1]))
         if self._shared:
             whole = len(self._shared) == len(out)
-            shared = out if whole else np.empty((len(self._shared), x.shape[1]))
+            shared = out if whole else np.empty((len(self._shared), self.x0.shape[1]))
             parts = [(c, i, min(i + _STEP, b)) for c, a, b in self._segments for i in range(a, b, _STEP)]
-            share_work(parts, [lambda part: visit(part, shared)] * min(self._threads, len(parts)))
+            live = np.zeros(len(self.x0), bool)
+            live[now.genes] = now.delta.any(1)
+
+            def visit(part: tuple[int, int, int]) -> None:
+                map_changes(
+                    *self._by_cluster[part[0]], *part[1:], self.x0, self.W0, now.slots, now.w_slots, now.x, now.W,
+                    now.delta, live, exact, TINY, shared,
+                )  # fmt: skip
+
+            share_work(parts, [visit] * min(self._threads, len(parts)))
             if not whole:
                 out[self._shared] = shared
-
-        def visit_target(t: int) -> None:
-            map_cells(
-                *self._features[t].arrays, self._ordered[t], self._rows[t], x, W, self.x0, self.W0, delta, exact,
-                self._scale, TINY, math.inf if self._cap is None else float(self._cap), out[t],
-            )  # fmt: skip
-
         if self._alone:
+            x, W, delta = self.x0.copy(), self.W0.copy(), np.zeros(self.x0.shape)
+            x[now.genes], W[now.sent], delta[now.genes] = now.x, now.W, now.delta
+
+            def visit_target(t: int) -> None:
+                map_cells(
+                    *self._features[t].arrays, self._ordered[t], self._rows[t], x, W, self.x0, self.W0, delta, exact,
+                    self._scale, TINY, math.inf if self._cap is None else float(self._cap), out[t],
+                )  # fmt: skip
+
             share_work(self._alone, [visit_target] * min(self._threads, len(self._alone)))
         return out

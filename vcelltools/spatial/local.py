@@ -17,7 +17,7 @@ import numpy as np
 
 from vcelltools.errors import DataError
 from vcelltools.spatial.betadata import Betas
-from vcelltools.spatial.blocks import make_joint_folds
+from vcelltools.spatial.blocks import N_BLOCKS, make_joint_folds
 from vcelltools.spatial.design import Features, join_columns, measure
 from vcelltools.spatial.modulators import Modulators
 from vcelltools.spatial.regress import ClusterResult, Problem, is_standardized
@@ -104,6 +104,33 @@ def judge(sse: np.ndarray, blind: np.ndarray | None, n: int) -> Verdict:
         cell_gain=float(gain[nearest]), cell_error=float(error[nearest]), epochs=best,
         per_cell=bool(best > 0 and (gain > error).all()),
     )  # fmt: skip
+
+
+def pad_width(n_columns: int) -> int:
+    """Return the number of columns of the network for some coefficients, of which only few shapes occur."""
+    width = _LEAST_COLUMNS
+    while width < n_columns:
+        width *= 4
+    return width
+
+
+def estimate_bytes(n_cells: int, n_columns: int, n_clusters: int, settings: Settings) -> int:
+    """Return the approximate memory in bytes to vary the coefficients of one target, if none of them is 0.
+
+    Parameters
+    ----------
+    n_cells, n_columns, n_clusters
+        Cells, columns of the target without the intercept, and clusters.
+    """
+    from vcelltools.model.local_betas import BATCH, Config
+    from vcelltools.model.local_betas import estimate_bytes as count_network
+
+    width = pad_width(1 + n_columns)
+    clusters = 1 if settings.trunk == "own" else n_clusters
+    config = Config(settings.encoder, settings.spatial_dim, clusters, width, min(BATCH, n_cells), settings.lr)
+    # the columns, those in use, the padded ones with a product of each, single precision, and the coefficients by cell
+    ours = n_cells * (8 * (5 * n_columns + 3 * width) + 4 * width)
+    return ours + count_network(config, n_cells, N_BLOCKS + 1)
 
 
 def count_neighbours(xy: np.ndarray, groups: np.ndarray, radius: float) -> np.ndarray:
@@ -252,9 +279,7 @@ class _Task:
         heads = part if s.trunk == "own" else list(range(len(fitter._numbers)))
         cluster = np.searchsorted(heads, fitter._at[rows])
         sd = self._sd[heads]
-        width = _LEAST_COLUMNS
-        while width < self._X.shape[1]:
-            width *= 4
+        width = pad_width(self._X.shape[1])
         X = _pad(self._X[rows], width)
         beta = _pad(self._beta[:, heads] / sd[:, None], width)
         y = self._y[rows] / sd[cluster]

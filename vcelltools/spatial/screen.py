@@ -359,8 +359,8 @@ def _do(run: FittedRun, folder: Path, task: Task, job: Mapping[str, Any], genes:
     top = {g: float(run.tissue.expression([g]).max()) for g, v in task.desired.items() if v == MAX}
     desired = {g: top.get(g, v) for g, v in task.desired.items()}
     change = engine.perturb(desired, cells=cells, hops=task.hops, response=job["response"])  # type: ignore[arg-type]
-    delta = np.empty((len(change.changing), len(change.order)))
-    delta[:, change.order] = change.delta_gn[change.changing]
+    delta = np.empty(change.delta_cn.shape)
+    delta[:, change.order] = change.delta_cn
     rows: dict[str, list] = {k: [] for k in _EFFECTS}
     others = [i for i, g in enumerate(change.changing) if change.genes[g] not in task.desired]
     scores = {"perturbation": [], "cell_type": [], "score": [], "n_genes": []}  # type: dict[str, list]

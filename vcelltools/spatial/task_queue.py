@@ -32,9 +32,16 @@ class Queue:
     """
 
     def __init__(self, folder: Path, names: Sequence[str], is_done: Callable[[str], bool]) -> None:
-        self._folder, self._names, self._is_done = folder, list(names), is_done
+        self._folder, self._names, self._ask = folder, list(names), is_done
+        self._done: set[str] = set()  # a result is not asked for again: with thousands of tasks, that takes long
+        self._first = 0  # all tasks before this one are done
         self._held: set[str] = set()
         self._stop = threading.Event()
+
+    def _is_done(self, name: str) -> bool:
+        if name not in self._done and self._ask(name):
+            self._done.add(name)
+        return name in self._done
 
     def _lock(self, name: str) -> Path:
         return self._folder / f"{name}.lock"
@@ -73,7 +80,9 @@ class Queue:
     def claim(self, most: int) -> list[str]:
         """Claim and return up to ``most`` tasks, in order; none if no task is free."""
         out: list[str] = []
-        for name in self._names:
+        while self._first < len(self._names) and self._names[self._first] in self._done:
+            self._first += 1
+        for name in self._names[self._first :]:
             if len(out) == most:
                 break
             if self._try(name):

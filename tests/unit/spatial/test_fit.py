@@ -15,6 +15,7 @@ from vcelltools import spatial
 from vcelltools.spatial.blocks import cut_blocks, make_folds
 from vcelltools.spatial.honesty import adjust, get_p_values, rearrange
 from vcelltools.spatial.regress import HeldOut
+from vcelltools.spatial.task_queue import Queue
 
 FIT = {"radius": 100.0, "network_dir": None}
 
@@ -132,8 +133,6 @@ def test_a_dead_owner_is_relieved_and_a_living_one_is_not(tmp_path):
     import os
     import socket
 
-    from vcelltools.spatial.task_queue import Queue
-
     queue = Queue(tmp_path, ["a", "b", "c"], lambda n: (tmp_path / n).exists())
     dead = {"host": socket.gethostname(), "pid": 2**22 + 5, "start": None, "time": 0}
     (tmp_path / "a.lock").write_text(json.dumps(dead))
@@ -145,6 +144,22 @@ def test_a_dead_owner_is_relieved_and_a_living_one_is_not(tmp_path):
     assert queue.claim(5) == []
     os.utime(tmp_path / "b.lock", (0, 0))
     assert queue.claim(5) == ["b"]
+
+
+def test_a_queue_does_not_ask_again_for_what_is_done(tmp_path):
+    asked = []
+
+    def is_done(name: str) -> bool:
+        asked.append(name)
+        return (tmp_path / name).exists()
+
+    names = [f"task{i}" for i in range(100)]
+    queue = Queue(tmp_path, names, is_done)
+    for name in names:
+        assert queue.claim(1) == [name]
+        (tmp_path / name).touch()
+        queue.release(name)
+    assert queue.claim(1) == [] and not queue.wait() and len(asked) < 500
 
 
 def test_blocks_hold_together_and_buffers_stay_out():

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +15,7 @@ from tests.unit.spatial.test_fit import digest, read_summary
 from vcelltools import spatial
 from vcelltools.errors import DataError, UsageError
 from vcelltools.spatial.blocks import make_joint_folds
-from vcelltools.spatial.local import count_neighbours, judge
+from vcelltools.spatial.local import count_neighbours, estimate_bytes, judge
 from vcelltools.spatial.settings import dump_toml, load_toml, make_settings
 
 FULL = {"radius": 60.0, "mode": "full", "epochs": 30, "genes": ["Gene0", "Gene1"]}
@@ -150,6 +152,44 @@ def test_neighbours_by_group():
     xy = np.array([[0.0, 0], [1, 0], [2, 0], [9, 0]])
     counts = count_neighbours(xy, np.array([4, 4, 7, 7]), 1.5)
     np.testing.assert_allclose(counts * 1.0, np.array([[1, 0], [1, 1], [1, 0], [0, 0]]) / 1.0)
+
+
+MEASURE = """
+import re, sys
+from pathlib import Path
+from vcelltools import spatial
+path, out, mode = sys.argv[1:]
+options = dict(network=path + "/mouse_network.parquet", radius=60.0, genes=["Gene0"], mode=mode)
+options |= dict(epochs=2) if mode == "full" else {}
+print(spatial.plan_fit(path + "/x.h5ad", **options).memory_bytes)
+spatial.fit(path + "/x.h5ad", out, **options)
+print(int(re.search("VmHWM:\\s*([0-9]+) kB", Path("/proc/self/status").read_text()).group(1)) * 1024)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the memory of a process is read from /proc")
+def test_the_plan_counts_the_memory_of_the_network(folder, tmp_path):
+    planned, used = {}, {}
+    for mode in ("seed", "full"):
+        command = [sys.executable, "-W", "ignore", "-c", MEASURE, str(folder), str(tmp_path / mode), mode]
+        lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+        planned[mode], used[mode] = map(int, lines[-2:])
+    more = used["full"] - used["seed"]
+    assert 0.5 * more < planned["full"] - planned["seed"] < 2 * more
+
+
+@pytest.mark.parametrize(
+    ("changed", "grows"),
+    [({"n_columns": 900}, True), ({"n_cells": 50_000}, True), ({"n_clusters": 40}, True), ({"trunk": "own"}, False),
+     ({"encoder": "map", "spatial_dim": 64}, True)],
+)  # fmt: skip
+def test_what_the_memory_of_the_network_depends_on(changed, grows):
+    sizes = {"n_cells": 5000, "n_columns": 250, "n_clusters": 4}
+    first = estimate_bytes(**sizes, settings=make_settings({"mode": "full"}))
+    options = {k: v for k, v in changed.items() if k not in sizes}
+    sizes |= {k: v for k, v in changed.items() if k in sizes}
+    after = estimate_bytes(**sizes, settings=make_settings({"mode": "full", **options}))
+    assert (after > 1.1 * first) if grows else (after < first)
 
 
 def test_settings_of_the_mode(tmp_path):
