@@ -399,7 +399,7 @@ def count_hits(label: np.ndarray, score: np.ndarray) -> Hits | None:
     positive = int(label.sum())
     if not 0 < positive < len(label):
         return None
-    order = np.argsort(-score, kind="stable")
+    order = np.argsort(-score)  # the order of equal scores does not count
     ends = np.append(np.flatnonzero(np.diff(score[order])), len(order) - 1)
     return Hits(np.cumsum(label[order])[ends].astype(np.float64), ends + 1.0, positive, len(label))
 
