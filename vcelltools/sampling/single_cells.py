@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from vcelltools.errors import DataError, UsageError
+from vcelltools.errors import DataError, UsageError, checked
 from vcelltools.io import Buffers, CsrMatrix, DenseMatrix, Span, open_dataset
 from vcelltools.io.stream import get_threads
 
@@ -62,6 +62,7 @@ class CellDataset:
     ['batch_idx', 'cell_id', 'experiment_id', 'gene_count', 'local_idx', 'umi_count']
     """
 
+    @checked
     def __init__(
         self, source: str | os.PathLike | Sequence[str | os.PathLike], genes: Any = None, values: str = "counts"
     ) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 from vcelltools.differential.cell_labels import Cells, find_pooled, read_cells
 from vcelltools.differential.energy import test_energy
 from vcelltools.differential.expression import Scale, Transform, find_scale, make_transform
-from vcelltools.errors import DataError, UsageError, check_number
+from vcelltools.errors import DataError, UsageError, check_number, checked
 from vcelltools.files.chosen_cells import ExtendedTable
 from vcelltools.files.convert import ConvertResult, copy_cells
 from vcelltools.genes.identity import NAME_COLUMNS
@@ -173,6 +173,7 @@ class RespondersResult(Shown):
             return copy_cells(ds, out, [source], None, ["all"], {}, packing, threads, progress, obs=obs)
 
 
+@checked
 def responders(
     source: str | os.PathLike | AnnData,
     *,
