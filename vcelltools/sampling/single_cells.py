@@ -244,6 +244,7 @@ class _MatrixFile(_File):
 
     def __init__(self, path: Path) -> None:
         ds = open_dataset(path)
+        ds.keep_cached()
         self.path, self._ds = path, ds
         self.n_cells = ds.n_cells
         self.names = [str(g) for g in ds.var.index]
