@@ -13,7 +13,7 @@ import numpy as np
 
 from vcelltools.atlas._folder import SAMPLES, Folder, open_folder
 from vcelltools.atlas._obs import make_gene_table, make_obs, make_var
-from vcelltools.errors import DataError, UsageError, spell
+from vcelltools.errors import DataError, UsageError, checked, spell
 from vcelltools.genes.identity import Basis, read_basis
 from vcelltools.genes.union import Member, Union, UnionMatrix, open_union
 from vcelltools.io import Dataset, H5adWriter, Span
@@ -124,6 +124,7 @@ def _choose(folder: Folder, skip_failed: bool) -> tuple[list[Member], list[str]]
     return [Member(name=x, path=folder.get_raw(x), layer=folder.files[x].get("layer")) for x in here], lacking
 
 
+@checked
 def plan_merge(
     dpath: str | os.PathLike, *, format: str = "h5ad", out: str | os.PathLike | None = None, skip_failed: bool = False
 ) -> MergePlan:
@@ -152,6 +153,7 @@ def _check_format(format: str) -> None:
         raise UsageError(f"format {format!r} is not known", hint=f"one of: {', '.join(FORMATS)}")
 
 
+@checked
 def merge(
     dpath: str | os.PathLike,
     *,

@@ -13,7 +13,7 @@ import numpy as np
 
 from vcelltools.differential.cell_labels import Cells, read_parts
 from vcelltools.differential.runners import RUNNERS, Task
-from vcelltools.errors import UsageError, check_number, spell
+from vcelltools.errors import UsageError, check_number, checked, spell
 from vcelltools.io import open_dataset
 from vcelltools.io.frame import arrow_numbers, arrow_texts
 from vcelltools.io.results import Shown
@@ -209,6 +209,7 @@ def check_name(path: str | Path) -> None:
         raise UsageError(f"{path} ends in neither .parquet nor .csv", hint=f"choose another {spell('out')}")
 
 
+@checked
 def de(
     source: str | os.PathLike | AnnData,
     *,

@@ -11,7 +11,7 @@ import numpy as np
 
 from vcelltools.differential.cell_labels import read_parts
 from vcelltools.differential.screen import MIN_CELLS, Screen
-from vcelltools.errors import UsageError, check_number
+from vcelltools.errors import UsageError, check_number, checked
 from vcelltools.io import open_dataset
 from vcelltools.io.frame import arrow_numbers, arrow_texts, write_frame
 from vcelltools.io.results import Shown
@@ -202,6 +202,7 @@ class EnergyResult(Shown):
         return write_frame(p, arrays, force=force)
 
 
+@checked
 def energy(
     source: str | os.PathLike | AnnData,
     *,

@@ -12,7 +12,7 @@ import numpy as np
 from vcelltools.differential.cell_labels import find_pooled, read_cells
 from vcelltools.differential.energy import ControlEnergy
 from vcelltools.differential.screen import MIN_CELLS, Batch, Screen
-from vcelltools.errors import DataError, check_number
+from vcelltools.errors import DataError, check_number, checked
 from vcelltools.files.chosen_cells import ExtendedTable
 from vcelltools.files.convert import ConvertResult, copy_cells
 from vcelltools.io import Column, open_dataset
@@ -165,6 +165,7 @@ class RespondersResult(Shown):
             return copy_cells(ds, out, [source], None, ["all"], {}, packing, threads, progress, obs=obs)
 
 
+@checked
 def responders(
     source: str | os.PathLike | AnnData,
     *,

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vcelltools.errors import EnvironmentFault, UsageError, spell
+from vcelltools.errors import EnvironmentFault, UsageError, checked, spell
 from vcelltools.runtime.progress import SILENT, Progress
 from vcelltools.training.settings import TrainSettings, make_settings
 
@@ -47,6 +47,7 @@ class Job:
         return train(self.settings, resume=resume, force=force, extend=self.extend, progress=progress)
 
 
+@checked
 def train(
     out: str | os.PathLike = "runs/run",
     *,
