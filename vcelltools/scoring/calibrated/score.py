@@ -17,7 +17,7 @@ from vcelltools.differential.groupsums import GroupSums
 from vcelltools.errors import DataError
 from vcelltools.io.frame import load_ahead
 from vcelltools.runtime.progress import Progress
-from vcelltools.runtime.threads import get_threads
+from vcelltools.runtime.threads import get_threads, one_blas_thread
 from vcelltools.scoring.calibrated.controls import (
     LITTLE_RANGE,
     LITTLE_WINS,
@@ -239,12 +239,9 @@ class Calibrated(CellEval):
             warnings.append(
                 f"{n_empty} of {n} perturbations have no true DE genes, so metrics on DE genes have no value for them"
             )
-        squared = np.sqrt(
-            np.maximum(
-                (pred.mean_kg**2).sum(axis=1)[:, None] + (truth.whole.mean_kg**2).sum(axis=1)
-                - 2 * pred.mean_kg @ truth.whole.mean_kg.T, 0,
-            )
-        )  # fmt: skip
+        with one_blas_thread():
+            product_pp = pred.mean_kg @ truth.whole.mean_kg.T
+        norms_pp = (pred.mean_kg**2).sum(axis=1)[:, None] + (truth.whole.mean_kg**2).sum(axis=1)
         trusted = {m: c for m, c in components.items() if m not in weak}
         return CalibratedScore(
             context=truth.context,
@@ -263,7 +260,7 @@ class Calibrated(CellEval):
             ),
             names=truth.names,
             genes=truth.genes,
-            distance_pp=squared,
+            distance_pp=np.sqrt(np.maximum(norms_pp - 2 * product_pp, 0)),
             n_without_de=n_empty,
         )
 
