@@ -272,7 +272,7 @@ def make_train_table() -> str:
         "|---|---|---|---|",
     ]
     notes = []
-    memory = [r for r in body["rows"] if "spread" not in r]
+    memory = [r for r in body["rows"] if "spread" not in r and "peak_mb" in r]
     for r in body["rows"]:
         if r in memory:
             continue
