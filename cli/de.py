@@ -18,8 +18,8 @@ def de(
         str | None,
         typer.Option(
             "--test",
-            help="Test: wilcoxon, nb or welch [default: nb with --replicate-col, else welch with --covariates, else "
-            "wilcoxon].",
+            help="Test: wilcoxon, nb, welch, or energy for whole perturbations [default: nb with --replicate-col, else "
+            "welch with --covariates, else wilcoxon].",
         ),
     ] = None,
     pert_col: Annotated[
@@ -78,6 +78,10 @@ def de(
         bool,
         typer.Option("--exact", help="wilcoxon: compute exact p-values for samples of at most 8 cells without ties."),
     ] = False,
+    permutations: Annotated[
+        int | None, typer.Option("--permutations", min=0, help="energy: permutations for each p-value [default: 999].")
+    ] = None,
+    seed: Annotated[int | None, typer.Option("--seed", min=0, help="energy: random seed [default: 0].")] = None,
     modality: Modality = None,
     layer: Layer = None,
     threads: Threads = None,
@@ -90,7 +94,8 @@ def de(
 
     wilcoxon is the Mann-Whitney U test on log1p CP10K values. nb is a negative-binomial test on counts, fitted by the
     method of moments. welch tests means of log1p CP10K values, with covariates fitted on the controls alone. Cells are
-    not replicates: --replicate-col makes replicates the unit of the test.
+    not replicates: --replicate-col makes replicates the unit of the test. energy tests each perturbation as a whole, by
+    the energy distance of its cells to the controls and permutations; its table has one row per perturbation.
 
     Example: vcelltools de atlas.h5ad --pert-col perturbation --control non-targeting --out de.parquet
     """
@@ -109,8 +114,31 @@ def de(
     columns = [c.strip() for c in covariates.split(",") if c.strip()]
     if test is None:
         test = "nb" if replicate_col is not None else "welch" if columns else "wilcoxon"
-    if test in ("nb", "welch"):
+    if test != "wilcoxon":
         refuse({"--exact": exact, "--no-continuity": not continuity}, f"--test {test}")
+    if test != "energy":
+        refuse({"--permutations": permutations is not None, "--seed": seed is not None}, f"--test {test}")
+    else:
+        refuse(
+            {"--reference": reference != "control", "--stratify": stratify, "--covariates": columns,
+             "--replicate-col": replicate_col, "--epsilon": epsilon != 1e-9, "--min-cpm": min_cpm is not None},
+            "--test energy",
+        )  # fmt: skip
+        from vcelltools.differential.energy import energy
+
+        chosen = {k: v for k, v in (("permutations", permutations), ("seed", seed)) if v is not None}
+        distances = energy(
+            file, pert_col=pert_col, control=control, context_col=context_col, keep=keep, modality=modality,
+            layer=layer, threads=threads, progress=o.progress, **chosen,
+        )  # fmt: skip
+        distances.write(out, force=force)
+        o.note(*distances.notes)
+        rows = distances.get_rows()
+        head = ["perturbation", "cells", "controls", "E-distance", "p", "adjusted p"]
+        o.table(head if context_col is None else ["context", *head], rows)
+        o.result({**distances.to_json(), "out": str(out)})
+        o.done(f"wrote {out}: {len(rows):,} perturbations")
+        return
     result = compute(
         file, test=test, pert_col=pert_col, control=control, reference=reference, context_col=context_col,
         stratify=stratify, covariates=columns, replicate_col=replicate_col, keep=keep, epsilon=epsilon,

@@ -35,7 +35,7 @@ def train(
         Opt(help="Edge list of genes for neighbours: two symbols, optionally a weight; may be repeated."),
     ] = None,
     from_run: Annotated[
-        Path | None, Opt("--from", help="Finished run of a transformer, whose weights the training starts from.")
+        Path | None, Opt("--from", help="Finished run of the same model, whose weights the training starts from.")
     ] = None,
     extend: Annotated[
         Path | None, Opt(help="Finished run to train to a larger number of steps, with its own settings.")

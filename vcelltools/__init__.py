@@ -20,6 +20,7 @@ if TYPE_CHECKING:  # for editors and type checkers, which cannot see what __geta
     from vcelltools.challenge.vcc import prep as prep
     from vcelltools.descriptors.make import features as features
     from vcelltools.differential.de import de as de
+    from vcelltools.differential.energy import energy as energy
     from vcelltools.differential.pseudobulk import pseudobulk as pseudobulk
     from vcelltools.evaluation.evaluate import evaluate as evaluate
     from vcelltools.files.convert import convert as convert
@@ -69,6 +70,7 @@ _PUBLIC = {
     "evaluate": "vcelltools.evaluation.evaluate",
     "baseline": "vcelltools.prediction.baseline",
     "de": "vcelltools.differential.de",
+    "energy": "vcelltools.differential.energy",
     "pseudobulk": "vcelltools.differential.pseudobulk",
     "score": "vcelltools.scoring",
     "prep": "vcelltools.challenge.vcc",

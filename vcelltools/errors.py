@@ -15,10 +15,15 @@ Any other exception is a bug: exit code 1, with a traceback.
 
 from __future__ import annotations
 
+import functools
 import shlex
-from collections.abc import Mapping
-from numbers import Real
-from typing import Any
+from collections.abc import Callable, Mapping
+from inspect import signature
+from numbers import Integral, Real
+from typing import Any, ParamSpec, TypeVar
+
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
 
 # argument -> its option while a command runs; None if the caller is Python
 _flags: Mapping[str, str] | None = None
@@ -128,6 +133,43 @@ def check_number(field: str, value: float | None, *, low: float | None = None, h
         raise UsageError(f"{spell(field)} is {value:g}, but must be at least {low:g}", field=field)
     if high is not None and value > high:
         raise UsageError(f"{spell(field)} is {value:g}, but must be at most {high:g}", field=field)
+
+
+def checked(verb: Callable[_P, _R]) -> Callable[_P, _R]:
+    """Check the numbers and switches with which a public function is called, by its annotations.
+
+    A text such as ``force="no"`` would otherwise be taken for true, and ``top="50"`` would fail deep inside.
+    """
+    kinds: dict[str, set[str]] = {}
+    for name, parameter in signature(verb).parameters.items():
+        parts = set(str(parameter.annotation).split(" | "))
+        if parts - {"None"} and parts <= {"int", "float", "bool", "None"}:
+            kinds[name] = parts
+    order = list(signature(verb).parameters)
+
+    @functools.wraps(verb)
+    def call(*args: _P.args, **kwargs: _P.kwargs) -> _R:
+        for name, value in (*zip(order, args, strict=False), *kwargs.items()):
+            if name in kinds:
+                _check_kind(name, value, kinds[name])
+        return verb(*args, **kwargs)
+
+    return call
+
+
+def _check_kind(field: str, value: Any, kinds: set[str]) -> None:
+    if value is None and "None" in kinds:
+        return
+    is_switch = type(value).__name__ in ("bool", "bool_")  # Python's and numpy's
+    if is_switch and "bool" in kinds:
+        return
+    if kinds <= {"bool", "None"}:
+        raise UsageError(f"{spell(field)} is {value!r}, but must be True or False", field=field)
+    if is_switch or not isinstance(value, Real):
+        raise UsageError(f"{spell(field)} is {value!r}, but must be a number", field=field)
+    if "float" not in kinds and not isinstance(value, Integral):
+        raise UsageError(f"{spell(field)} is {value!r}, but must be a whole number", field=field)
+    check_number(field, value)  # type: ignore[arg-type]  # a number of numpy is one too
 
 
 class EnvironmentFault(VcellError):

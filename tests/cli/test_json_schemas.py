@@ -26,6 +26,7 @@ SCHEMAS = {
     "build-store": {"stores": list},
     "verify": {"ok": bool, "stores": list},
     "de": {"out": str},
+    "de --test energy": {"out": str, "n_perturbations": int, "perturbations": list, "settings": dict, "notes": list},
     "pseudobulk": {"out": str, "n_groups": int, "n_genes": int, "n_cells": int, "smallest": int},
     "init": {"out": str, "datasets": list},
     "train": {
@@ -61,6 +62,9 @@ def bodies(tmp_path_factory):
     run("build-store", "x.h5ad", "--basis", "basis.txt", *columns)
     run("verify", "stores/x")
     run("de", "x.h5ad", "--out", "de.csv")
+    genes = out["de"]
+    out["de --test energy"] = run("de", "x.h5ad", "--test", "energy", "--permutations", 9, "--out", "energy.csv")
+    out["de"] = genes
     run("pseudobulk", "x.h5ad", "--by", "target_gene,batch", "--out", "bulk.h5ad")
     run("convert", "x.h5ad", "--layout", "csc", "--out", "c.h5ad")
     run("sample", "x.h5ad", "-n", 50, "--out", "s.h5ad")
@@ -85,6 +89,9 @@ def test_fields_and_types(bodies, command):
 
 def test_inner_fields(bodies):
     assert all({"path", "ok", "problems"} <= set(s) for s in bodies["verify"]["stores"])
+    row = {"perturbation": str, "n_cells": int, "n_controls": int, "e_distance": float, "p_value": float, "fdr": float}
+    for found in bodies["de --test energy"]["perturbations"]:
+        assert {k: type(v) for k, v in found.items()} == row
     assert all(set(c) >= COMPONENT for c in bodies["score"]["components"].values())
 
 

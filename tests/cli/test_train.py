@@ -86,7 +86,11 @@ def test_a_run_that_cannot_be_extended_or_started_from(trained, project, cli):
         (("--extend", "runs/a", "--steps", 70, "--sets", 4), 2, "--sets cannot be changed with --extend"),
         (("--extend", "runs/a", "--steps", 70, "--force"), 2, "--extend cannot be combined with --force"),
         (("--extend", "runs/none", "--steps", 70), 3, "runs/none does not exist"),
-        (("--from", "runs/a", "--model", "ridge"), 2, "--from applies to a transformer, not to ridge"),
+        (
+            ("--from", "runs/a", "--model", "ridge"),
+            2,
+            "or a diffusion model, not to ridge",
+        ),
     ):
         done = cli("train", *words, cwd=project, env=ENV)
         assert done.code == code and said in done.stderr, (words, done.stderr)

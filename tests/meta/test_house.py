@@ -185,7 +185,7 @@ def test_no_room_is_too_large():
 # outside kernels; a docstring does not count. Commands and the functions behind a public verb spell their options out
 MAX_LINES, MAX_ARGUMENTS, MAX_KERNEL_LINES = 80, 12, 150
 VERBS = {
-    "hvg", "compute_hvg", "normalize", "convert", "sample", "inspect", "basis", "build_store", "score", "de",
+    "hvg", "compute_hvg", "normalize", "convert", "sample", "inspect", "basis", "build_store", "score", "de", "energy",
     "simulate", "train", "predict", "baseline", "prep", "lint", "screen", "features",
     "evaluate",
 }  # fmt: skip

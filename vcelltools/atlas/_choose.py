@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vcelltools.atlas._sources import Source
-from vcelltools.errors import DataError, UsageError, spell
+from vcelltools.errors import DataError, UsageError, checked, spell
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -235,6 +235,7 @@ def _apply_caps(source: Source, rows: np.ndarray, caps: Sequence[str]) -> np.nda
     return rows
 
 
+@checked
 def read_ids(text: str) -> tuple[str, ...]:
     """Return the ids of ``A,B,C``, or of a file with one per line."""
     if "," not in text and Path(text).is_file():
@@ -282,6 +283,7 @@ class Listing:
         return out
 
 
+@checked
 def list_experiments(source: Source, *, where: Sequence[str] = (), values: str | None = None) -> Listing:
     """Count the experiments and cells of a source, column by column.
 

@@ -22,7 +22,7 @@ from vcelltools.atlas._choose import Choice, choose
 from vcelltools.atlas._folder import MANIFEST, RAW, SCHEMA, Folder, hash_file, open_folder
 from vcelltools.atlas._remote import Busy, Changed, Facts, GivenUp, NoRanges, get_scheme, retry, show_url
 from vcelltools.atlas._sources import Source
-from vcelltools.errors import DataError, EnvironmentFault, UsageError, VcellError, spell
+from vcelltools.errors import DataError, EnvironmentFault, UsageError, VcellError, checked, spell
 from vcelltools.io.write.atomic import FULL, REFUSED, check_space, fsync_path, locked, say_bytes, translate_os_errors
 from vcelltools.io.write.guard import Target, guard_outputs
 from vcelltools.runtime.progress import SILENT, Progress
@@ -176,6 +176,7 @@ class _Rate:
             time.sleep(wait)
 
 
+@checked
 def make_plan(source: Source, choice: Choice, dpath: Path, transfer: Transfer, rows: np.ndarray | None = None) -> Plan:
     """Plan the fetch of a choice into a folder, without writing anything.
 
@@ -262,6 +263,7 @@ def _get_journal(folder: Folder, name: str) -> Path:
     return folder.dpath / RAW / f"{name}.h5ad.part.json"
 
 
+@checked
 def fetch(
     source: Source,
     choice: Choice,

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vcelltools.atlas._sources import ID_PATTERN
-from vcelltools.errors import DataError
+from vcelltools.errors import DataError, checked
 from vcelltools.io.write.atomic import atomic_file, write_json
 from vcelltools.runtime.progress import SILENT, Progress
 
@@ -105,6 +105,7 @@ def _to_arrow(values: pd.Series) -> Any:
         return pa.array([None if v is None else str(v) for v in values], pa.string())
 
 
+@checked
 def open_folder(dpath: str | os.PathLike) -> Folder:
     """Open a folder that ``atlas fetch`` wrote.
 
@@ -174,6 +175,7 @@ class Verified:
                 "missing": self.missing}  # fmt: skip
 
 
+@checked
 def verify_folder(dpath: str | os.PathLike, *, progress: Progress = SILENT) -> Verified:
     """Hash every fetched file again and compare it with the manifest."""
     folder = open_folder(dpath)

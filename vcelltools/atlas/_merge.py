@@ -13,14 +13,14 @@ import numpy as np
 
 from vcelltools.atlas._folder import SAMPLES, Folder, open_folder
 from vcelltools.atlas._obs import make_gene_table, make_obs, make_var
-from vcelltools.errors import DataError, UsageError, spell
+from vcelltools.errors import DataError, UsageError, checked, spell
 from vcelltools.genes.identity import Basis, read_basis
 from vcelltools.genes.union import Member, Union, UnionMatrix, open_union
 from vcelltools.io import Dataset, H5adWriter, Span
 from vcelltools.io.chunks import CsrChunk
 from vcelltools.io.formats.zarr import is_zarr
 from vcelltools.io.hdf5.table import EmptyTable
-from vcelltools.io.stream import get_threads, map_spans
+from vcelltools.io.stream import map_spans
 from vcelltools.io.write.atomic import atomic_file, locked, write_json
 from vcelltools.io.write.guard import Target, guard_outputs
 from vcelltools.runtime.memory import trim_heap
@@ -31,7 +31,7 @@ FORMATS = ("h5ad", "zarr", "batches", "store")
 _DTYPES = {"h5ad": ("uint8", "uint16", "uint32"), "batches": ("int16", "int32", "int64")}
 SAMPLE_COLUMNS = ("tissue", "tech_10x", "cell_prep", "disease", "perturbation")
 CONFIG = "config.json"
-_DENSE_BYTES = 8 << 20
+_SPAN_VALUES = 1 << 18
 _OPEN_FILES = 4  # both passes read the files in order
 
 
@@ -124,6 +124,7 @@ def _choose(folder: Folder, skip_failed: bool) -> tuple[list[Member], list[str]]
     return [Member(name=x, path=folder.get_raw(x), layer=folder.files[x].get("layer")) for x in here], lacking
 
 
+@checked
 def plan_merge(
     dpath: str | os.PathLike, *, format: str = "h5ad", out: str | os.PathLike | None = None, skip_failed: bool = False
 ) -> MergePlan:
@@ -152,6 +153,7 @@ def _check_format(format: str) -> None:
         raise UsageError(f"format {format!r} is not known", hint=f"one of: {', '.join(FORMATS)}")
 
 
+@checked
 def merge(
     dpath: str | os.PathLike,
     *,
@@ -307,7 +309,12 @@ def _describe_union(union: Union) -> list[str]:
 
 
 def iterate_csr(
-    union: Union, *, threads: int | None, progress: Progress, max_values: int = 1 << 18, dtype: np.dtype | None = None
+    union: Union,
+    *,
+    threads: int | None,
+    progress: Progress,
+    max_values: int = _SPAN_VALUES,
+    dtype: np.dtype | None = None,
 ) -> Iterator[tuple[int, np.ndarray, np.ndarray, np.ndarray]]:
     """Yield (first cell, indptr, indices, data) of the union's cells, in order; threads map the genes."""
 
@@ -455,7 +462,6 @@ def _write_batches(
     batch_size: int,
 ) -> None:
     from vcelltools.io.formats.batchfile import BatchWriter
-    from vcelltools.kernels.union import spread_rows
 
     m, starts = union.matrix, union.survey.starts
     n_files = -(-len(union.members) // batch_size)
@@ -465,20 +471,14 @@ def _write_batches(
     assert barcodes is not None
     for b in range(n_files):
         first, stop = (int(starts[min(k * batch_size, len(union.members))]) for k in (b, b + 1))
-        step = max(1, _DENSE_BYTES // (m.shape[1] * dtype.itemsize))
-        spans = [_make_span(m, a, min(a + step, stop)) for a in range(first, stop, step)]
         experiments = [x.name for x in union.members[b * batch_size : (b + 1) * batch_size]]
         sizes = np.diff(starts)[b * batch_size : (b + 1) * batch_size]
-
-        def make(chunk: Any, span: object) -> np.ndarray:
-            block = np.zeros((chunk.n_rows, chunk.n_genes), dtype)
-            spread_rows(chunk.indptr, chunk.indices, chunk.data, block)
-            return block
-
-        path = target / _name_batch(b)
-        with BatchWriter(path, genes=union.genes.kept, dtype=dtype, threads=get_threads(threads), force=force) as out:
-            for block in map_spans(m, spans, make, threads=threads, progress=progress):
-                out.append(block)
+        with BatchWriter(target / _name_batch(b), genes=union.genes.kept, dtype=dtype, force=force) as out:
+            per_cell = int(m.indptr[stop] - m.indptr[first]) // max(stop - first, 1) + 1
+            step = out.rows * max(1, _SPAN_VALUES // per_cell // out.rows)
+            spans = [_make_span(m, a, min(a + step, stop)) for a in range(first, stop, step)]
+            for n_rows, packed in map_spans(m, spans, out.pack, threads=threads, progress=progress):
+                out.append(n_rows, packed)
             out.finish(
                 cells=barcodes[first:stop].tolist(),
                 experiments=np.repeat(np.array(experiments, object), sizes).tolist(),

@@ -29,7 +29,7 @@ from vcelltools.atlas._remote import (
     open_remote,
     show_url,
 )
-from vcelltools.errors import DataError, UsageError, spell
+from vcelltools.errors import DataError, UsageError, checked, spell
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -112,6 +112,7 @@ class Source:
         return len(self.ids)
 
 
+@checked
 def open_source(
     source: str,
     *,

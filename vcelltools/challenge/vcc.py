@@ -27,7 +27,7 @@ from vcelltools.challenge.checks import (
     read_genes,
     read_perturbations,
 )
-from vcelltools.errors import DataError, UsageError, spell
+from vcelltools.errors import DataError, UsageError, checked, spell
 from vcelltools.io import CscMatrix, CsrMatrix, Dataset, open_dataset
 from vcelltools.io.chunks import DenseChunk
 from vcelltools.io.dataset import list_choices
@@ -91,6 +91,7 @@ class LintResult(Result):
     facts: dict[str, Any] = field(default_factory=dict)
 
 
+@checked
 def prep(
     pred: str | os.PathLike,
     out: str | os.PathLike,
@@ -323,6 +324,7 @@ def _turn_columns(data: Dataset, folder: Path) -> Iterator[Block]:
             first += len(indptr) - 1
 
 
+@checked
 def lint(
     path: str | os.PathLike,
     *,

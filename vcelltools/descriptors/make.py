@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from vcelltools.descriptors.sources import Source, read_source
-from vcelltools.errors import DataError, UsageError, spell
+from vcelltools.errors import DataError, UsageError, checked, spell
 from vcelltools.genes.identity import make_basis, match_genes
 from vcelltools.genes.table import read_aliases
 from vcelltools.io.results import Result
@@ -49,6 +49,7 @@ class FeaturesResult(Result):
     missing: tuple[str, ...]
 
 
+@checked
 @one_blas_thread()
 def features(
     sources: Sequence[str | os.PathLike],

@@ -134,6 +134,56 @@ def find_pooled(dataset: Dataset, cells: Cells, control: str) -> str | None:
     return None
 
 
+def read_parts(
+    dataset: Dataset, pert_col: str, control: str, keep: str | None, context_col: str | None, notes: list[str]
+) -> tuple[Cells, dict[str, Cells]]:
+    """Read the labels of the cells to compare; return all of them, and those of each context ("" without a column).
+
+    Contexts without a perturbation are left out, with a note, and a note says if different kinds of cells are pooled.
+
+    Raises
+    ------
+    DataError
+        If a column or the control is missing, or there is no perturbation.
+    """
+    cells = read_cells(dataset, pert_col, control)
+    if keep is not None:
+        cells = _keep_cells(dataset, cells, keep, control, pert_col)
+    parts = {"": cells}
+    if context_col is not None:
+        names, context_n = read_contexts(dataset, context_col)
+        parts = {name: cells.keep((context_n == i) & (cells.codes >= 0)) for i, name in enumerate(names)}
+        parts = {name: part for name, part in parts.items() if part.labels}
+    elif pooled := find_pooled(dataset, cells, control):
+        notes.append(pooled)
+    bare = [name for name, part in parts.items() if set(part.labels) <= {control}]
+    if len(bare) == len(parts):
+        said = f" selected by obs/{keep}" if keep is not None else ""
+        raise DataError(f"{dataset.label}: no cell{said} has a label in obs/{pert_col} other than {control!r}")
+    if bare:
+        notes.append(f"contexts without a perturbation were left out: {', '.join(bare)}")
+        parts = {name: part for name, part in parts.items() if name not in bare}
+    for name, part in parts.items():
+        where = f"{dataset.label}, context {name}" if name else dataset.label
+        part.need_control(control, f"{where}: no cell of obs/{pert_col}")
+    return cells, parts
+
+
+def _keep_cells(dataset: Dataset, cells: Cells, column_name: str, control: str, pert_col: str) -> Cells:
+    """Remove cells that are not selected, and labels that no selected cell has."""
+    column = dataset.obs.column(column_name)
+    if column.kind != "bool":
+        raise DataError(
+            f"{dataset.label}: obs/{column_name} is a {column.kind} column, but {spell('keep')} needs booleans"
+        )
+    assert column.values is not None
+    wanted = column.values.astype(bool) & (True if column.missing is None else ~column.missing)
+    kept = cells.keep(wanted)
+    if control not in kept.labels:
+        raise DataError(f"{dataset.label}: obs/{column_name} selects no cell with obs/{pert_col} = {control!r}")
+    return replace(kept, n_missing=int(np.count_nonzero(kept.codes < 0)))
+
+
 def split_halves(codes: np.ndarray, group_order: np.ndarray, n_groups: int, seed: int) -> np.ndarray:
     """Return (n,) int32 codes of two disjoint halves of every group: k in the first, k + ``n_groups`` in the second.
 

@@ -5,16 +5,16 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vcelltools.differential.cell_labels import Cells, find_pooled, read_cells, read_contexts
+from vcelltools.differential.cell_labels import Cells, read_parts
 from vcelltools.differential.runners import RUNNERS, Task
-from vcelltools.errors import DataError, UsageError, check_number, spell
-from vcelltools.io import Dataset, open_dataset
+from vcelltools.errors import UsageError, check_number, checked, spell
+from vcelltools.io import open_dataset
 from vcelltools.io.frame import arrow_numbers, arrow_texts
 from vcelltools.io.results import Shown
 from vcelltools.io.write.atomic import atomic_file, check_output
@@ -209,6 +209,7 @@ def check_name(path: str | Path) -> None:
         raise UsageError(f"{path} ends in neither .parquet nor .csv", hint=f"choose another {spell('out')}")
 
 
+@checked
 def de(
     source: str | os.PathLike | AnnData,
     *,
@@ -287,28 +288,11 @@ def de(
     }  # fmt: skip
     _check_options(test, reference, options)
     with open_dataset(source, modality=modality, layer=layer) as dataset:
-        cells = read_cells(dataset, pert_col, control)
-        if keep is not None:
-            cells = _keep_cells(dataset, cells, keep, control, pert_col)
         notes = list(dataset.notes)
-        parts = {"": cells}
-        if context_col is not None:
-            names, context_n = read_contexts(dataset, context_col)
-            parts = {name: cells.keep((context_n == i) & (cells.codes >= 0)) for i, name in enumerate(names)}
-            parts = {name: part for name, part in parts.items() if part.labels}
-        elif pooled := find_pooled(dataset, cells, control):
-            notes.append(pooled)
-        bare = [name for name, part in parts.items() if set(part.labels) <= {control}]
-        if len(bare) == len(parts):
-            said = f" selected by obs/{keep}" if keep is not None else ""
-            raise DataError(f"{dataset.label}: no cell{said} has a label in obs/{pert_col} other than {control!r}")
-        if bare:
-            notes.append(f"contexts without a perturbation were left out: {', '.join(bare)}")
-            parts = {name: part for name, part in parts.items() if name not in bare}
+        cells, parts = read_parts(dataset, pert_col, control, keep, context_col, notes)
         found = []
         for name, part in parts.items():
             where = f"{dataset.label}, context {name}" if name else dataset.label
-            part.need_control(control, f"{where}: no cell of obs/{pert_col}")
             groups = RUNNERS[test](Task(dataset=dataset, cells=part, control=control, where=where, **options))
             found.append(_compare(groups, part, control, epsilon, min_cpm, notes))
         genes = dataset.var.index
@@ -412,18 +396,3 @@ def adjust_kept(p_pg: np.ndarray, kept_pg: np.ndarray | None) -> np.ndarray:
         if kept.any():
             row[kept] = adjust_bh(p[kept])
     return fdr
-
-
-def _keep_cells(dataset: Dataset, cells: Cells, column_name: str, control: str, pert_col: str) -> Cells:
-    """Remove cells that are not selected, and labels that no selected cell has."""
-    column = dataset.obs.column(column_name)
-    if column.kind != "bool":
-        raise DataError(
-            f"{dataset.label}: obs/{column_name} is a {column.kind} column, but {spell('keep')} needs booleans"
-        )
-    assert column.values is not None
-    wanted = column.values.astype(bool) & (True if column.missing is None else ~column.missing)
-    kept = cells.keep(wanted)
-    if control not in kept.labels:
-        raise DataError(f"{dataset.label}: obs/{column_name} selects no cell with obs/{pert_col} = {control!r}")
-    return replace(kept, n_missing=int(np.count_nonzero(kept.codes < 0)))

@@ -1,10 +1,28 @@
-"""The energy distance between two groups of cells, with a permutation test."""
+"""The energy distance between two groups of cells, with a permutation test, and of every perturbation in a file."""
 
 from __future__ import annotations
 
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
 import numpy as np
 
-from vcelltools.errors import UsageError
+from vcelltools.differential.cell_labels import read_parts
+from vcelltools.differential.screen import MIN_CELLS, Screen
+from vcelltools.errors import UsageError, check_number, checked
+from vcelltools.io import open_dataset
+from vcelltools.io.frame import arrow_numbers, arrow_texts, write_frame
+from vcelltools.io.results import Shown
+from vcelltools.io.write.atomic import check_output
+from vcelltools.kernels.pvalues import adjust_bh
+from vcelltools.runtime.progress import SILENT, Progress
+from vcelltools.runtime.threads import get_threads, one_blas_thread, share_work
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from anndata import AnnData
 
 _AT_ONCE = 128
 _TIE = 1e-12
@@ -94,3 +112,194 @@ def test_energy(
 
 
 test_energy.__test__ = False  # type: ignore[attr-defined]  # pytest would collect it because of its name
+
+
+class ControlEnergy:
+    """Energy distances of perturbations to the same controls, on at most ``max_tested`` cells of each group.
+
+    Parameters
+    ----------
+    control_ng
+        (n, g) control cells.
+    max_tested, permutations, seed
+        See :func:`energy`. The draws of a perturbation depend on the seed and its number alone.
+    """
+
+    def __init__(self, control_ng: np.ndarray, *, max_tested: int, permutations: int, seed: int) -> None:
+        self.max_tested, self.permutations, self.seed = max_tested, permutations, seed
+        self.control_ng = self._draw(control_ng, 1)
+
+    def _draw(self, x_ng: np.ndarray, *key: int) -> np.ndarray:
+        n = len(x_ng)
+        if n <= self.max_tested:
+            return x_ng
+        return x_ng[np.sort(np.random.default_rng([self.seed, *key]).choice(n, self.max_tested, replace=False))]
+
+    def test(self, x_ng: np.ndarray, number: int) -> tuple[float, float]:
+        """Return the energy distance of (n, g) cells of the perturbation ``number``, and its permutation p-value."""
+        drawn, seed = self._draw(x_ng, 2, number), [self.seed, 3, number]
+        return test_energy(drawn, self.control_ng, permutations=self.permutations, seed=seed)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EnergyResult(Shown):
+    """The energy distance of every perturbation to the controls.
+
+    Attributes
+    ----------
+    perturbations, contexts
+        Names, and the context of each row, or None if all cells were pooled.
+    n_cells_p, n_controls_p
+        Numbers of cells of each perturbation, and of the controls of its context.
+    distance_p, p_p, fdr_p
+        (p,) energy distances, permutation p-values, and their Benjamini-Hochberg adjustment over the perturbations of a
+        context.
+    settings, notes
+        The settings of the computation, and notes for the user.
+    """
+
+    perturbations: list[str]
+    contexts: list[str] | None
+    n_cells_p: np.ndarray
+    n_controls_p: np.ndarray
+    distance_p: np.ndarray
+    p_p: np.ndarray
+    fdr_p: np.ndarray
+    settings: dict[str, Any]
+    notes: list[str] = field(default_factory=list)
+
+    def _columns(self) -> dict[str, Any]:
+        return {
+            **({} if self.contexts is None else {"context": self.contexts}),
+            "perturbation": self.perturbations, "n_cells": self.n_cells_p, "n_controls": self.n_controls_p,
+            "e_distance": self.distance_p, "p_value": self.p_p, "fdr": self.fdr_p,
+        }  # fmt: skip
+
+    def get_rows(self) -> list[list[Any]]:
+        """Return the rows of the table, with the largest distance first."""
+        columns = [v if isinstance(v, list) else v.tolist() for v in self._columns().values()]
+        return sorted(map(list, zip(*columns, strict=True)), key=lambda row: -row[-3])
+
+    def to_frame(self) -> pd.DataFrame:
+        """Return one row per perturbation."""
+        import pandas as pd
+
+        return pd.DataFrame(self._columns())
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the settings, and one object per perturbation."""
+        names = list(self._columns())
+        return {
+            "n_perturbations": len(self.perturbations),
+            "perturbations": [dict(zip(names, row, strict=True)) for row in self.get_rows()],
+            "settings": self.settings, "notes": self.notes,
+        }  # fmt: skip
+
+    def write(self, path: str | os.PathLike, *, force: bool = False) -> Path:
+        """Write one row per perturbation, as Parquet or CSV according to the file name."""
+        p = check_output(path, force=force)
+        arrays = {k: arrow_texts(v) if isinstance(v, list) else arrow_numbers(v) for k, v in self._columns().items()}
+        return write_frame(p, arrays, force=force)
+
+
+@checked
+def energy(
+    source: str | os.PathLike | AnnData,
+    *,
+    pert_col: str = "target_gene",
+    control: str = "non-targeting",
+    context_col: str | None = None,
+    keep: str | None = None,
+    max_genes: int = 2000,
+    max_controls: int = 3000,
+    max_tested: int = 400,
+    permutations: int = 999,
+    seed: int = 0,
+    modality: str | None = None,
+    layer: str | None = None,
+    threads: int | None = None,
+    progress: Progress = SILENT,
+) -> EnergyResult:
+    """Test whether each perturbation changes the cells at all, by its energy distance to the controls.
+
+    Parameters
+    ----------
+    source
+        A file or an AnnData of counts, or of log1p values. Distances are Euclidean, in log1p CP10K.
+    context_col
+        obs column of contexts, such as cell lines, each of which is compared with its own controls.
+    keep
+        Boolean obs column that selects the cells to use.
+    max_genes
+        Number of most variable genes to use, in addition to the targets.
+    max_controls, max_tested
+        Maximum number of control cells to read, and of cells per group in a distance, drawn at random.
+    permutations
+        Permutations for each p-value (:func:`test_energy`).
+    seed
+        Random seed of all draws.
+
+    Raises
+    ------
+    DataError
+        If a column or the control is missing, or there are fewer than ten controls.
+    UsageError
+        If a number is out of range.
+
+    Examples
+    --------
+    >>> import vcelltools as vc
+    >>> result = vc.energy("atlas.h5ad", permutations=99)
+    >>> len(result.perturbations)
+    4
+    """
+    for name, value, low in (
+        ("max_genes", max_genes, 5), ("max_controls", max_controls, MIN_CELLS), ("max_tested", max_tested, 2),
+        ("permutations", permutations, 0), ("seed", seed, 0),
+    ):  # fmt: skip
+        check_number(name, value, low=low)
+    rows: list[tuple[str, str, int, int, float, float]] = []
+    fdr: list[np.ndarray] = []
+    with open_dataset(source, modality=modality, layer=layer) as dataset:
+        notes = list(dataset.notes)
+        cells, parts = read_parts(dataset, pert_col, control, keep, context_col, notes)
+        for name, part in parts.items():
+            screen = Screen(dataset, part, control, max_genes, max_controls, seed, threads, progress)
+            notes += screen.scale.notes
+            test = ControlEnergy(screen.controls, max_tested=max_tested, permutations=permutations, seed=seed)
+            size, found = part.size_k, _test_all(screen, test, threads)
+            rows += [
+                (name, part.labels[k], int(size[k]), len(screen.controls), *found[k]) for k in screen.perturbations
+            ]
+            fdr.append(adjust_bh(np.array([found[k][1] for k in screen.perturbations])))
+    if cells.n_missing:
+        notes.append(f"{cells.n_missing:,} cells without a label (or not selected) were left out")
+    contexts, names, n_cells, controls, distance, p = zip(*rows, strict=True)
+    extra = {"context_col": context_col, "keep": keep}
+    return EnergyResult(
+        perturbations=list(names), contexts=None if context_col is None else list(contexts),
+        n_cells_p=np.array(n_cells), n_controls_p=np.array(controls), distance_p=np.array(distance), p_p=np.array(p),
+        fdr_p=np.concatenate(fdr), notes=list(dict.fromkeys(notes)),
+        settings={
+            "test": "energy", "pert_col": pert_col, "control": control, "max_genes": max_genes,
+            "max_controls": max_controls, "max_tested": max_tested, "permutations": permutations, "seed": seed,
+            **{k: v for k, v in extra.items() if v is not None},
+        },
+    )  # fmt: skip
+
+
+def _test_all(screen: Screen, test: ControlEnergy, threads: int | None) -> dict[int, tuple[float, float]]:
+    """Return the distance and p of every perturbation of a screen by its code."""
+    found: dict[int, tuple[float, float]] = {}
+    for batch in screen.iterate_batches():
+        starts = np.concatenate([[0], np.cumsum([len(r) for r in batch.rows])])
+
+        def work(i: int, batch=batch, starts=starts) -> None:
+            found[batch.codes[i]] = test.test(batch.values[starts[i] : starts[i + 1]], batch.codes[i])
+            screen.progress.advance(1)
+
+        screen.progress.start("comparing perturbations", len(batch.codes), "perturbations")
+        with one_blas_thread():
+            share_work(range(len(batch.codes)), [work] * get_threads(threads))
+        screen.progress.finish()
+    return found

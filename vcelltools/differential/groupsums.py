@@ -73,8 +73,8 @@ class GroupSums:
 
         def add(values: np.ndarray) -> np.ndarray:
             out = np.zeros((n_groups, *values.shape[1:]), values.dtype)
-            used = group_k >= 0
-            np.add.at(out, group_k[used], values[used])
+            for k in np.flatnonzero(group_k >= 0):
+                out[group_k[k]] += values[k]
             return out
 
         squares = None if self.squares is None else add(self.squares)

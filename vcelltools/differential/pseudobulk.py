@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from vcelltools.differential.groupsums import GroupSums, sum_groups
-from vcelltools.errors import DataError, EnvironmentFault, UsageError, check_number, spell
+from vcelltools.errors import DataError, EnvironmentFault, UsageError, check_number, checked, spell
 from vcelltools.io import Dataset, open_dataset
 from vcelltools.io.chunks import Chunk
 from vcelltools.io.faults import raise_fault
@@ -55,6 +55,7 @@ class PseudobulkResult(Result):
     notes: tuple[str, ...]
 
 
+@checked
 def pseudobulk(
     source: str | os.PathLike | AnnData,
     out: str | os.PathLike,

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import numpy as np
 
-from vcelltools.errors import DataError, UsageError
+from vcelltools.errors import DataError, UsageError, checked
 from vcelltools.evaluation.external import read_effects
 from vcelltools.evaluation.splits import RULES, NamedSplit, make_splits
 from vcelltools.evaluation.table import METRICS, make_table
@@ -86,6 +86,7 @@ class _Asked:
     objective: str | None
 
 
+@checked
 @one_blas_thread()
 def evaluate(
     models: Sequence[str] = ("ridge",),

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vcelltools.errors import DataError, UsageError, spell
+from vcelltools.errors import DataError, UsageError, checked, spell
 from vcelltools.files.chosen_cells import choose_rows, find_allowed
 from vcelltools.files.relayout import Change, copy_chunk, rewrite_matrix
 from vcelltools.files.thinning import make_thinning
@@ -61,6 +61,7 @@ class ConvertResult(Result):
     warnings: tuple[str, ...] = ()
 
 
+@checked
 def convert(
     source: str | os.PathLike | AnnData,
     out: str | os.PathLike,
@@ -123,6 +124,7 @@ def convert(
         return copy_cells(ds, out, [source], None, layers, storage, packing, threads, progress)
 
 
+@checked
 def sample(
     source: str | os.PathLike | AnnData,
     out: str | os.PathLike,

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vcelltools.errors import VcellError
+from vcelltools.errors import VcellError, checked
 from vcelltools.genes.identity import ID_COLUMNS, find_doubts
 from vcelltools.io import CountEvidence, CsrMatrix, Dataset, get_count_evidence, open_dataset
 from vcelltools.io.columns import SelectedCsrMatrix
@@ -172,6 +172,7 @@ class InspectReport:
         return {"ok": self.ok, **body, "opened": opened, "matrices": matrices, **roles, "control": self.control}
 
 
+@checked
 def inspect(
     source: str | os.PathLike | AnnData, *, modality: str | None = None, layer: str | None = None
 ) -> InspectReport:

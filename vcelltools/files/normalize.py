@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vcelltools.errors import DataError, NotCountsError, UsageError, check_number, spell
+from vcelltools.errors import DataError, NotCountsError, UsageError, check_number, checked, spell
 from vcelltools.files.relayout import rewrite_matrix
 from vcelltools.io import Dataset, open_dataset
 from vcelltools.io.chunks import Chunk, CscChunk, CsrChunk, DenseChunk
@@ -64,6 +64,7 @@ class NormalizeResult(Result):
     warnings: tuple[str, ...] = ()
 
 
+@checked
 def normalize(
     source: str | os.PathLike | AnnData,
     out: str | os.PathLike | None = None,

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vcelltools.errors import DataError, UsageError
+from vcelltools.errors import DataError, UsageError, checked
 from vcelltools.files.chosen_cells import ExtendedTable
 from vcelltools.genes.union import Member, Union, name_members, open_member, open_union, read_batches, read_rows
 from vcelltools.io import H5adWriter
@@ -117,6 +117,7 @@ class QcResult(Shown):
         return Path(fpath)
 
 
+@checked
 def qc(
     files: str | os.PathLike | Sequence[str | os.PathLike],
     *,

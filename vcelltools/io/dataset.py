@@ -159,6 +159,7 @@ def _open_known(path: Path, modality: str | None, layer: str | None) -> Dataset:
             source.close()
         raise
     if source is not None:
+        ds.file_bytes = source
         ds._closers.append(source.close)
     ds._closers.append(close)
     return ds

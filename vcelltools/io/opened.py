@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from vcelltools.errors import DataError
+from vcelltools.io.hdf5.direct import FileBytes
 from vcelltools.io.matrix import Matrix
 from vcelltools.io.table import Table
 
@@ -46,6 +47,8 @@ class Dataset:
         The key of the AnnData in its file: empty, or a path such as ``mod/rna/``.
     var_rows
         (n_genes,) positions among the features of the file, if only some of them are used as genes.
+    file_bytes
+        How the bytes of an HDF5 file are read.
     """
 
     path: Path | None
@@ -61,7 +64,13 @@ class Dataset:
     name: str = "AnnData"
     root: str = ""
     var_rows: np.ndarray | None = field(default=None, repr=False)
+    file_bytes: FileBytes | None = field(default=None, repr=False)
     _closers: list[Callable[[], None]] = field(default_factory=list, repr=False)
+
+    def keep_cached(self) -> None:
+        """Read through the page cache, because the same values will be read again and again."""
+        if self.file_bytes is not None:
+            self.file_bytes.cold = False
 
     @property
     def n_cells(self) -> int:

@@ -68,6 +68,10 @@ def _sort_by_value(buf, n, low, bits, hist, tmp):
         i = hi
 
 
+PIECE = 512
+"""Number of values that are transformed at once, so that they stay in the first cache."""
+
+
 class Buckets(NamedTuple):
     """Values sorted by gene, in blocks of cells (:mod:`vcelltools.kernels.bucket`)."""
 
@@ -134,12 +138,14 @@ class RankScratch(NamedTuple):
     """(largest gene,) uint64."""
     line: np.ndarray
     """(largest gene,) float64."""
+    piece_2s: np.ndarray
+    """(2, PIECE) float64."""
     hist: np.ndarray
     """(RADIX,) int64."""
     real_sk: np.ndarray
     """(4, k) float64."""
     count_sk: np.ndarray
-    """(4, k) int64, zero on entry."""
+    """(4, k) int64."""
     single_k: np.ndarray
     """(k,) with the precision of ``inverse_k``."""
 
@@ -147,8 +153,10 @@ class RankScratch(NamedTuple):
 def make_rank_scratch(largest: int, n_groups: int, single: np.dtype) -> RankScratch:
     """Return the scratch of one thread for genes of up to ``largest`` values."""
     buf, tmp, line = np.empty(largest, np.uint64), np.empty(largest, np.uint64), np.empty(largest)
-    real, count = np.empty((4, n_groups)), np.zeros((4, n_groups), np.int64)
-    return RankScratch(buf, tmp, line, np.empty(RADIX, np.int64), real, count, np.empty(n_groups, single))
+    real, count = np.empty((4, n_groups)), np.empty((4, n_groups), np.int64)
+    return RankScratch(
+        buf, tmp, line, np.empty((2, PIECE)), np.empty(RADIX, np.int64), real, count, np.empty(n_groups, single)
+    )
 
 
 @kernel()
@@ -186,13 +194,11 @@ def _gather(buckets, g, task, shift, scratch):
             nnz_k[k] += 1
             top = max(top, np.float64(v))
             buf[np.uint64(n)] = (key << shift) | k
+            line[np.uint64(n)] = v
             low_key = min(low_key, key)
             high_key = max(high_key, key)
             n += 1
-        if task.moment == 1:
-            for j in range(start, stop):
-                line[np.uint64(n - stop + j)] = values[np.uint64(j)]
-        elif task.moment == 2:
+        if task.moment == 2:
             for j in range(start, stop):
                 at = np.uint64(j)
                 moment_k[np.uint64(groups[at])] += math.log1p(np.float64(values[at]))
@@ -202,11 +208,14 @@ def _gather(buckets, g, task, shift, scratch):
                 k = np.uint64(groups[at])
                 single_k[k] += values[at] * inverse_k[k]
     if task.moment == 1:
-        expm1_small(line, n, scratch.tmp.view(np.int64), scratch.tmp.view(np.float64), line)
+        grown, powers = scratch.piece_2s[0], scratch.piece_2s[1]
+        bits = powers.view(np.int64)
         group_mask = (np.uint64(1) << shift) - np.uint64(1)
-        for m in range(n):
-            at = np.uint64(m)
-            moment_k[buf[at] & group_mask] += line[at]
+        for a in range(0, n, PIECE):
+            m = min(PIECE, n - a)
+            expm1_small(line[a : a + m], m, bits, powers, grown)
+            for i in range(m):
+                moment_k[buf[np.uint64(a + i)] & group_mask] += grown[np.uint64(i)]
     return n, top, low_key, high_key
 
 
@@ -230,50 +239,51 @@ def _sweep(done, group_of, by, n, group_mask, task, scratch):
     """Sweep the values of a gene in order, counting the controls passed; return Σ t³ − t over ties within the controls.
 
     On entry, ``double_u_k`` and ``extra_k`` hold the contribution of the zeros.
+
+    A forward pass notes the controls below each value, and a backward pass those up to it, so 2·U grows by their sum.
+    Every value adds its own part of the ties: the c-th of its group (from 0) among a tied controls adds
+    3·(a + c)·(a + c + 1), which sums to (a + t)³ − (a + t) − (a³ − a). There are no branches, because whether a value
+    is tied cannot be predicted.
     """
-    nnz_k, double_u_k, count_k, touched = (
+    nnz_k, double_u_k, count_k, run_k = (
         scratch.count_sk[0],
         scratch.count_sk[1],
         scratch.count_sk[2],
         scratch.count_sk[3],
     )
-    extra_k = scratch.real_sk[3]
+    extra_k, below = scratch.real_sk[3], scratch.tmp
     own = np.uint64(task.control)
+    run_k[:] = -1
+    extra_k[own] = 0.0
     passed = task.size_k[task.control] - nnz_k[task.control]
-    shared = 0.0
-    i = 0
-    while i < n:
-        value = done[np.uint64(i)] >> by
-        j = i + 1
-        while j < n and (done[np.uint64(j)] >> by) == value:
-            j += 1
-        if j == i + 1:  # no branch on the group, because the row of the controls is never read
-            at = group_of[np.uint64(i)] & group_mask
-            double_u_k[at] += 2 * passed
-            passed += at == own
-        else:
-            ties_c = 0
-            n_touched = 0
-            for q in range(i, j):
-                at = group_of[np.uint64(q)] & group_mask
-                if at == own:
-                    ties_c += 1
-                else:
-                    if count_k[at] == 0:
-                        touched[n_touched] = np.int64(at)
-                        n_touched += 1
-                    count_k[at] += 1
-            a = np.float64(ties_c)
-            shared += a * a * a - a
-            for q in range(n_touched):
-                k = touched[q]
-                t = np.float64(count_k[k])
-                extra_k[k] += 3.0 * a * t * (a + t) + t * t * t - t
-                double_u_k[k] += count_k[k] * (2 * passed + ties_c)
-                count_k[k] = 0
-            passed += ties_c
-        i = j
-    return shared
+    start = passed
+    last = ~(done[0] >> by)
+    for m in range(n):
+        i = np.uint64(m)
+        value = done[i] >> by
+        start = start if value == last else passed
+        last = value
+        passed += (group_of[i] & group_mask) == own
+        below[i] = np.uint64(start)
+    stop, run = passed, 0
+    last = ~(done[np.uint64(n - 1)] >> by)
+    for m in range(n):
+        i = np.uint64(n - 1 - m)
+        value = done[i] >> by
+        tied = value == last
+        stop = stop if tied else passed
+        run += not tied
+        last = value
+        at = group_of[i] & group_mask
+        is_control = at == own
+        start = np.int64(below[i])
+        count = count_k[at] if run_k[at] == run else 0
+        run_k[at], count_k[at] = run, count + 1
+        double_u_k[at] += start + stop
+        s = np.float64((0 if is_control else stop - start) + count)
+        extra_k[at] += 3.0 * s * (s + 1.0)
+        passed -= is_control
+    return extra_k[own]
 
 
 @kernel()

@@ -32,7 +32,7 @@ def expm1_small(values, n, bits, powers, out):
     Parameters
     ----------
     values, out
-        Arrays of at least ``n`` entries, which may be the same.
+        Two arrays of at least ``n`` entries.
     bits, powers
         Scratch of that length: int64, and the same memory as float64.
     """

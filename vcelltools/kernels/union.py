@@ -216,11 +216,3 @@ def compress_dense(block, ends, indices_out, data_out):
                 at += 1
         ends[i + 1] = at
     return at
-
-
-@kernel()
-def spread_rows(indptr, indices, data, out):
-    """Add CSR rows to a dense (b, g) block that is zero on entry."""
-    for i in range(len(indptr) - 1):
-        for j in range(indptr[i], indptr[i + 1]):
-            out[i, indices[j]] += data[j]

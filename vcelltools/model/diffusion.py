@@ -419,7 +419,11 @@ def init_diffusion_state(
     config: DiffusionConfig, optimizer: optax.GradientTransformation, seed: int, *, ema: float
 ) -> DiffusionState:
     """Return the state before the first step."""
-    params = init_diffusion(config, jax.random.key(seed))
+    return begin_diffusion(init_diffusion(config, jax.random.key(seed)), optimizer, ema=ema)
+
+
+def begin_diffusion(params: Params, optimizer: optax.GradientTransformation, *, ema: float) -> DiffusionState:
+    """Return the state before the first step of a training that begins with some parameters."""
     average = jax.tree.map(jnp.copy, params) if ema else {}
     return DiffusionState(jnp.zeros((), jnp.int32), params, average, optimizer.init(params))
 

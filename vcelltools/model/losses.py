@@ -1,4 +1,4 @@
-"""Losses between two sets of cells: energy distance, mean squared error of the means, Sinkhorn divergence.
+"""Losses between two sets of cells: the energy distance, and the squared error of the means.
 
 All take ``x`` (predicted) and ``y`` (measured), (b, s, g) and (b, t, g), and return one float32 value per set.
 
@@ -10,7 +10,6 @@ rounding to bfloat16 cancels. The gradient is written explicitly, as two product
 
 from __future__ import annotations
 
-from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -24,7 +23,7 @@ def _precision(x: jax.Array) -> jax.lax.Precision | None:
     return jax.lax.Precision.HIGHEST if x.dtype == F32 else None
 
 
-def _squares(x: jax.Array, y: jax.Array) -> tuple[jax.Array, jax.Array]:
+def squared_distances(x: jax.Array, y: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Return |x-y|² (b, s, t) and the scale |x|² + |y|², both float32."""
     nx = jnp.sum(jnp.square(x.astype(F32)), axis=-1)
     ny = jnp.sum(jnp.square(y.astype(F32)), axis=-1)
@@ -35,7 +34,7 @@ def _squares(x: jax.Array, y: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 def _distances(x: jax.Array, y: jax.Array, same: bool) -> tuple[jax.Array, jax.Array]:
     """Return the distances (b, s, t) and their inverses, which are zero if two cells coincide or are the same cell."""
-    squares, scale = _squares(x, y)
+    squares, scale = squared_distances(x, y)
     apart = ~(squares <= _COINCIDENT * scale)  # written so that a NaN does not count as coincident
     if same:
         apart = apart & ~jnp.broadcast_to(jnp.eye(x.shape[1], dtype=bool)[None], apart.shape)
@@ -119,114 +118,18 @@ def mean_squared_error(x: jax.Array, y: jax.Array) -> jax.Array:
     return jnp.sum(jnp.square(difference), axis=-1)
 
 
-@partial(jax.jit, static_argnames=("iterations",))
-def sinkhorn_divergence(x: jax.Array, y: jax.Array, *, blur: float = 0.05, iterations: int = 30) -> jax.Array:
-    """Return the debiased Sinkhorn divergence (Feydy et al. 2019) for the cost |x-y|²/2, float32 (b,).
+class Sets(NamedTuple):
+    """What a loss between sets of cells compares; the sets of a batch are the first axis."""
 
-    ``blur`` is the temperature as a share of the mean cost. The gradient is that of the transport cost with a fixed
-    plan (envelope theorem), which is exact at convergence.
-    """
-    cost_scale = jax.lax.stop_gradient(jnp.mean(_squares(x, y)[0], axis=(-1, -2)) / 2 + 1e-12)
-    heat = blur * cost_scale
-
-    def transport(a, b):
-        cost = _squares(a, b)[0] / 2
-        return _entropic_cost(cost, heat, iterations)
-
-    return transport(x, y) - 0.5 * transport(x, x) - 0.5 * transport(y, y)
-
-
-def _entropic_cost(cost: jax.Array, heat: jax.Array, iterations: int) -> jax.Array:
-    fixed = jax.lax.stop_gradient(cost) / heat[:, None, None]
-    s, t = cost.shape[1:]
-    log_s, log_t = -jnp.log(jnp.asarray(s, F32)), -jnp.log(jnp.asarray(t, F32))
-
-    def round_(_, potentials):
-        f, g = potentials  # averaged updates prevent oscillation of symmetric problems
-        f2 = -jax.nn.logsumexp(jnp.broadcast_to(g[:, None, :], fixed.shape) + log_t - fixed, axis=2)
-        g2 = -jax.nn.logsumexp(jnp.broadcast_to(f[:, :, None], fixed.shape) + log_s - fixed, axis=1)
-        return 0.5 * (f + f2), 0.5 * (g + g2)
-
-    zeros = jnp.zeros_like(fixed[:, :, 0]), jnp.zeros_like(fixed[:, 0, :])
-    f, g = jax.lax.fori_loop(0, iterations, round_, zeros)
-    f = -jax.nn.logsumexp(jnp.broadcast_to(g[:, None, :], fixed.shape) + log_t - fixed, axis=2)
-    total = jnp.broadcast_to(f[:, :, None], fixed.shape) + jnp.broadcast_to(g[:, None, :], fixed.shape)
-    plan = jnp.exp(total - fixed + log_s + log_t)
-    value = heat * (jnp.mean(f, axis=-1) + jnp.mean(g, axis=-1))
-    moved = jnp.sum(jax.lax.stop_gradient(plan) * cost, axis=(-1, -2))
-    return moved + jax.lax.stop_gradient(value - moved)
-
-
-class LossWeights(NamedTuple):
-    """Weights of the losses between sets."""
-
-    energy: float = 1.0
-    mse: float = 0.0
-    sinkhorn: float = 0.0
-
-
-class EffectWeights(NamedTuple):
-    """Weights of the losses of the mean effect of a set; see :func:`effect_loss`."""
-
-    delta: float = 0.0
-    pearson: float = 0.0
-    rank: float = 0.0
-
-
-_SOFTNESS = 0.02  # differences of distances below this share of the effects' scale hardly change the rank
-
-
-def effect_loss(
-    effect: jax.Array,
-    measured: jax.Array,
-    rivals: jax.Array | None,
-    weights: EffectWeights,
-    *,
-    scale: float,
-    counts: jax.Array,
-    rival_counts: jax.Array | None = None,
-) -> jax.Array:
-    """Return the weighted loss (b,) of predicted effects (b, g) against those measured on all cells of the run.
-
-    The measured effect of a run is much more precise than that of a set of its cells, so these losses are less noisy.
-
-    - ``delta``: mean squared error in units of ``scale``.
-    - ``pearson``: one minus the correlation over genes.
-    - ``rank``: a smooth count of how often the effect is nearer (L1) to the measured effect of another run of the
-      context, ``rivals`` (b, r, g), than to that of its own run. This is what perturbation discrimination counts.
-
-    ``counts`` (b, g) selects the genes that count for discrimination, ``rival_counts`` (b, r) the rivals.
-    """
-    total = jnp.zeros_like(effect[:, 0])
-    if weights.delta:
-        total = total + weights.delta * jnp.mean(jnp.square(effect - measured), axis=-1) / scale**2
-    if weights.pearson:
-        a = effect - jnp.mean(effect, axis=-1, keepdims=True)
-        b = measured - jnp.mean(measured, axis=-1, keepdims=True)
-        norms = jnp.sum(a * a, axis=-1) * jnp.sum(b * b, axis=-1)
-        total = total + weights.pearson * (1.0 - jnp.sum(a * b, axis=-1) * jax.lax.rsqrt(norms + 1e-6 * scale**4))
-    if weights.rank:
-        assert rivals is not None
-        assert rival_counts is not None
-        mine = jnp.sum(jnp.abs(effect - measured) * counts, axis=-1)
-        theirs = jnp.sum(jnp.abs(effect[:, None] - rivals) * counts[:, None], axis=-1)
-        behind = jax.nn.softplus((mine[:, None] - theirs) / (_SOFTNESS * scale * effect.shape[-1]))
-        shares = jnp.sum(behind * rival_counts, axis=-1) / jnp.maximum(jnp.sum(rival_counts, axis=-1), 1.0)
-        total = total + weights.rank * shares
-    return total
-
-
-def set_loss(
-    x: jax.Array, y: jax.Array, weights: LossWeights, *, unbiased: bool = False, dtype=F32
-) -> tuple[jax.Array, Energy]:
-    """Return the weighted loss (b,) of each set, and its energy distances, which do not depend on the weights."""
-    low_x, low_y = x.astype(dtype), y.astype(dtype)
-    energy = energy_distance(low_x, low_y)
-    total = jnp.zeros_like(energy.biased)
-    if weights.energy:
-        total = total + weights.energy * (energy.unbiased if unbiased else energy.biased)
-    if weights.mse:
-        total = total + weights.mse * mean_squared_error(x, y)
-    if weights.sinkhorn:
-        total = total + weights.sinkhorn * sinkhorn_divergence(low_x, low_y)
-    return total, Energy(*map(jax.lax.stop_gradient, energy))
+    x: jax.Array
+    """(b, s, g) float32 predicted cells."""
+    y: jax.Array
+    """(b, t, g) float32 measured cells."""
+    low_x: jax.Array
+    """The predicted cells in the precision of matrix products."""
+    low_y: jax.Array
+    """The measured cells in that precision."""
+    energy: Energy
+    """Their energy distances, which every step reports."""
+    unbiased: bool
+    """Whether the U-statistic of the energy distance was requested."""

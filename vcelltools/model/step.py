@@ -7,7 +7,7 @@ bfloat16. The state is donated, shapes never change, and only row numbers are se
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, NamedTuple
 
 import jax
@@ -17,13 +17,16 @@ import optax
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
+from vcelltools.model.effect_losses import MeanEffects
 from vcelltools.model.evidence import judge_prior, make_tables, read_evidence
-from vcelltools.model.losses import EffectWeights, LossWeights, effect_loss, set_loss
+from vcelltools.model.loss_registry import LOSSES, effect_loss, have_effects, need_rivals, set_loss
 from vcelltools.model.mesh import AXIS, row_reader
 from vcelltools.model.network import ModelConfig, Params, forward, init_params
 from vcelltools.model.optimizers import OPTIMIZERS, Rule
 
 METRICS = ("loss", "energy", "excess", "floor", "mse", "effect_l1", "grad_norm", "update_norm", "param_norm")
+NAMED = ("energy", "mse", "sinkhorn", "delta", "pearson", "rank")
+"""Losses whose weight is a setting of its own."""
 _JUDGE_RATE = 10.0
 _CPU_CELLS = 256  # per microbatch: one float32 array over 2,000 genes takes 2 MB
 
@@ -63,6 +66,8 @@ class StepConfig:
     """Weight of one minus the correlation of these two effects."""
     rank: float = 0.0
     """Weight of the discrimination between runs of one context; batches then contain ``rivals``."""
+    losses: dict[str, float] = field(default_factory=dict)
+    """Weights of further losses of :data:`vcelltools.model.loss_registry.LOSSES`, by name."""
     unbiased: bool = False
     """Use the U-statistic of the energy distance instead of the V-statistic."""
     bfloat16: bool = False
@@ -77,8 +82,17 @@ class StepConfig:
             raise ValueError(f"optimizer {self.optimizer!r} is not one of {', '.join(OPTIMIZERS)}")
         if not 0 <= self.ema < 1:
             raise ValueError(f"ema is {self.ema}, but must be at least 0 and below 1")
-        if not any((self.energy, self.mse, self.sinkhorn, self.delta, self.pearson, self.rank)):
+        for name in self.losses:
+            if name not in LOSSES or name in NAMED:
+                further = [k for k in LOSSES if k not in NAMED]
+                raise ValueError(f"loss {name!r} is not one of the further losses: {', '.join(further) or 'none'}")
+        if not any(self.weights.values()):
             raise ValueError("every loss has weight 0")
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """The weights of all losses by name."""
+        return {name: getattr(self, name) for name in NAMED} | self.losses
 
     def to_json(self) -> dict[str, Any]:
         """Return the fields as plain values."""
@@ -186,7 +200,7 @@ def _run_forward(
         features,
         dtype=jnp.bfloat16 if config.bfloat16 else jnp.float32,
         scan=config.scan,
-        fixed_judge=any((config.delta, config.pearson, config.rank)),
+        fixed_judge=have_effects(config.weights),
     )
 
 
@@ -201,30 +215,28 @@ def _judge(model: ModelConfig, params: Params, data: dict, batch: dict) -> jax.A
 
 
 def _effect_loss(
-    model: ModelConfig, weights: EffectWeights, data: dict, batch: dict, effect_bg: jax.Array, mask_bg: jax.Array
+    model: ModelConfig,
+    weights: dict[str, float],
+    data: dict,
+    batch: dict,
+    effect_bg: jax.Array,
+    mask_bg: jax.Array,
 ) -> jax.Array:
     """Return the losses of the sets' mean effects over the genes that their data sets measure."""
     own = jax.lax.broadcasted_iota(jnp.int32, mask_bg.shape, 1) == data["target"][batch["prior"]][:, None]
     rivals = rival_counts = None
-    if weights.rank:
+    if need_rivals(weights):
         rivals = data["effect"][batch["rivals"]] * mask_bg[:, None]
         rival_counts = (batch["rivals"] != batch["measured"][:, None]).astype(jnp.float32)
-    return effect_loss(
-        effect_bg,
-        data["effect"][batch["measured"]] * mask_bg,
-        rivals,
-        weights,
-        scale=model.effect_scale,
-        counts=mask_bg * (1.0 - own),
-        rival_counts=rival_counts,
-    )
+    measured = data["effect"][batch["measured"]] * mask_bg
+    effects = MeanEffects(effect_bg, measured, mask_bg * (1.0 - own), model.effect_scale, rivals, rival_counts)
+    return effect_loss(effects, weights)
 
 
 def make_loss(model: ModelConfig, config: StepConfig, feed: str) -> Callable:
     """Return ``loss(params, data, batch) -> (mean loss, metrics)`` over the sets of one device."""
     read = row_reader(feed, model.genes)
-    weights = LossWeights(config.energy, config.mse, config.sinkhorn)
-    effect_weights = EffectWeights(config.delta, config.pearson, config.rank)
+    weights = config.weights
     dtype = jnp.bfloat16 if config.bfloat16 else jnp.float32
 
     def loss(params: Params, data: dict, batch: dict) -> tuple[jax.Array, dict[str, jax.Array]]:
@@ -239,10 +251,10 @@ def make_loss(model: ModelConfig, config: StepConfig, feed: str) -> Callable:
         per_set, energy = set_loss(out, target, weights, unbiased=config.unbiased, dtype=dtype)
         mean = jnp.mean(out, axis=1)
         shift, effect = mean - jnp.mean(target, axis=1), mean - jnp.mean(control, axis=1)
-        if any(effect_weights):
+        if have_effects(weights):
             counts = jnp.ones_like(effect) if mask is None else mask
             judged = _judge(model, params, data, batch) * counts
-            per_set = per_set + _effect_loss(model, effect_weights, data, batch, judged, counts)
+            per_set = per_set + _effect_loss(model, weights, data, batch, judged, counts)
         metrics = {
             "loss": per_set,
             "energy": energy.biased,

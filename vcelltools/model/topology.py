@@ -18,6 +18,7 @@ import numpy as np
 
 from vcelltools.errors import EnvironmentFault, UsageError
 from vcelltools.model.evidence import get_table_shapes
+from vcelltools.model.loss_registry import need_rivals
 from vcelltools.model.mesh import make_mesh, sharding
 from vcelltools.model.network import ModelConfig, count_params
 from vcelltools.model.step import StepConfig, init_state, make_step
@@ -231,7 +232,7 @@ def _describe_inputs(
     else:
         cells = struct((n_sets, set_size), jnp.int32, split)
     batch = {**ids, "control": cells, "target": cells}
-    if config.rank:
+    if need_rivals(config.weights):
         batch["rivals"] = struct((n_sets, n_rivals), jnp.int32, split)
     return state, data, batch
 

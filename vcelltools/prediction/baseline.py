@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vcelltools.errors import UsageError, spell
+from vcelltools.errors import UsageError, checked, spell
 from vcelltools.io.results import Result
 from vcelltools.io.write.guard import Target, guard_outputs
 from vcelltools.runtime.progress import SILENT, Progress
@@ -48,6 +48,7 @@ class BaselineResult(Result):
         return {"out": str(self.out), "kind": self.kind, "n_cells": self.n_cells}
 
 
+@checked
 def baseline(
     out: str | os.PathLike = "baseline.h5ad",
     *,

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING
 import msgspec
 import numpy as np
 
-from vcelltools.errors import DataError, UsageError, spell
+from vcelltools.errors import DataError, UsageError, checked, spell
 from vcelltools.io import open_dataset
 from vcelltools.io.origin import describe_origin
 from vcelltools.io.textfile import read_text
@@ -89,6 +89,7 @@ class Request:
     n_cells: int
 
 
+@checked
 def predict(
     run: str | os.PathLike,
     out: str | os.PathLike,

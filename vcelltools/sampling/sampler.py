@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from vcelltools.errors import DataError, UsageError
+from vcelltools.errors import DataError, UsageError, checked
 from vcelltools.kernels.store import draw_distinct
 from vcelltools.runtime.prefetch import Prefetch
 from vcelltools.runtime.threads import get_threads
@@ -128,6 +128,7 @@ class Sampler:
     (2, 8)
     """
 
+    @checked
     def __init__(
         self,
         stores: Sequence[Store] | Store,

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from vcelltools.errors import DataError, UsageError
+from vcelltools.errors import DataError, UsageError, checked
 from vcelltools.io import Buffers, CsrMatrix, DenseMatrix, Span, open_dataset
 from vcelltools.io.stream import get_threads
 
@@ -62,6 +62,7 @@ class CellDataset:
     ['batch_idx', 'cell_id', 'experiment_id', 'gene_count', 'local_idx', 'umi_count']
     """
 
+    @checked
     def __init__(
         self, source: str | os.PathLike | Sequence[str | os.PathLike], genes: Any = None, values: str = "counts"
     ) -> None:
@@ -243,6 +244,7 @@ class _MatrixFile(_File):
 
     def __init__(self, path: Path) -> None:
         ds = open_dataset(path)
+        ds.keep_cached()
         self.path, self._ds = path, ds
         self.n_cells = ds.n_cells
         self.names = [str(g) for g in ds.var.index]

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from vcelltools.errors import DataError, UsageError
+from vcelltools.errors import DataError, UsageError, checked
 
 KINDS = ("direct", "binned", "log", "loglinear")
 _BINS = (0, 1, 5, 10, 50, 100, 500, 1000, 5000)
@@ -51,6 +51,7 @@ class Tokenizer:
     (64, 64)
     """
 
+    @checked
     def __init__(self, kind: str = "loglinear", *, max_count: int | None = None) -> None:
         if kind not in KINDS:
             raise UsageError(f"tokenizer {kind!r} is not known", hint=f"one of: {', '.join(KINDS)}")

@@ -17,7 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vcelltools.errors import UsageError, spell
+from vcelltools.errors import UsageError, checked, spell
 from vcelltools.runtime.progress import SILENT, Progress
 from vcelltools.runtime.threads import one_blas_thread
 
@@ -59,6 +59,7 @@ def guard_score(
     guard_outputs(targets, reads=[*reads, "vcelltools.toml"], force=force)
 
 
+@checked
 @one_blas_thread()
 def score(
     pred: str | os.PathLike | AnnData,

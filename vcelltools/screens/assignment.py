@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vcelltools.errors import DataError, UsageError, VcellError, check_number, spell
+from vcelltools.errors import DataError, UsageError, VcellError, check_number, checked, spell
 from vcelltools.files.chosen_cells import ExtendedTable
 from vcelltools.files.convert import ConvertResult, copy_cells
 from vcelltools.io import Dataset, open_dataset
@@ -298,6 +298,7 @@ def _get_genes(source: Any) -> list[str]:
         return []
 
 
+@checked
 def guides(
     source: str | os.PathLike | AnnData,
     *,

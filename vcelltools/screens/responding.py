@@ -3,27 +3,21 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vcelltools.differential.cell_labels import Cells, find_pooled, read_cells
-from vcelltools.differential.energy import test_energy
-from vcelltools.differential.expression import Scale, Transform, find_scale, make_transform
-from vcelltools.errors import DataError, UsageError, check_number
+from vcelltools.differential.cell_labels import find_pooled, read_cells
+from vcelltools.differential.energy import ControlEnergy
+from vcelltools.differential.screen import MIN_CELLS, Batch, Screen
+from vcelltools.errors import DataError, check_number, checked
 from vcelltools.files.chosen_cells import ExtendedTable
 from vcelltools.files.convert import ConvertResult, copy_cells
-from vcelltools.genes.identity import NAME_COLUMNS
-from vcelltools.io import Column, Dataset, Matrix, open_dataset, select_columns
-from vcelltools.io.chunks import Chunk
-from vcelltools.io.faults import raise_fault
+from vcelltools.io import Column, open_dataset
 from vcelltools.io.frame import write_frame
 from vcelltools.io.results import Shown
-from vcelltools.io.stream import map_spans, plan_blocks, run_spans
-from vcelltools.kernels.faults import Fault
 from vcelltools.runtime.progress import SILENT, Progress
 from vcelltools.runtime.threads import get_threads, one_blas_thread, share_work
 from vcelltools.screens.response import find_responding
@@ -34,8 +28,6 @@ if TYPE_CHECKING:
 
 RESPONSES = ("control", "responding", "escaping", "no signature", "not labelled")
 CONTROL, RESPONDING, ESCAPING, NO_SIGNATURE, NOT_LABELLED = range(len(RESPONSES))
-_MAX_BYTES = 1 << 30
-_MIN_CELLS = 10
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -173,6 +165,7 @@ class RespondersResult(Shown):
             return copy_cells(ds, out, [source], None, ["all"], {}, packing, threads, progress, obs=obs)
 
 
+@checked
 def responders(
     source: str | os.PathLike | AnnData,
     *,
@@ -225,13 +218,13 @@ def responders(
     4
     """
     for name, value, low in (
-        ("max_genes", max_genes, 5), ("max_controls", max_controls, _MIN_CELLS), ("max_tested", max_tested, 2),
+        ("max_genes", max_genes, 5), ("max_controls", max_controls, MIN_CELLS), ("max_tested", max_tested, 2),
         ("permutations", permutations, 0), ("seed", seed, 0),
     ):  # fmt: skip
         check_number(name, value, low=low)
     with open_dataset(source, modality=modality, layer=layer) as ds:
         cells = read_cells(ds, pert_col, control)
-        found = _Screen(ds, cells, control, max_genes, max_controls, seed, threads, progress)
+        found = Screen(ds, cells, control, max_genes, max_controls, seed, threads, progress)
         notes = [*ds.notes, *found.scale.notes]
         if pooled := find_pooled(ds, cells, control):
             notes.append(pooled.partition(";")[0])
@@ -244,9 +237,9 @@ def responders(
         records: list[PerturbationResponse] = []
         for group in found.iterate_batches():
             records += _measure(found, group, response, posterior, score, max_tested, permutations, seed, threads)
-        few = [r.perturbation for r in records if r.n_cells < _MIN_CELLS]
+        few = [r.perturbation for r in records if r.n_cells < MIN_CELLS]
         if few:
-            notes.append(f"{len(few):,} perturbations have fewer than {_MIN_CELLS} cells and are not classified")
+            notes.append(f"{len(few):,} perturbations have fewer than {MIN_CELLS} cells and are not classified")
         return RespondersResult(
             source=ds.label, pert_col=pert_col, control=control, cells=ds.obs.index, codes=cells.codes,
             labels=cells.labels, response_n=response, posterior_n=posterior, score_n=score,
@@ -255,129 +248,9 @@ def responders(
         )  # fmt: skip
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Batch:
-    """Perturbations whose cells are in memory: codes, rows of each, and (cells, genes) log1p values."""
-
-    codes: list[int]
-    rows: list[np.ndarray]
-    values: np.ndarray
-
-
-class _Screen:
-    """An open data set whose controls are in memory."""
-
-    def __init__(
-        self,
-        ds: Dataset,
-        cells: Cells,
-        control: str,
-        max_genes: int,
-        max_controls: int,
-        seed: int,
-        threads: int | None,
-        progress: Progress,
-    ) -> None:
-        self.ds, self.cells, self.threads, self.progress = ds, cells, threads, progress
-        progress.start("reading values", ds.matrix.stored_bytes, "bytes")
-        self.scale: Scale = find_scale(ds, threads=threads, progress=progress)
-        progress.finish()
-        counts = self.scale.kind == "counts"
-        self.transform: Transform = make_transform(ds.matrix, self.scale, cp10k=counts, wide=True)
-        code = cells.labels.index(control)
-        self.perturbations = [k for k in range(len(cells.labels)) if k != code and cells.size_k[k]]
-        if not self.perturbations:
-            raise UsageError(
-                "there is no perturbation other than the control", hint="set the column of the perturbations"
-            )
-        every = np.flatnonzero(cells.codes == code)
-        if len(every) < _MIN_CELLS:
-            raise DataError(f"{ds.label} has {len(every)} control cells, but at least {_MIN_CELLS} are needed")
-        self.target_of = _find_targets(ds, cells.labels)
-        self.genes = self._choose_genes(max_genes)
-        self.matrix: Matrix = ds.matrix if len(self.genes) == ds.n_genes else select_columns(ds.matrix, self.genes)
-        self.place = {int(g): i for i, g in enumerate(self.genes)}
-        rng = np.random.default_rng([seed, 0])
-        chosen = every if len(every) <= max_controls else np.sort(rng.choice(every, max_controls, replace=False))
-        self.controls = self._read(chosen, "reading controls")
-        self.control_mean_g = np.expm1(self.controls.astype(np.float64)).mean(axis=0)
-
-    def _check_indices(self, chunk: Chunk) -> None:
-        if (position := chunk.find_outside()) is not None:
-            raise_fault(Fault.BAD_INDEX, chunk, position, self.ds)
-
-    def _choose_genes(self, most: int) -> np.ndarray:
-        """Return the most variable genes and the targets, in the order of the file."""
-        g, n = self.ds.n_genes, self.ds.n_cells
-        if g <= most:
-            return np.arange(g)
-        m = self.ds.matrix
-
-        def add(chunk: Chunk, span: object) -> tuple[np.ndarray, np.ndarray]:
-            self._check_indices(chunk)
-            values, at = self.transform(chunk).reshape(-1), chunk.locate_values()[1]
-            return np.bincount(at, values, g), np.bincount(at, values * values, g)
-
-        total, square = np.zeros(g), np.zeros(g)
-        self.progress.start("choosing genes", m.stored_bytes, "bytes")
-        for a, b in map_spans(m, plan_blocks(m), add, threads=self.threads, progress=self.progress):
-            total += a
-            square += b
-        self.progress.finish()
-        variance = square / n - (total / n) ** 2
-        top = np.argsort(-variance, kind="stable")[:most]
-        return np.unique(np.concatenate([top, [t for t in self.target_of if t >= 0]]).astype(np.int64))
-
-    def _read(self, rows: np.ndarray, phase: str) -> np.ndarray:
-        """Return (len(rows), genes) float32 log1p values."""
-        m, width = self.matrix, len(self.genes)
-        out = np.zeros((len(rows), width), np.float32)
-        flat = out.reshape(-1)
-        place = np.full(m.shape[0], -1, np.int64)
-        place[rows] = np.arange(len(rows))
-
-        def visit(_: None, chunk: Chunk, span: object) -> None:
-            self._check_indices(chunk)
-            cells, genes = chunk.locate_values()
-            at = place[cells]
-            used = at >= 0
-            values = self.transform(chunk).reshape(-1)[used].astype(np.float32, copy=False)
-            np.add.at(flat, at[used] * width + genes[used], values)  # duplicate entries are summed
-
-        self.progress.start(phase, m.stored_bytes, "bytes")
-        run_spans(m, m.plan(), lambda: None, visit, threads=self.threads, progress=self.progress)
-        self.progress.finish()
-        return out
-
-    def iterate_batches(self) -> Iterator[_Batch]:
-        """Yield batches of perturbations whose cells fit in memory together."""
-        room = max(1, _MAX_BYTES // (4 * len(self.genes)))
-        size = self.cells.size_k
-        order = np.argsort(self.cells.codes, kind="stable")
-        ends = np.searchsorted(self.cells.codes[order], np.arange(len(self.cells.labels) + 1))
-        part: list[int] = []
-        for k in [*self.perturbations, -1]:
-            if part and (k < 0 or size[part].sum() + size[k] > room):
-                rows = [order[ends[i] : ends[i + 1]] for i in part]
-                yield _Batch(codes=part, rows=rows, values=self._read(np.concatenate(rows), "reading cells"))
-                part = []
-            part.append(k)
-
-
-def _find_targets(ds: Dataset, labels: tuple[str, ...]) -> list[int]:
-    """Return the position of each label's gene, by names and symbols; -1 if there is none or several."""
-    place: dict[str, int] = {}
-    columns = [ds.var.index, *(ds.var.column(c).labels() for c in NAME_COLUMNS if c in ds.var.columns)]
-    for names in columns:
-        for i, v in enumerate(names.tolist()):
-            if v is not None and place.setdefault(v, i) != i:
-                place[v] = -1
-    return [place.get(v, -1) for v in labels]
-
-
 def _measure(
-    screen: _Screen,
-    batch: _Batch,
+    screen: Screen,
+    batch: Batch,
     response: np.ndarray,
     posterior: np.ndarray,
     score: np.ndarray,
@@ -391,20 +264,15 @@ def _measure(
     records: list[PerturbationResponse | None] = [None] * len(batch.codes)
     c = screen.controls
 
-    def draw(x: np.ndarray, *key: int) -> np.ndarray:
-        if len(x) <= max_tested:
-            return x
-        return x[np.sort(np.random.default_rng([seed, *key]).choice(len(x), max_tested, replace=False))]
-
-    few_controls = draw(c, 1)
+    energy = ControlEnergy(c, max_tested=max_tested, permutations=permutations, seed=seed)
 
     def work(i: int) -> None:
         k, rows, x = batch.codes[i], batch.rows[i], batch.values[starts[i] : starts[i + 1]]
-        e, p = test_energy(draw(x, 2, k), few_controls, permutations=permutations, seed=[seed, 3, k])
+        e, p = energy.test(x, k)
         n_genes, n_responding = 0, 0
         response[rows] = NO_SIGNATURE
         posterior[rows] = 0.0
-        if len(rows) >= _MIN_CELLS:
+        if len(rows) >= MIN_CELLS:
             found = find_responding(x, c)
             n_genes, n_responding = found.n_genes, int(found.responds_n.sum())
             posterior[rows], score[rows] = found.posterior_n, found.score_n
@@ -433,7 +301,7 @@ def _measure(
     return [r for r in records if r is not None]
 
 
-def _measure_knockdown(screen: _Screen, x: np.ndarray, gene: int) -> float | None:
+def _measure_knockdown(screen: Screen, x: np.ndarray, gene: int) -> float | None:
     """Return the log2 ratio of the target's means; None if it is not measured or not expressed in controls."""
     at = screen.place.get(gene, -1)
     if at < 0 or not screen.control_mean_g[at] > 0:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vcelltools.errors import DataError, UsageError, check_number, spell
+from vcelltools.errors import DataError, UsageError, check_number, checked, spell
 from vcelltools.genes.identity import label_columns, strip_version
 from vcelltools.io import Dataset, open_dataset
 from vcelltools.io.fingerprint import describe_source, find_difference, fingerprinting
@@ -354,6 +354,7 @@ def compute_hvg(
     )
 
 
+@checked
 def hvg(
     source: str | os.PathLike | AnnData | Sequence[str | os.PathLike],
     *,

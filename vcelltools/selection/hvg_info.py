@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from vcelltools.errors import DataError
+from vcelltools.errors import DataError, checked
 from vcelltools.io.textfile import parse_json
 from vcelltools.io.write.atomic import staged, write_json
 from vcelltools.selection.hvg import FIGURE
@@ -125,6 +125,7 @@ class HvgInfo:
     total_genes: int | None
 
 
+@checked
 def read_hvg_info(fpath: str | os.PathLike) -> HvgInfo:
     """Read ``hvg_info.json``, as written by this version or by the public script.
 

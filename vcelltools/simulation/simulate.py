@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vcelltools.errors import UsageError, check_number, spell
+from vcelltools.errors import UsageError, check_number, checked, spell
 from vcelltools.io.results import Result
 from vcelltools.io.write.atomic import atomic_file, put_beside, to_plain
 from vcelltools.io.write.guard import Target, get_kind, guard_outputs
@@ -401,6 +401,7 @@ def _write_tables(cells: Path, features: Path, s: Settings, world: World, plan: 
             table.to_parquet(tmp)
 
 
+@checked
 @one_blas_thread()
 def simulate(
     out: str | os.PathLike,

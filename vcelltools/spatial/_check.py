@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Unpack
 
 import numpy as np
 
+from vcelltools.errors import checked
 from vcelltools.io.frame import write_frame
 from vcelltools.io.results import Result
 from vcelltools.spatial._fit import make_finder, make_receiver
@@ -68,6 +69,7 @@ class CheckResult(Result):
     unused: tuple[str, ...]
 
 
+@checked
 def check(
     adata_or_path: str | os.PathLike | AnnData,
     *,
@@ -165,6 +167,7 @@ class Received:
         return write_frame(path, columns | {g: self.values[:, i] for i, g in enumerate(self.ligands)}, force=force)
 
 
+@checked
 def received(
     adata_or_path: str | os.PathLike | AnnData,
     *,

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Unpack
 
 import numpy as np
 
-from vcelltools.errors import DataError, UsageError, spell
+from vcelltools.errors import DataError, UsageError, checked, spell
 from vcelltools.io.fingerprint import fingerprint_files
 from vcelltools.io.frame import write_frame
 from vcelltools.io.results import Result
@@ -167,6 +167,7 @@ class FitPlan(Result):
     memory_bytes: int
 
 
+@checked
 def plan_fit(
     adata_or_path: str | os.PathLike | AnnData,
     *,
@@ -191,6 +192,7 @@ def plan_fit(
     )  # fmt: skip
 
 
+@checked
 def fit(
     adata_or_path: str | os.PathLike | AnnData,
     output_dir: str | os.PathLike,
@@ -278,6 +280,7 @@ def _join_results(folder: Path, labels: list[str], results: list[FitResult]) -> 
     )  # fmt: skip
 
 
+@checked
 def join(
     output_dir: str | os.PathLike, *, parallel: int = 1, threads: int | None = None, progress: Progress = SILENT
 ) -> FitResult:

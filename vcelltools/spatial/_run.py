@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Unpack
 
 import numpy as np
 
-from vcelltools.errors import DataError, UsageError
+from vcelltools.errors import DataError, UsageError, checked
 from vcelltools.spatial._opened import FittedRun, Table
 from vcelltools.spatial.field import FIELD_OPTIONS, Field, make_field
 from vcelltools.spatial.files import find_run
@@ -64,6 +64,7 @@ class Run(FittedRun):
         return work(open_run(job["run"], job["data"], threads=1, **settings), Path(folder), job)
 
 
+@checked
 def open_run(
     path: str | os.PathLike,
     adata: AnnData | str | os.PathLike | None = None,

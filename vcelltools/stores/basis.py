@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from vcelltools.config import BasisConfig, DatasetConfig
-from vcelltools.errors import DataError, UsageError, spell
+from vcelltools.errors import DataError, UsageError, checked, spell
 from vcelltools.genes.identity import Genes, is_ensembl, make_basis, read_genes, strip_version
 from vcelltools.genes.table import read_aliases
 from vcelltools.names import write_lines
@@ -418,6 +418,7 @@ def _find_forced(u: _Universe, labels, rankings, force, force_targets, aliases) 
     return out, warnings
 
 
+@checked
 def basis(
     datasets: Sequence[DatasetConfig | str | os.PathLike],
     *,

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from vcelltools.config import load_config
-from vcelltools.errors import DataError, UsageError
+from vcelltools.errors import DataError, UsageError, checked
 from vcelltools.io.hdf5.direct import DirectFile, get_resident_share, pread_into
 from vcelltools.kernels.store import counts_to_csr
 from vcelltools.stores.files import trim
@@ -331,6 +331,7 @@ class Store:
         return adata
 
 
+@checked
 def open_store(path: str | os.PathLike) -> Store:
     """Open a store.
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from vcelltools.errors import DataError, VcellError
+from vcelltools.errors import DataError, VcellError, checked
 from vcelltools.io.hdf5.direct import pread_into
 from vcelltools.io.results import Result
 from vcelltools.kernels.store import finish_rows
@@ -39,6 +39,7 @@ class Verified(Result):
     n_cells: int | None
 
 
+@checked
 def verify_store(path: str | os.PathLike, *, progress: Progress = SILENT) -> Verified:
     """Check every byte of a store: sizes, hashes, frames, schema, and the values against the counts.
 

@@ -22,6 +22,8 @@ from vcelltools.training.length import set_length
 from vcelltools.training.settings import TrainSettings
 
 if TYPE_CHECKING:
+    from optax import GradientTransformation
+
     from vcelltools.model.diffusion import DiffusionConfig
     from vcelltools.stores.store import Store
 
@@ -119,6 +121,17 @@ class CellSetup:
         epoch, at = divmod(number, per_epoch)
         order = np.random.default_rng([self.settings.seed, 1, epoch]).permutation(len(train))
         return self.read(train[np.sort(order[at * size : (at + 1) * size])])
+
+
+def make_optimizer(settings: TrainSettings) -> GradientTransformation:
+    """Return the optimiser of a diffusion model."""
+    from vcelltools.model.diffusion import make_diffusion_optimizer
+
+    s = settings
+    return make_diffusion_optimizer(
+        steps=s.length[0], learning_rate=s.peak_rate, warmup=s.warmup, schedule=s.schedule,
+        weight_decay=s.weight_decay, clip=s.clip,
+    )  # fmt: skip
 
 
 def make_cell_setup(

@@ -21,9 +21,10 @@ from vcelltools.io.write.atomic import locked, write_json
 from vcelltools.runtime.memory import peak_memory
 from vcelltools.runtime.prefetch import Prefetch
 from vcelltools.runtime.progress import SILENT, Progress
-from vcelltools.training.cell_inputs import CellSetup, make_cell_setup
+from vcelltools.training.cell_inputs import CellSetup, make_cell_setup, make_optimizer
 from vcelltools.training.extend import describe_schedule
 from vcelltools.training.in_flight import InFlight
+from vcelltools.training.inherit import inherit_cells
 from vcelltools.training.inputs import get_inputs
 from vcelltools.training.outcome import Stop, TrainResult
 from vcelltools.training.run_folder import RunFolder
@@ -105,7 +106,7 @@ class DiffusionTrainer:
         import jax
 
         from vcelltools.model import mesh
-        from vcelltools.model.diffusion import make_diffusion_optimizer, make_diffusion_step, make_evaluation
+        from vcelltools.model.diffusion import make_diffusion_step, make_evaluation
 
         s = setup.settings
         if s.size == "moe-17b":
@@ -120,14 +121,12 @@ class DiffusionTrainer:
             devices = jax.devices()[:1] if jax.default_backend() == "cpu" else jax.devices()
         self.mesh = mesh.make_mesh(devices[: math.gcd(self.n_cells, len(devices))])
         low = jax.default_backend() != "cpu" if s.precision == "auto" else s.precision == "bfloat16"
-        self.optimizer = make_diffusion_optimizer(
-            steps=s.length[0], learning_rate=s.peak_rate, warmup=s.warmup, schedule=s.schedule,
-            weight_decay=s.weight_decay, clip=s.clip,
-        )  # fmt: skip
+        self.optimizer = make_optimizer(s)
         self.step = make_diffusion_step(self.config, self.optimizer, seed=s.seed, ema=s.ema, bfloat16=low)
         self.entropies = make_evaluation(self.config)
         self.marginals = get_marginals(setup)
         self.best_loss, self.best_step, self.since = float("inf"), -1, 0
+        self.start: dict[str, Any] | None = None  # the run whose weights this one began with
 
     @property
     def folder(self) -> RunFolder:
@@ -140,6 +139,16 @@ class DiffusionTrainer:
         from vcelltools.model.diffusion import init_diffusion_state
 
         return init_diffusion_state(self.config, self.optimizer, self.setup.settings.seed, ema=self.setup.settings.ema)
+
+    def begin(self) -> Any:
+        """Return the state before the first step, with the weights of the run that the settings name, if any."""
+        from vcelltools.model.diffusion import begin_diffusion
+
+        s, state = self.setup.settings, self.init_state()
+        if s.from_run is None:
+            return state
+        params, self.start = inherit_cells(Path(s.from_run), self.setup, self.config, state.params, self.progress)
+        return begin_diffusion(params, self.optimizer, ema=s.ema)
 
     def place(self, state: Any) -> Any:
         """Return the state, copied to every device."""
@@ -177,7 +186,7 @@ class DiffusionTrainer:
 
         s = self.setup.settings
         steps, eval_every = s.length
-        state, first = self._restore() if continued else (self.init_state(), 0)
+        state, first = self._restore() if continued else (self.begin(), 0)
         state = self.place(state)
         pending: list[Any] = []
         saved = began = time.monotonic()
@@ -218,11 +227,12 @@ class DiffusionTrainer:
         found = self.folder.load_state(jax.eval_shape(self.init_state))
         self.folder.cut_metrics(found.step if found else -1)
         if found is None:
-            return self.init_state(), 0
+            return self.begin(), 0
         if found.meta["identity"] != self.setup.identity:
             raise DataError(f"{self.folder.dpath}: the checkpoint of step {found.step} belongs to other stores")
         best = found.meta["best"]
         self.best_loss, self.best_step, self.since = best["loss"], best["step"], best["since"]
+        self.start = found.meta.get("start")
         self._reopen(found.step, found.state)
         self.progress.note(f"continuing after step {found.step:,}")
         return jax.tree.map(jax.numpy.asarray, found.state), found.step
@@ -240,7 +250,8 @@ class DiffusionTrainer:
 
     def _meta(self) -> dict[str, Any]:
         best = {"loss": self.best_loss, "step": self.best_step, "since": self.since}
-        return {"identity": self.setup.identity, "model": self.config.to_json(), "best": best}
+        start = {"start": self.start} if self.start else {}
+        return {"identity": self.setup.identity, "model": self.config.to_json(), "best": best, **start}
 
     def _log(self, values: list[dict[str, Any]], done: int, seconds: float) -> None:
         record = {k: float(np.mean([m[k] for m in values])) for k in values[0]} if values else {}
@@ -288,6 +299,7 @@ class DiffusionTrainer:
             "beats_baselines": final["gain_ci95"][0] > 0,
             "parameters": int(sum(x.size for x in jax.tree.leaves(state.params))),
             "peak_memory_bytes": peak_memory(),
+            **({"start": self.start} if self.start else {}),
         }  # fmt: skip
         write_json(self.folder.summary_fpath, summary, force=True)
         return TrainResult(out=self.folder.dpath, summary=summary)

@@ -232,7 +232,7 @@ class Setup:
         if len(self.evidence["prior"]) > len(self.effect_kg):
             hide = (rng.random(len(batch.group_id)) < _HIDDEN_SHARE)[share] & (out["measured"] > 0)
             out["prior"] = (out["measured"] + np.where(hide, len(self.effect_kg) - 1, 0)).astype(np.int32)
-        if self.settings.rank:
+        if self._has_rivals:
             uniform = rng.random((len(batch.group_id), N_RIVALS))[share]
             out["rivals"] = self._draw_rivals(groups, uniform)
         check_ids("perturbation", out["pert"], len(self.screen.perturbations))
@@ -245,6 +245,13 @@ class Setup:
         for name, rows in (("control", batch.control_rows[share]), ("target", batch.perturbed_rows[share])):
             out[name] = (rows + self.offsets[store][:, None]).astype(np.int32)
         return out
+
+    @cached_property
+    def _has_rivals(self) -> bool:
+        """Whether a loss compares with other groups of the line."""
+        from vcelltools.model.loss_registry import need_rivals
+
+        return need_rivals(self.step_config("cpu").weights)
 
     def _draw_rivals(self, groups: np.ndarray, uniform: np.ndarray) -> np.ndarray:
         """Return rows (b, rivals) in the table of effects: other training groups of the same line."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vcelltools.errors import EnvironmentFault, UsageError, spell
+from vcelltools.errors import EnvironmentFault, UsageError, checked, spell
 from vcelltools.runtime.progress import SILENT, Progress
 from vcelltools.training.settings import TrainSettings, make_settings
 
@@ -47,6 +47,7 @@ class Job:
         return train(self.settings, resume=resume, force=force, extend=self.extend, progress=progress)
 
 
+@checked
 def train(
     out: str | os.PathLike = "runs/run",
     *,
@@ -84,6 +85,7 @@ def train(
     delta: float = 0.3,
     pearson: float = 2.0,
     rank: float = 0.4,
+    losses: Mapping[str, float] | None = None,
     unbiased: bool = False,
     precision: str = "auto",
     feed: str = "auto",
@@ -152,7 +154,8 @@ def train(
         "optimizer": optimizer, "learning_rate": learning_rate, "scale_rate": scale_rate,
         "warmup": warmup, "schedule": schedule, "weight_decay": weight_decay,
         "clip": clip, "ema": ema, "accumulate": accumulate, "energy": energy, "mse": mse, "sinkhorn": sinkhorn,
-        "delta": delta, "pearson": pearson, "rank": rank, "unbiased": unbiased, "precision": precision, "feed": feed,
+        "delta": delta, "pearson": pearson, "rank": rank, "losses": dict(losses or {}),
+        "unbiased": unbiased, "precision": precision, "feed": feed,
         "log_every": log_every, "eval_every": eval_every, "patience": patience, "stability": stability,
         "eval_sets": eval_sets,
         "checkpoint_minutes": checkpoint_minutes, "minutes": minutes, "tensorboard": tensorboard,

@@ -51,7 +51,7 @@ class TrainSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     network
         Edge lists of genes (CSV or TSV: two symbols, optionally a weight), for ``neighbours``.
     from_run
-        A finished run of a transformer, whose weights the training starts from.
+        A finished run of the same model (``transformer`` or ``diffusion``), whose weights the training starts from.
     objective
         The score that the last, fitted step of a model optimises: ``discrimination``, ``error`` or ``balanced``. This
         step chooses the scales of the shared and the perturbation-specific effects, on groups held out of the training
@@ -86,6 +86,8 @@ class TrainSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
         Weights of the losses of the mean effect of a set relative to the effect over all cells of the group: squared
         error, correlation, and discrimination from other groups of the line. They are less noisy than the losses
         between sets, and held-out groups are scored by the same quantities.
+    losses
+        Weights of further losses, by their name in ``vcelltools.model.loss_registry.LOSSES``.
     precision
         ``auto`` (bfloat16 on accelerators), ``float32`` or ``bfloat16``.
     feed
@@ -138,6 +140,7 @@ class TrainSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     delta: Weight = 0.3
     pearson: Weight = 2.0
     rank: Weight = 0.4
+    losses: dict[str, Weight] = msgspec.field(default_factory=dict)
     unbiased: bool = False
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     feed: Literal["auto", "replicated", "sharded", "host"] = "auto"
@@ -173,9 +176,9 @@ _READ_BY_EFFECTS = ("out", "stores", "split", "features", "network", "model", "o
 _READ = {
     "transformer": tuple(k for k in TrainSettings.__struct_fields__ if k != "objective"),
     "diffusion": (
-        "out", "stores", "features", "model", "size", "sets", "steps", "seed", "learning_rate", "scale_rate",
-        "warmup", "schedule", "weight_decay", "clip", "ema", "precision", "log_every", "eval_every", "patience",
-        "checkpoint_minutes", "minutes",
+        "out", "stores", "features", "from_run", "model", "size", "sets", "steps", "seed", "learning_rate",
+        "scale_rate", "warmup", "schedule", "weight_decay", "clip", "ema", "precision", "log_every", "eval_every",
+        "patience", "checkpoint_minutes", "minutes",
     ),
 }  # fmt: skip
 
@@ -202,8 +205,10 @@ def make_settings(table: dict[str, Any], options: dict[str, Any]) -> TrainSettin
             f"{spell('objective')}: {settings.model} has no objective", hint="remove it", field="objective"
         )
     if settings.from_run is not None:
-        if settings.model != "transformer":
-            raise UsageError(f"{spell('from_run')} applies to a transformer, not to {settings.model}")
+        if settings.model not in ("transformer", "diffusion"):
+            raise UsageError(
+                f"{spell('from_run')} applies to a transformer or a diffusion model, not to {settings.model}"
+            )
         settings = msgspec.structs.replace(settings, from_run=os.path.abspath(settings.from_run))
     if settings.model == "diffusion" and settings.optimizer != "adamw":
         raise UsageError(f"{spell('optimizer')}: a diffusion model is trained by adamw", hint="remove it")
@@ -212,7 +217,14 @@ def make_settings(table: dict[str, Any], options: dict[str, Any]) -> TrainSettin
         raise UsageError(
             f"{spell('size', settings.size)} is not a size of {settings.model}", hint=f"one of: {', '.join(own)}"
         )
-    if not any(getattr(settings, name) for name in LOSSES):
+    if settings.losses:
+        from vcelltools.model import loss_registry  # jax takes a second, so only where names are to be checked
+
+        further = [name for name in loss_registry.LOSSES if name not in LOSSES]
+        if unknown := [name for name in settings.losses if name not in further]:
+            hint = f"further losses: {', '.join(further) or 'none'}; these have a setting: {', '.join(LOSSES)}"
+            raise UsageError(f"losses: {unknown[0]!r} is not the name of a further loss", hint=hint, field="losses")
+    if not any((*(getattr(settings, name) for name in LOSSES), *settings.losses.values())):
         raise UsageError("every loss has weight 0", hint=f"set one of {', '.join(LOSSES)} above 0")
     return settings
 

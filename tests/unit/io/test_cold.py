@@ -11,6 +11,7 @@ import pytest
 from tests.make import as_layout, make_adata
 from vcelltools import convert, hvg
 from vcelltools.errors import DataError
+from vcelltools.io import open_dataset
 from vcelltools.io.hdf5 import direct
 from vcelltools.io.hdf5.direct import FileBytes
 
@@ -75,6 +76,17 @@ def test_what_the_cache_holds_is_read_from_it(noise, large):
     np.testing.assert_array_equal(source.read(5, 8_000_000), values[5:8_000_005])
     source.close()
     assert not FileBytes(path).cold
+
+
+def test_a_file_that_is_read_again_and_again_fills_the_cache(tmp_path, large):
+    path = tmp_path / "x.h5ad"
+    make_adata(as_layout(np.random.default_rng(2).poisson(5.0, (N, G)), "csr")).write_h5ad(path)
+    need_cold(path)
+    with open_dataset(path) as ds:
+        ds.keep_cached()
+        for span in ds.matrix.plan():
+            ds.matrix.read(span)
+    assert direct.get_resident_share(np.memmap(path, np.uint8, "r")) > 0.9
 
 
 def test_a_small_file_is_left_in_the_cache(noise):

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from vcelltools.model.effect_losses import MeanEffects
 from vcelltools.model.evidence import (
     N_FACTS,
     Evidence,
@@ -16,7 +17,7 @@ from vcelltools.model.evidence import (
     make_tables,
     read_evidence,
 )
-from vcelltools.model.losses import EffectWeights, effect_loss
+from vcelltools.model.loss_registry import effect_loss
 
 pytestmark = pytest.mark.usefixtures("strict")
 B, G, SCALE = 3, 20, 0.1
@@ -66,9 +67,7 @@ def get_loss(effect, measured, rivals, counts=None, rival_counts=None, **weights
     counts = jnp.ones((B, G), jnp.float32) if counts is None else counts
     rival_counts = jnp.ones((B, rivals.shape[1]), jnp.float32) if rival_counts is None else rival_counts
     with jax.numpy_rank_promotion("allow"):
-        return effect_loss(
-            effect, measured, rivals, EffectWeights(**weights), scale=SCALE, counts=counts, rival_counts=rival_counts
-        )
+        return effect_loss(MeanEffects(effect, measured, counts, SCALE, rivals, rival_counts), weights)
 
 
 @pytest.fixture

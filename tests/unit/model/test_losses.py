@@ -7,13 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vcelltools.model.losses import (
-    LossWeights,
-    energy_distance,
-    mean_squared_error,
-    set_loss,
-    sinkhorn_divergence,
-)
+from vcelltools.model.loss_registry import set_loss
+from vcelltools.model.losses import energy_distance, mean_squared_error
+from vcelltools.model.sinkhorn import sinkhorn_divergence
 
 pytestmark = pytest.mark.usefixtures("strict")
 
@@ -129,8 +125,8 @@ def test_sinkhorn_of_equal_sets_is_zero_and_pulls_towards_the_target(rng):
 
 def test_mixture_weighs_each_loss(sets):
     x, y = map(jnp.asarray, sets)
-    parts = [set_loss(x, y, LossWeights(*w))[0] for w in np.eye(3).tolist()]
-    both, _ = set_loss(x, y, LossWeights(0.5, 2.0, 3.0))
+    parts = [set_loss(x, y, {name: 1.0})[0] for name in ("energy", "mse", "sinkhorn")]
+    both, _ = set_loss(x, y, {"energy": 0.5, "mse": 2.0, "sinkhorn": 3.0})
     np.testing.assert_allclose(both, 0.5 * parts[0] + 2.0 * parts[1] + 3.0 * parts[2], rtol=1e-5)
 
 

@@ -11,7 +11,6 @@ import vcelltools as vc
 from tests.conftest import DATA, run_cli
 from tests.make import as_layout
 from vcelltools.errors import DataError
-from vcelltools.screens import responding
 from vcelltools.screens.response import find_genes, find_responding
 
 THP1 = DATA / "papalexi_thp1_eccite" / "papalexi_thp1_20729x299.h5ad"
@@ -98,7 +97,7 @@ def test_layout_threads_and_order_change_nothing(screen, tmp_path):
 
 def test_parts_of_the_perturbations_give_what_all_give(screen, monkeypatch):
     one = vc.responders(screen, permutations=19)
-    monkeypatch.setattr(responding, "_MAX_BYTES", 200 * 4 * 300)
+    monkeypatch.setattr("vcelltools.differential.screen.MAX_BYTES", 200 * 4 * 300)
     other = vc.responders(screen, permutations=19)
     pd.testing.assert_frame_equal(one.to_frame(), other.to_frame())
     np.testing.assert_array_equal(one.posterior_n, other.posterior_n)

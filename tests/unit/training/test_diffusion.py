@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import anndata as ad
+import jax
 import numpy as np
 import pytest
 
@@ -12,6 +15,9 @@ from tests.make import make_adata
 from vcelltools.errors import DataError, InterruptedRun, UsageError
 from vcelltools.prediction.predict import predict
 from vcelltools.training.cell_inputs import make_cell_setup
+from vcelltools.training.diffusion import DiffusionTrainer
+from vcelltools.training.inherit import _open_run
+from vcelltools.training.run_folder import RunFolder
 from vcelltools.training.sanity import check_sanity
 from vcelltools.training.settings import make_settings
 from vcelltools.training.train import train
@@ -163,3 +169,42 @@ def test_sanity_modes_hold(screen, tmp_path, mode, fields):
 def test_sanity_modes_can_fail(store, tmp_path):
     found = check_sanity("overfit-batch", settings(store, tmp_path / "r", sets=8, steps=25, learning_rate=0.0))
     assert not found.holds, "a network that learns nothing"
+
+
+def test_a_training_starts_from_a_run_on_stores_whose_genes_are_in_another_order(store, tmp_path):
+    source = train(settings(store, tmp_path / "source"))
+    still = train(settings(store, tmp_path / "still", from_run=str(source.out), learning_rate=0.0, weight_decay=0.0))
+    start = still.summary["start"]
+    assert start["run"] == str(source.out) and start["step"] == source.summary["final"]["best_step"]
+    assert start["params_sha256"] == still.summary["params_sha256"], "nothing is learned"
+    assert still.summary["config"]["from_run"] == str(source.out)
+    assert still.summary["final"]["loss"] == pytest.approx(source.summary["final"]["loss"], rel=1e-5)
+
+    genes = list(vc.open_store(store).genes)[::-1]
+    adata = make_adata(vc.open_store(store).counts().toarray()[:, ::-1].astype("float32"), names=genes)
+    adata.write_h5ad(tmp_path / "y.h5ad")
+    vc.build_store(tmp_path / "y.h5ad", basis=genes, out=tmp_path / "stores", name="y", unperturbed=True)
+    other = settings(tmp_path / "stores" / "y", tmp_path / "other", from_run=str(source.out))
+    params = DiffusionTrainer(make_cell_setup(other), None).begin().params
+    old = DiffusionTrainer(make_cell_setup(settings(store, tmp_path / "source")), None)
+    known = RunFolder(source.out).best().load(jax.eval_shape(old.init_state)).state.ema
+    np.testing.assert_array_equal(params["gene"], known["gene"][::-1])
+    np.testing.assert_array_equal(params["head"]["w"], known["head"]["w"])
+
+
+def test_a_training_does_not_start_from_another_model_or_size(store, tmp_path):
+    source = train(settings(store, tmp_path / "source", steps=2, warmup=0, eval_every=2))
+    with pytest.raises(UsageError, match="has the size tiny, but here it is mini"):
+        train(settings(store, tmp_path / "mini", size="mini", from_run=str(source.out)))
+    with pytest.raises(UsageError, match="is a run of diffusion, but from_run needs one of a transformer"):
+        _open_run(source.out, make_settings({}, {"model": "transformer"}))
+
+
+def test_known_perturbations_keep_their_embeddings(screen, tmp_path):
+    source = train(settings(screen, tmp_path / "source", steps=4, warmup=0, eval_every=2))
+    target = settings(screen, tmp_path / "target", from_run=str(source.out), seed=1)
+    notes = []
+    trainer = DiffusionTrainer(make_cell_setup(target), None, SimpleNamespace(note=notes.append))
+    params, fresh = trainer.begin().params, trainer.init_state().params
+    assert "with 2 of 2 perturbations" in notes[0] and "has seen cells that are held out here" in notes[1]
+    assert not np.any(np.all(params["perturbation"] == fresh["perturbation"], axis=1))

@@ -150,5 +150,5 @@ def test_faults(make, source, other, store_dpath, tmp_path):
     (copy / "summary.json").unlink()
     with pytest.raises(UsageError, match="is not finished"):
         start(make("x"), copy)
-    with pytest.raises(UsageError, match="from_run applies to a transformer, not to ridge"):
+    with pytest.raises(UsageError, match="from_run applies to a transformer or a diffusion model, not to ridge"):
         make("x", model="ridge", from_run=str(source.out))

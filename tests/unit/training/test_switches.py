@@ -5,11 +5,15 @@ from __future__ import annotations
 import tomllib
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from vcelltools.config import load_config
+from vcelltools.errors import UsageError
 from vcelltools.model.checkpoint import hash_params
+from vcelltools.model.loss_registry import LOSSES, Loss
+from vcelltools.model.step import StepConfig
 from vcelltools.training.inputs import make_setup
 from vcelltools.training.request import prepare
 from vcelltools.training.settings import dump_toml, make_settings
@@ -38,6 +42,30 @@ def test_a_switch_changes_the_step(settings, one_device, plain, option):
     assert changed[0] != plain["default"][0]
     if option in ("sinkhorn", "mse"):
         assert changed[1] > plain["default"][1], "its loss is added"
+
+
+@pytest.mark.parametrize("kind", ["sets", "effects"])
+def test_a_line_in_the_registry_is_all_that_a_loss_needs(settings, one_device, monkeypatch, kind):
+    own = {
+        "sets": Loss("sets", lambda s: jnp.mean(jnp.abs(s.x - s.y), axis=(1, 2))),
+        "effects": Loss("effects", lambda e: jnp.mean(jnp.abs(e.effect - e.rivals[:, 0]), axis=1), rivals=True),
+    }
+    monkeypatch.setitem(LOSSES, "own", own[kind])
+    alone = {"delta": 0.0, "pearson": 0.0, "rank": 0.0}  # so that only the new loss can ask for effects and rivals
+    before = step_once(settings, **alone)
+    one, two = (step_once(settings, **alone, losses={"own": w}) for w in (1.0, 2.0))
+    assert one[0] != before[0] and one[1] > before[1]
+    assert two[1] - before[1] == pytest.approx(2 * (one[1] - before[1]), rel=1e-3)
+    text = dump_toml({"losses": {"own": 1.0}}, "train")
+    assert make_settings(tomllib.loads(text)["train"], {}).losses == {"own": 1.0}
+
+
+@pytest.mark.parametrize("name", ["absent", "rank"])
+def test_only_further_losses_have_a_weight_by_name(name):
+    with pytest.raises(UsageError, match=f"'{name}' is not the name of a further loss"):
+        make_settings({}, {"losses": {name: 1.0}})
+    with pytest.raises(ValueError, match=f"loss '{name}'"):
+        StepConfig(losses={name: 1.0})
 
 
 def test_restored_spread_is_as_long_as_in_the_prior(settings):

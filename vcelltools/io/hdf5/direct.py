@@ -125,7 +125,8 @@ class FileBytes:
                 self._mapped = np.memmap(self.path, np.uint8, "r", shape=(self.size,))
         if self._mapped is not None and self._sample_share() < 0.99:
             direct = DirectFile(self.path)
-            self._direct = direct if direct.direct else None
+            same = os.path.samestat(os.fstat(direct.fd), os.fstat(self.fd))  # nobody has replaced the file meanwhile
+            self._direct = direct if direct.direct and same else None
         self.cold = self._direct is not None
 
     def _sample_share(self) -> float:
@@ -142,7 +143,7 @@ class FileBytes:
             If the file ends earlier.
         """
         raw = out.reshape(-1).view(np.uint8)
-        if self._direct is None or len(raw) < _LEAST or self._is_cached(offset, len(raw)):
+        if self._direct is None or not self.cold or len(raw) < _LEAST or self._is_cached(offset, len(raw)):
             pread_into(self.fd, raw, offset, self.path)
             return
         if not hasattr(self._local, "room"):

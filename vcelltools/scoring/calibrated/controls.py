@@ -55,11 +55,11 @@ def mean_of_others(mean_pg: np.ndarray) -> np.ndarray:
     return (mean_pg.sum(axis=0) - mean_pg) / max(len(mean_pg) - 1, 1)
 
 
-def make_view(truth: Moments, mean_pg: np.ndarray, reference: Moments, control_g: np.ndarray) -> View:
+def make_view(truth: Moments, mean_pg: np.ndarray, reference: Moments, control_g: np.ndarray, threads: int = 1) -> View:
     """Return the truth to compare profiles with; ``truth`` are moments of cells, ``mean_pg`` means of all cells."""
     return View(
         mean_pg=truth.mean_kg, control_g=control_g, others_pg=mean_of_others(mean_pg),
-        effects=compare_means(truth, reference),
+        effects=compare_means(truth, reference, threads=threads),
     )  # fmt: skip
 
 
@@ -76,9 +76,9 @@ def make_negatives(mean_pg: np.ndarray, reference: Moments, control: Moments) ->
     }
 
 
-def make_positive(half: Moments, others_pg: np.ndarray, reference: Moments) -> Candidate:
+def make_positive(half: Moments, others_pg: np.ndarray, reference: Moments, threads: int = 1) -> Candidate:
     """Return the interpolated duplicate of a half, and the ranking of the genes by that half."""
-    found: Welch = compare_means(half, reference)
+    found: Welch = compare_means(half, reference, threads=threads)
     alpha = 1 - found.padj_pg
     return Candidate(mean_pg=alpha * half.mean_kg + (1 - alpha) * others_pg, strength_pg=np.abs(found.t_pg))
 
@@ -88,14 +88,22 @@ def split_wanted(names: list[str]) -> dict[str, tuple[str, ...]]:
     return {c: tuple(m for m in names if NEGATIVES[m] == c) for c in dict.fromkeys(NEGATIVES[m] for m in names)}
 
 
-def compute_negative(view: View, negatives: dict[str, Candidate], names: list[str]) -> dict[str, np.ndarray]:
+def compute_negative(
+    view: View, negatives: dict[str, Candidate], names: list[str], threads: int = 1
+) -> dict[str, np.ndarray]:
     """Return {metric: (p,) values of its negative control}."""
-    found = compute_metrics(view, negatives, split_wanted(names))
+    found = compute_metrics(view, negatives, split_wanted(names), threads)
     return {m: found[NEGATIVES[m]][m] for m in names}
 
 
 def calibrate(
-    first: Moments, second: Moments, whole: Moments, reference: Moments, control: Moments, names: list[str]
+    first: Moments,
+    second: Moments,
+    whole: Moments,
+    reference: Moments,
+    control: Moments,
+    names: list[str],
+    threads: int = 1,
 ) -> dict[str, tuple[Calibration, np.ndarray]]:
     """Calibrate metrics on the halves of the truth.
 
@@ -113,10 +121,10 @@ def calibrate(
     dict
         By metric, its calibration, and (p,) the Dynamic Range Fraction of each perturbation.
     """
-    view = make_view(first, whole.mean_kg, reference, control.mean_kg[0])
-    positive = make_positive(second, view.others_pg, reference)
-    good = compute_metrics(view, {"positive": positive}, {"positive": tuple(names)})["positive"]
-    bad = compute_negative(view, make_negatives(whole.mean_kg, reference, control), names)
+    view = make_view(first, whole.mean_kg, reference, control.mean_kg[0], threads)
+    positive = make_positive(second, view.others_pg, reference, threads)
+    good = compute_metrics(view, {"positive": positive}, {"positive": tuple(names)}, threads)["positive"]
+    bad = compute_negative(view, make_negatives(whole.mean_kg, reference, control), names, threads)
     return {m: judge(good[m], bad[m], float(METRICS[m].best or 0)) for m in names}
 
 

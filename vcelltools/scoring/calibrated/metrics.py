@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
+from vcelltools.runtime.threads import one_blas_thread, share_work
 from vcelltools.scoring.calibrated.moments import Welch, get_weights
-from vcelltools.scoring.cell_eval.metrics import get_area
+from vcelltools.scoring.cell_eval.metrics import Hits, count_hits, get_area
 
 ALPHA = 0.05
 """Genes with an adjusted p below this value are differentially expressed."""
@@ -57,19 +59,24 @@ class Candidate:
     strength_pg: np.ndarray
 
 
-def compute_metrics(view: View, candidates: dict[str, Candidate], wanted: dict[str, tuple[str, ...]]) -> dict:
+def compute_metrics(
+    view: View, candidates: dict[str, Candidate], wanted: dict[str, tuple[str, ...]], threads: int = 1
+) -> dict[str, dict[str, np.ndarray]]:
     """Return {candidate: {metric: (p,) values}}; ``wanted`` lists the metrics of each candidate."""
     n = len(view.mean_pg)
     out = {c: {m: np.full(n, np.nan) for m in names} for c, names in wanted.items()}
-    for p in range(n):
+
+    def compute(p: int) -> None:
         frame = _Frame(view, p)
         for c, names in wanted.items():
-            x = candidates[c].mean_pg[p]
+            x, ranking = candidates[c].mean_pg[p], _Ranking(frame, candidates[c].strength_pg[p])
             for m in names:
                 if m in _PROFILES:
                     out[c][m][p] = _PROFILES[m](frame, x)
                 elif m in _RANKINGS:
-                    out[c][m][p] = _RANKINGS[m](frame, candidates[c].strength_pg[p])
+                    out[c][m][p] = _RANKINGS[m](ranking)
+
+    share_work(range(n), [compute] * threads)
     for c, names in wanted.items():
         if retrieval := [m for m in names if m in _RETRIEVAL]:
             rank_p = rank_own(candidates[c].mean_pg, view.mean_pg)
@@ -144,20 +151,34 @@ def get_top(strength: np.ndarray) -> np.ndarray:
     return top
 
 
-def _overlap(f: _Frame, strength: np.ndarray) -> float:
-    return float((f.top & get_top(strength)).sum() / TOP_GENES) if f.top.any() else float("nan")
+class _Ranking:
+    """The genes of one perturbation by their strength in a candidate, which are sorted once."""
+
+    def __init__(self, frame: _Frame, strength: np.ndarray) -> None:
+        self.frame, self.strength = frame, strength
+
+    @cached_property
+    def hits(self) -> Hits | None:
+        """The numbers of DE genes among the strongest."""
+        return count_hits(self.frame.de, self.strength)
+
+    def get_overlap(self) -> float:
+        """Return the share of the 50 strongest genes that are among the truth's."""
+        top = self.frame.top
+        return float((top & get_top(self.strength)).sum() / TOP_GENES) if top.any() else float("nan")
 
 
-_RANKINGS: dict[str, Callable[[_Frame, np.ndarray], float]] = {
-    "de_auprc": lambda f, s: get_area(f.de, s, "pr"),
-    "de_auroc": lambda f, s: get_area(f.de, s, "roc"),
-    "de_overlap_50": _overlap,
+_RANKINGS: dict[str, Callable[[_Ranking], float]] = {
+    "de_auprc": lambda r: get_area(r.hits, "pr"),
+    "de_auroc": lambda r: get_area(r.hits, "roc"),
+    "de_overlap_50": _Ranking.get_overlap,
 }
 
 
 # ---- retrieval ----
 
 
+@one_blas_thread()
 def rank_own(pred_pg: np.ndarray, real_pg: np.ndarray) -> np.ndarray:
     """Return (p, 3): numbers of truths nearer to each prediction than its own, of equally near ones, and of all others.
 

@@ -11,6 +11,7 @@ from vcelltools.differential.groupsums import GroupSums, sum_groups
 from vcelltools.differential.reduce import check_log1p
 from vcelltools.kernels.pvalues import adjust_bh
 from vcelltools.runtime.progress import SILENT, Progress
+from vcelltools.runtime.threads import share_work
 from vcelltools.scoring.cell_eval.options import Opened
 
 
@@ -77,7 +78,7 @@ class Welch:
     padj_pg: np.ndarray
 
 
-def compare_means(target: Moments, reference: Moments, *, with_p: bool = True) -> Welch:
+def compare_means(target: Moments, reference: Moments, *, with_p: bool = True, threads: int = 1) -> Welch:
     """Test each group of ``target`` against the row of ``reference`` at the same position (or its only row).
 
     The test is that of Welch 1947, with Satterthwaite's degrees of freedom.
@@ -86,7 +87,8 @@ def compare_means(target: Moments, reference: Moments, *, with_p: bool = True) -
 
     t_pg = np.empty_like(target.mean_kg)
     padj = np.ones_like(t_pg) if with_p else np.empty((0, 0))
-    for i in range(len(t_pg)):
+
+    def compare(i: int) -> None:
         r = i if len(reference.mean_kg) > 1 else 0
         n, m = float(target.size_k[i]), float(reference.size_k[r])
         a, b = target.var_kg[i] / max(n, 1), reference.var_kg[r] / max(m, 1)
@@ -97,6 +99,8 @@ def compare_means(target: Moments, reference: Moments, *, with_p: bool = True) -
         if with_p:
             df = np.where(np.isfinite(df) & (df > 0), df, 1.0)
             padj[i] = adjust_bh(np.minimum(2 * stdtr(df, -np.abs(t_pg[i])), 1.0))
+
+    share_work(range(len(t_pg)), [compare] * threads)
     return Welch(t_pg=t_pg, padj_pg=padj)
 
 

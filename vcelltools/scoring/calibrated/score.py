@@ -15,7 +15,9 @@ import numpy as np
 
 from vcelltools.differential.groupsums import GroupSums
 from vcelltools.errors import DataError
+from vcelltools.io.frame import load_ahead
 from vcelltools.runtime.progress import Progress
+from vcelltools.runtime.threads import get_threads
 from vcelltools.scoring.calibrated.controls import (
     LITTLE_RANGE,
     LITTLE_WINS,
@@ -131,6 +133,7 @@ class Calibrated(CellEval):
         self.settings = self.settings | {"ceiling_seed": self.options.ceiling_seed}
 
     def _reduce_truth(self, opened: Opened, context: str, progress: Progress) -> CalibratedTruth:
+        load_ahead("scipy.special")
         cells, o = opened.cells, self.options
         control = cells.labels.index(o.control)
         perts = np.delete(np.arange(len(cells.labels)), control)
@@ -181,12 +184,13 @@ class Calibrated(CellEval):
         )
         warnings += notes
         pred = _moments(sums)
-        view = make_view(truth.whole, truth.whole.mean_kg, truth.reference, truth.control.mean_kg[0])
+        threads = get_threads(o.threads)
+        view = make_view(truth.whole, truth.whole.mean_kg, truth.reference, truth.control.mean_kg[0], threads)
         strength = np.abs(compare_means(pred, truth.reference, with_p=False).t_pg)
         candidate = Candidate(mean_pg=pred.mean_kg, strength_pg=strength)
-        values = compute_metrics(view, {"pred": candidate}, {"pred": tuple(o.names)})["pred"]
+        values = compute_metrics(view, {"pred": candidate}, {"pred": tuple(o.names)}, threads)["pred"]
         negatives = make_negatives(truth.whole.mean_kg, truth.reference, truth.control)
-        floor = compute_negative(view, negatives, o.names)
+        floor = compute_negative(view, negatives, o.names, threads)
         return self._judge_values(view, pred, truth, values, floor, self._calibrate(truth, where, warnings), warnings)
 
     def _calibrate(self, truth: CalibratedTruth, where: str, warnings: list[str]) -> dict[str, Calibration]:
@@ -202,7 +206,7 @@ class Calibrated(CellEval):
             return {}
         found = calibrate(
             truth.first[some], truth.second[some], truth.whole[some], truth.reference[some], truth.control,
-            self.options.names,
+            self.options.names, get_threads(self.options.threads),
         )  # fmt: skip
         return {m: c for m, (c, _) in found.items()}
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 
@@ -380,19 +381,38 @@ def _nsig(pair: Pair) -> dict[str, Values]:
     }
 
 
-def get_area(label: np.ndarray, score: np.ndarray, method: str) -> float:
-    """Return the average precision (``"pr"``) or the area under the ROC curve; NaN if there is only one class."""
+class Hits(NamedTuple):
+    """The numbers of positives among the highest scores, at the end of every group of equal scores."""
+
+    hits: np.ndarray
+    """Number of positives."""
+    seen: np.ndarray
+    """Number of all."""
+    positive: int
+    """Number of positives in total."""
+    total: int
+    """Number of scores."""
+
+
+def count_hits(label: np.ndarray, score: np.ndarray) -> Hits | None:
+    """Count the positives among the highest scores; None if there is only one class."""
     positive = int(label.sum())
     if not 0 < positive < len(label):
-        return float("nan")
-    order = np.argsort(-score, kind="stable")
+        return None
+    order = np.argsort(-score)  # the order of equal scores does not count
     ends = np.append(np.flatnonzero(np.diff(score[order])), len(order) - 1)
-    hits = np.cumsum(label[order])[ends].astype(np.float64)
-    seen = ends + 1.0
+    return Hits(np.cumsum(label[order])[ends].astype(np.float64), ends + 1.0, positive, len(label))
+
+
+def get_area(found: Hits | None, method: str) -> float:
+    """Return the average precision (``"pr"``) or the area under the ROC curve; NaN if there is only one class."""
+    if found is None:
+        return float("nan")
+    hits, seen, positive, total = found
     if method == "pr":
         return float(np.sum(np.diff(hits, prepend=0.0) / positive * (hits / seen)))
     tpr = np.concatenate([[0.0], hits / positive])
-    fpr = np.concatenate([[0.0], (seen - hits) / (len(label) - positive)])
+    fpr = np.concatenate([[0.0], (seen - hits) / (total - positive)])
     return float(np.trapezoid(tpr, fpr))
 
 
@@ -406,7 +426,7 @@ def _auc(pair: Pair, method: str) -> Values:
         q[np.isnan(q)] = 1
         floor = np.float32(1e-10)
         score = -np.log10(np.clip(q, floor, np.float32(1)) if pair.rules.clip_scores else np.where(q == 0, floor, q))
-        out.append(get_area(label, score, method))
+        out.append(get_area(count_hits(label, score), method))
     return out
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vcelltools.config import NAME_PATTERN, DatasetConfig, Guides, convert
-from vcelltools.errors import DataError, UsageError, spell
+from vcelltools.errors import DataError, UsageError, checked, spell
 from vcelltools.genes.identity import Basis, make_basis, read_basis
 from vcelltools.genes.table import read_aliases
 from vcelltools.io import Dataset
@@ -107,6 +107,7 @@ def make_spec(source: Any, name: str | None, options: dict[str, Any]) -> Dataset
     return convert({"name": name, "path": path, **values}, DatasetConfig, where="build_store")
 
 
+@checked
 def build_store(
     source: str | os.PathLike | AnnData | Dataset,
     *,
