@@ -111,7 +111,7 @@ def compare(folder: Path, run: Any) -> dict[str, float]:
 def bench_models(sizes: list[int], peer_sizes: list[int], rounds: int) -> list[dict[str, Any]]:
     """Time splash and perturb at every size."""
     from vcelltools.spatial import open_run
-    from vcelltools.spatial._received import Receiver
+    from vcelltools.spatial._received import AUTO_CELLS, Receiver
     from vcelltools.spatial.fitted import find_rows, make_features, run_splash
 
     rows = []
@@ -149,6 +149,12 @@ def bench_models(sizes: list[int], peer_sizes: list[int], rounds: int) -> list[d
                 )
                 row[f"received_{kernel}_ratio"] = peer["received_cpu"] / row[f"received_{kernel}_cpu"]
             row |= compare(folder, run)
+            if n > AUTO_CELLS:
+                fast = open_run(folder / "betas", folder / "x.h5ad", radius=200.0, threads=1)
+                row["perturb_fast_seconds"], row["perturb_fast_cpu"] = clock(
+                    lambda run=fast: run.perturb({KNOCKED: 0}, hops=HOPS), rounds
+                )
+                row["perturb_fast_ratio"] = peer["perturb_cpu"] / row["perturb_fast_cpu"]
             row["perturb_ratio"] = peer["perturb_cpu"] / row["perturb_derivative_cpu"]
         if peer:
             row["splash_ratio"] = peer["splash_cpu"] / row["splash_cpu"]
@@ -268,7 +274,7 @@ def bench_screen(n_tasks: int, rounds: int) -> dict[str, Any]:
     folder = make_problem(10_000)
     pairs = [(g,) for g in GENES] + [(a, b) for a, b in combinations(GENES, 2)][::7]
     tasks = [["+".join(p), dict.fromkeys(p, 0.0)] for p in pairs][:n_tasks]
-    row: dict[str, Any] = {"case": "spatial screen", "size": [10_000, n_tasks]}
+    row: dict[str, Any] = {"case": f"spatial screen {n_tasks}", "size": [10_000, n_tasks]}
     walls: dict[int, list[float]] = {1: [], 2: []}
     cpus: dict[int, list[float]] = {1: [], 2: []}
     peaks: dict[int, list[float]] = {1: [], 2: []}

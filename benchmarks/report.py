@@ -230,6 +230,55 @@ def make_store_table() -> str:
     return "\n".join([*lines, "", f"The exact counts take {body['counts_bytes_per_cell']} bytes a cell."])
 
 
+def make_spatial_table() -> str:
+    """Return the tables of the spatial commands."""
+    rows = {r["case"]: r for r in json.loads((RESULTS / "spatial.json").read_text())["rows"]}
+    lines = ["| one thread, seconds of the processor | ours | peer | ratio |", "|---|---|---|---|"]
+
+    def add(what: str, ours: float, peer: float | None, name: str = "SpaceTravLR") -> None:
+        theirs = "– | –" if peer is None else f"{name} {peer:.3g} s | **{peer / ours:.1f}×**"
+        lines.append(f"| {what} | {ours:.2g} s | {theirs} |")
+
+    for size in (1000, 10_000, 100_000):
+        if (r := rows.get(f"spatial {size}")) is None:
+            continue
+        cells = f"{size:,} cells"
+        add(f"derivatives of a target with 421 modulators, {cells}", r["splash_cpu"], r.get("peer_splash_cpu"))
+        if "received_exact_cpu" in r:
+            add(f"100 received ligands, `exact`, {cells}", r["received_exact_cpu"], r["peer_received_cpu"])
+            add(f"100 received ligands, `fast`, {cells}", r["received_fast_cpu"], r["peer_received_cpu"])
+        if "perturb_derivative_cpu" in r:
+            kind = "exact sums" if r["kernel_error_bound"] == 0 else "fast sums"
+            for response in ("derivative", "exact"):
+                peer = r.get("peer_perturb_cpu") if response == "derivative" else None
+                what = f"a knockout, 3 hops, 50 targets, 468 genes, `{response}`, {kind}, {cells}"
+                add(what, r[f"perturb_{response}_cpu"], peer)
+        if "perturb_fast_cpu" in r:
+            what = f"a knockout, 3 hops, 50 targets, 468 genes, `derivative`, fast sums, {cells}"
+            add(what, r["perturb_fast_cpu"], r["peer_perturb_cpu"])
+    r = rows["spatial received"]
+    add("16 received ligands, `fast`, 100,000 cells", r["ours_cpu"], None)
+    r = rows["spatial fit"]
+    add("`fit` of 200 targets × 2,000 cells × 5 clusters, whole command", r["ours_cpu"], None)
+    r = rows["spatial solver"]
+    add("the regressions of 20 targets × 5 clusters alone", r["ours_cpu"], r.get("peer_cpu"), "group-lasso")
+    screens = sorted((r for c, r in rows.items() if c.startswith("spatial screen")), key=lambda r: r["size"][1])
+    lines += [
+        "",
+        "| screen of 10,000 cells, 50 targets, 4 hops | wall | processor | a knockout | cores in use "
+        "| peak of a process |",
+        "|---|---|---|---|---|---|",
+        *(
+            f"| {s['size'][1]:,} knockouts, {w} worker{'s' if w > 1 else ''} | {s[f'seconds_{w}']:.0f} s "
+            f"| {s[f'cpu_{w}']:.0f} s | {1e3 * s[f'cpu_{w}'] / s['size'][1]:.0f} ms | {s[f'processors_{w}']:.2f} "
+            f"| {s[f'peak_mb_{w}']:.0f} MB |"
+            for s in screens
+            for w in (1, 2)
+        ),
+    ]
+    return "\n".join(lines)
+
+
 def make_train_table() -> str:
     """Return the table of training speed."""
     body = json.loads((RESULTS / "train.json").read_text())
@@ -329,6 +378,7 @@ TABLES = {
     "summary": make_summary,
     "models": make_models_table,
     "train": make_train_table,
+    "spatial": make_spatial_table,
     "hvg": make_hvg_table,
     "cold": make_cold_table,
     "kernels": make_kernel_table,

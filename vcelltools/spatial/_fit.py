@@ -42,8 +42,8 @@ _MOST = 256  # maximum number of genes that a process claims at once
 _ENOUGH = 99  # minimum number of permutations for small q-values
 _SMALL = 1e-6  # smaller penalties amount to least squares
 _COLUMNS = (
-    "gene", "cluster", "n_cells", "n_columns", "n_nonzero", "r2_in", "r2_out", "r2_tf", "r2_own", "gain", "p", "q",
-    "kkt", "l1_reg", "group_reg", "n_stable", "expected_false", "kept", "note",
+    "gene", "cluster", "n_cells", "n_columns", "n_nonzero", "r2_in", "r2_out", "r2_tf", "r2_own", "gain",
+    "gain_error", "p", "q", "kkt", "l1_reg", "group_reg", "n_stable", "expected_false", "kept", "note",
 )  # fmt: skip
 
 
@@ -546,6 +546,7 @@ def _assemble(
         row["kept"] = bool(score >= s.score_threshold)
         row |= {
             "r2_in": r.r2_in, "r2_out": r.r2_out, "r2_tf": r.r2_tf, "r2_own": r.r2_own, "gain": r.gain,
+            "gain_error": r.gain_error,
             "kkt": r.fitted.kkt, "l1_reg": r.penalty.l1, "group_reg": r.penalty.group,
             "n_nonzero": int(np.count_nonzero(r.fitted.w)),
         }  # fmt: skip

@@ -230,7 +230,7 @@ class FittedRun:
             return given
         if given.dtype.kind in "iu":
             return given
-        place = {str(c): i for i, c in enumerate(self.tissue.cells)}
+        place = self.tissue.place_cells()
         for c in given.tolist():
             if str(c) not in place:
                 raise DataError(f"{self.tissue.where} has no cell {c!r}")

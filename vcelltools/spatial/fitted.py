@@ -54,9 +54,10 @@ def find_rows(betas: Betas, tissue: Tissue) -> np.ndarray:
     Raises
     ------
     DataError
-        If a cell or a cluster has no row.
+        If a cell or a cluster has no row, or rows by cell are for two cells with the same name.
     """
     if betas.per_cell:
+        tissue.place_cells()
         place = {str(c): i for i, c in enumerate(betas.keys)}
         rows = np.array([place.get(str(c), -1) for c in tissue.cells], np.int64)
         if (rows < 0).any():
@@ -83,6 +84,7 @@ def compute_splash(
 ) -> tuple[list[str], np.ndarray]:
     """Return the modulating genes of a target, and (n, k) its derivatives by them in every cell."""
     m = betas.modulators
+    check_factors(scale, cap)
     check_genes([betas], tissue)
     genes, ligands = m.genes, m.ligands
     x = tissue.expression(genes)
@@ -128,6 +130,14 @@ def run_splash(
 def cut_segments(segments: Mapping[int, np.ndarray]) -> list[tuple[int, np.ndarray]]:
     """Return (key, rows) with at most ``_STEP`` rows each."""
     return [(k, rows[i : i + _STEP]) for k, rows in segments.items() for i in range(0, len(rows), _STEP)]
+
+
+def check_factors(scale: float, cap: float | None) -> None:
+    """Raise a :class:`UsageError` if ``beta_scale_factor`` or ``beta_cap`` is not usable."""
+    if not math.isfinite(scale):
+        raise UsageError(f"beta_scale_factor is {scale}; a finite number is expected")
+    if cap is not None and not cap > 0:
+        raise UsageError(f"beta_cap is {cap}; a number above 0 is expected")
 
 
 def check_genes(betas: Sequence[Betas], tissue: Tissue) -> None:
@@ -233,8 +243,7 @@ class Engine:
         cap: float | None = None,
         threads: int | None = None,
     ) -> None:
-        if cap is not None and not cap > 0:
-            raise UsageError(f"beta_cap is {cap}; a number above 0 is expected")
+        check_factors(scale, cap)
         check_genes(betas, tissue)
         self.tissue, self._betas = tissue, list(betas)
         self._scale, self._cap, self._threads = scale, cap, get_threads(threads)

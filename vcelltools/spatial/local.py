@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from vcelltools.errors import DataError
 from vcelltools.spatial.betadata import Betas
 from vcelltools.spatial.blocks import N_BLOCKS, make_joint_folds
 from vcelltools.spatial.design import Features, join_columns, measure
@@ -154,11 +153,7 @@ class LocalFitter:
 
         choose_platform(tpu=False)
         self._tissue, self._settings, self._features = tissue, settings, features
-        if len(set(tissue.cells.tolist())) != tissue.n_cells:
-            raise DataError(
-                f"{tissue.where}: two cells have the same name, so coefficients cannot be written by cell",
-                hint="make the names unique, or use training mode seed",
-            )
+        tissue.place_cells()
         numbers = [c for c in sorted(tissue.labels) if (tissue.clusters == c).sum() >= settings.min_cells]
         self._numbers = numbers
         rows = np.flatnonzero(np.isin(tissue.clusters, numbers))

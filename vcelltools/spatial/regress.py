@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -113,15 +114,24 @@ class HeldOut:
         error = float(each.std(ddof=1) / np.sqrt(len(n))) if len(n) > 1 else 0.0
         return int(np.flatnonzero(mean <= mean[best] + error)[0])
 
-    def r2(self, total: float) -> float:
-        """Return R², where the penalty of each fold is chosen on the other folds."""
-        if total <= 0:
-            return float("nan")
+    @cached_property
+    def errors(self) -> np.ndarray:
+        """(folds,) sums of squares, where the penalty of each fold is chosen on the other folds."""
         folds = np.arange(len(self.n))
         if len(self.sse) == 1 or len(folds) < 2:
-            return 1.0 - float(self.sse[-1 if len(self.sse) == 1 else self.choose()].sum()) / total
-        out = sum(float(self.sse[self.choose(folds[folds != k]), k]) for k in folds)
-        return 1.0 - out / total
+            return self.sse[0 if len(self.sse) == 1 else self.choose()]
+        return np.array([self.sse[self.choose(folds[folds != k]), k] for k in folds])
+
+    def r2(self, total: float) -> float:
+        """Return R² from the total sum of squares."""
+        return 1.0 - float(self.errors.sum()) / total if total > 0 else float("nan")
+
+    def compare(self, other: HeldOut, total: float) -> float:
+        """Return the standard error, over the folds, of the difference from the R² of another model."""
+        folds = len(self.n)
+        if total <= 0 or folds < 2:
+            return float("nan")
+        return float((other.errors - self.errors).std(ddof=1) * np.sqrt(folds)) / total
 
 
 def hold_out(
@@ -153,7 +163,10 @@ def hold_out(
 
 @dataclass
 class ClusterResult:
-    """The results of one cluster for one target; R² is NaN if it was not measured."""
+    """The results of one cluster for one target; R² is NaN if it was not measured.
+
+    ``gain_error`` is the standard error of the gain over the held-out blocks.
+    """
 
     fitted: Fitted
     penalty: Penalty
@@ -161,6 +174,7 @@ class ClusterResult:
     r2_out: float = float("nan")
     r2_tf: float = float("nan")
     r2_own: float = float("nan")
+    gain_error: float = float("nan")
     constant: int = 0
     copied: int = 0
 
@@ -199,6 +213,8 @@ def fit_cluster(
         result = ClusterResult(f, paths[t][chosen], r2_in)
         if X_own is not None and full is not None and own is not None and only is not None:
             result.r2_out, result.r2_own, result.r2_tf = (h[t].r2(total[t]) for h in (full, own, only))
+            rival = own if result.r2_own > result.r2_tf else only
+            result.gain_error = full[t].compare(rival[t], total[t])
         mine = columns.at[target]
         result.constant = int((~m.usable[mine]).sum())
         result.copied = _count_copies(m, mine[m.usable[mine]])

@@ -21,8 +21,22 @@ from vcelltools.spatial.files import SUMMARY
 if TYPE_CHECKING:
     from vcelltools.spatial._run import Run
 
-_HEADS = ("gene", "cluster", "n_cells", "n_nonzero", "r2_in", "r2_out", "r2_tf", "r2_own", "gain", "p", "q", "kept")
-_CELL_HEADS = ("r2_cluster", "r2_blind", "r2_cell", "per_cell")  # of a run in mode full
+_HEADS = (
+    "gene",
+    "cluster",
+    "n_cells",
+    "n_nonzero",
+    "r2_in",
+    "r2_out",
+    "r2_tf",
+    "r2_own",
+    "gain",
+    "gain_error",
+    "p",
+    "q",
+    "kept",
+)
+_MORE_HEADS = ("gain_error", "r2_cluster", "r2_blind", "r2_cell", "per_cell")  # not in every run
 _MOST_ROWS, _MOST_GENES, _MOST_CHANGES = 60, 3, 4
 
 
@@ -107,7 +121,7 @@ def write_report(
     from jinja2 import Environment, PackageLoader
 
     rows = _read_summary(run)
-    heads = [*_HEADS, *(h for h in _CELL_HEADS if rows and h in rows[0])]
+    heads = [*_HEADS, *(h for h in _MORE_HEADS if rows and h in rows[0])]
     sections = [_show_target(run, g) for g in _choose_targets(run, rows)]
     warnings = []
     if desired:
@@ -132,7 +146,7 @@ def _read_summary(run: Run) -> list[dict[str, Any]]:
         return []
     table = read_frame(path, what="a summary")
     with checking(path):
-        rows = table.select([*_HEADS, *(h for h in _CELL_HEADS if h in table.column_names)]).to_pylist()
+        rows = table.select([*_HEADS, *(h for h in _MORE_HEADS if h in table.column_names)]).to_pylist()
         return sorted(rows, key=lambda r: (r["gain"] is None, -(r["gain"] or 0.0), r["gene"], r["cluster"]))
 
 

@@ -90,6 +90,14 @@ class Tissue:
             if name in self.duplicated:
                 raise DataError(f"{self.where}: {name!r} occurs more than once", hint="make the names unique")
 
+    def place_cells(self) -> dict[str, int]:
+        """Return the row of every cell name, or raise a :class:`DataError` if two cells have the same name."""
+        place = {str(c): i for i, c in enumerate(self.cells)}
+        if len(place) != self.n_cells:
+            twice = next(c for i, c in enumerate(self.cells) if place[str(c)] != i)
+            raise DataError(f"{self.where}: two cells have the same name, {twice}", hint="make the names unique")
+        return place
+
     def expression(self, names: Sequence[str]) -> np.ndarray:
         """Return (n, k) float64 expression of some genes; each is read once. Values up to 1e-9 are 0.
 

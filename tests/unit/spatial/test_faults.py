@@ -237,6 +237,30 @@ def test_a_cluster_or_cell_without_a_row(tmp_path):
         spatial.open_run(tmp_path, adata).splash("Gene0")
 
 
+def test_cells_with_the_same_name_are_not_confused(tmp_path):
+    adata = make_tissue_adata()
+    names = adata.obs_names.to_list()
+    adata.obs_names = ["cell5", *names[1:]]
+    write_betas(tmp_path, Betas("Gene0", ("Tf0",), np.arange(3), np.zeros(3), np.ones((3, 1)), False))
+    run = spatial.open_run(tmp_path, adata)
+    assert run.perturb({"Tf0": 0}).delta.any(), "names are not used"
+    with pytest.raises(DataError, match="same name, cell5"):
+        run.perturb({"Tf0": 0}, cells=["cell5"])
+    values = np.arange(120.0)[:, None]
+    write_betas(tmp_path, Betas("Gene0", ("Tf0",), np.array(names, object), np.zeros(120), values, True))
+    with pytest.raises(DataError, match="same name, cell5"):
+        spatial.open_run(tmp_path, adata).splash("Gene0")
+
+
+def test_factors_that_are_not_usable(tmp_path):
+    write_betas(tmp_path, Betas("Gene0", ("Tf0",), np.arange(3), np.zeros(3), np.ones((3, 1)), False))
+    run = spatial.open_run(tmp_path, make_tissue_adata())
+    for options, said in (({"beta_scale_factor": np.nan}, "beta_scale_factor"), ({"beta_cap": -1.0}, "beta_cap")):
+        for call in (lambda o=options: run.splash("Gene0", **o), lambda o=options: run.perturb({"Tf0": 0}, **o)):
+            with pytest.raises(UsageError, match=said):
+                call()
+
+
 def test_columns_that_are_zero_are_left_out_and_orphans_are_empty(tmp_path):
     values = np.array([[1.0, 0.0], [2.0, 0.0]])
     written = write_betas(tmp_path, Betas("G", ("A", "B$C"), np.arange(2), np.zeros(2), values, False))

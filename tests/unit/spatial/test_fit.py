@@ -181,6 +181,9 @@ def test_the_penalty_is_chosen_by_one_standard_error():
     single = HeldOut(np.array([[5.0, 5.0]]), np.array([10.0, 10.0]))
     assert single.r2(20.0) == pytest.approx(0.5)
     assert np.isnan(single.r2(0.0))
+    better = HeldOut(np.array([[2.0, 4.0]]), np.array([10.0, 10.0]))  # by 3 and 1: on average 2, with an error of 1
+    assert better.compare(single, 20.0) == pytest.approx(2 * 1.0 / 20)
+    assert np.isnan(better.compare(single, 0.0))
 
 
 def test_p_values_and_their_adjustment():
