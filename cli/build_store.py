@@ -88,9 +88,8 @@ Memory = Annotated[
     float,
     typer.Option(
         "--memory", min=0, metavar="GB",
-        help="Memory limit for building one data set. Sums that do not fit (groups × all genes × 8 bytes) are kept "
-        "on disk, "
-        "which is three times slower.",
+        help="Memory limit for building one data set. Sums that do not fit (groups × all genes × 8 bytes) are added "
+        "up on disk, which takes somewhat longer.",
     ),
 ]  # fmt: skip
 Plan = Annotated[

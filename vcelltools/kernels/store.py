@@ -121,6 +121,38 @@ def csr_fixed_logs(indptr, data, scale_b, fixed):
 
 
 @kernel()
+def csr_pack_counts(indptr, indices, data, rows, measured_of_gene, ends, words):
+    """Write the counts of some rows as ``measured gene << 16 | count``; return their number, or -1 if one is too large.
+
+    Parameters
+    ----------
+    indptr, indices, data
+        (b + 1,), (nnz,), (nnz,): rows whose indices and counts have been checked.
+    rows
+        (k,) int64: the rows to write, in order.
+    measured_of_gene
+        (columns,) int32 below 65,536; columns of -1 are skipped.
+    ends
+        (k + 1,) int32 output: where each row ends.
+    words
+        (nnz of the rows,) uint32 output.
+    """
+    at = 0
+    ends[0] = 0
+    for k in range(len(rows)):
+        for j in range(indptr[rows[k]], indptr[rows[k] + 1]):
+            m = measured_of_gene[np.uint64(indices[np.uint64(j)])]
+            if m >= 0:
+                c = np.int64(data[np.uint64(j)])
+                if c > 0xFFFF:
+                    return -1
+                words[at] = np.uint32(m) << np.uint32(16) | np.uint32(c)
+                at += 1
+        ends[k + 1] = at
+    return at
+
+
+@kernel()
 def csr_add_sums(indptr, indices, fixed, group_b, measured_of_gene, part, n_parts, sums):
     """Add the fixed-point logs of each cell to the row of its group; group -1 and genes of column -1 are skipped.
 

@@ -9,7 +9,7 @@ import numpy as np
 from vcelltools.errors import spell
 from vcelltools.io import CscMatrix
 from vcelltools.stores.building.layout import Layout
-from vcelltools.stores.building.work import MAPPED_SUMS
+from vcelltools.stores.building.sums import MAPPED_SUMS
 
 
 def describe(layout: Layout) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from vcelltools.io.table import RANGE
 from vcelltools.io.write.atomic import dump_json
 from vcelltools.runtime.threads import get_threads
 from vcelltools.stores.building.plan import StorePlan
+from vcelltools.stores.building.sums import SPILL_SHARE
 from vcelltools.stores.files import hash_array, hash_parts
 from vcelltools.stores.format import CODING, SCHEMA, get_frame_starts, get_stride
 from vcelltools.version import __version__
@@ -159,7 +160,8 @@ class Layout:
     def disk_bytes(self) -> int:
         """Approximate size on disk of the finished store and of the work files, in bytes."""
         work = 2 * self.n_basis if self.by_column else 0
-        return self.n * (work + self.row_bytes + self.n_basis // 3 + 300) + 4 * self.sums_bytes
+        sums = 4 if self.sums_fit else 4 + SPILL_SHARE
+        return self.n * (work + self.row_bytes + self.n_basis // 3 + 300) + sums * self.sums_bytes
 
     @property
     def work_bytes(self) -> int:
@@ -169,7 +171,7 @@ class Layout:
 
     @property
     def sums_fit(self) -> bool:
-        """Whether the sums stay in memory; adding to sums on disk is about three times slower."""
+        """Whether the sums stay in memory; sums on disk take a detour through a file of counts."""
         return self.sums_bytes <= max(_LEAST_SUMS, self.memory_bytes - self.work_bytes)
 
     @cached_property

@@ -179,7 +179,7 @@ def build_store(
         How the work is cut; the bytes of the store do not depend on them.
     memory_bytes
         Memory limit of the build. Sums of all genes for thousands of groups that do not fit are kept on disk,
-        where adding to them takes about three times as long.
+        which takes somewhat longer.
     hash_source
         Whether the fingerprint of the source covers every byte; by default up to 4 GiB
         (:mod:`vcelltools.io.fingerprint`).

@@ -57,7 +57,7 @@ def scatter_rows(
     for i in range(0, len(spans), group):
         some = spans[i : i + group]
         run_spans(matrix, some, dict, visit, threads=layout.threads, progress=progress)
-        work.sums.trim()
+        work.sums.tidy()
         if i + group < len(spans):
             checkpoints.offer(some[-1].stop)
     progress.finish()
@@ -108,9 +108,11 @@ def scatter_chunk(layout: Layout, work: WorkFiles, state: dict[str, Any], chunk:
         indptr, indices, data = _canonicalise(layout, work, chunk)
         measured = np.arange(len(layout.measured), dtype=np.int32)
     scale = plan.target_sum / np.maximum(libsize, 1)
-    fixed = _take(state, "fixed", (len(data),), np.int32)
-    kernels.csr_fixed_logs(indptr, data, scale, fixed)
-    work.sums.add_cells(indptr, indices, fixed, plan.order.get_groups(cells.start, cells.stop), measured)
+    groups = plan.order.get_groups(cells.start, cells.stop)
+    if not work.sums.spill(indptr, indices, data, scale, groups, measured):
+        fixed = _take(state, "fixed", (len(data),), np.int32)
+        kernels.csr_fixed_logs(indptr, data, scale, fixed)
+        work.sums.add_cells(indptr, indices, fixed, groups, measured)
 
 
 def _canonicalise(layout: Layout, work: WorkFiles, chunk: CsrChunk) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -1,8 +1,7 @@
-"""The files and sums of pass one, shared by several threads."""
+"""The files of pass one, shared by several threads."""
 
 from __future__ import annotations
 
-import itertools
 import os
 import threading
 import time
@@ -14,91 +13,10 @@ from typing import Any
 import numpy as np
 
 from vcelltools.io.hdf5.direct import pread_into
-from vcelltools.io.write.atomic import fsync_path, step
-from vcelltools.kernels import store as kernels
+from vcelltools.io.write.atomic import step
 from vcelltools.stores.building.layout import Layout
-from vcelltools.stores.files import merge_over, pwrite_all, trim
-
-MAPPED_SUMS = 32 << 20  # at most this many bytes of a table on disk are touched before its pages are released
-
-
-class Sums:
-    """Sums of fixed-point values, (groups, measured genes) int64, in memory or in a file, shared by threads.
-
-    Groups are divided among several locks, which threads take in turn, so that none waits for long.
-    """
-
-    def __init__(self, shape: tuple[int, int], fpath: Path | None, threads: int) -> None:
-        if fpath is None:
-            self.table: np.ndarray = np.zeros(shape, np.int64)
-            self.rows_at_once = max(1, shape[0])
-        else:
-            fpath.unlink(missing_ok=True)
-            self.table = np.lib.format.open_memmap(fpath, mode="w+", dtype=np.int64, shape=shape)
-            self.rows_at_once = max(1, MAPPED_SUMS // max(8 * shape[1], 1))
-        self._mapped = fpath is not None
-        self._locks = [threading.Lock() for _ in range(2 * threads if threads > 1 else 1)]
-        self._turns = itertools.count()
-
-    def __len__(self) -> int:
-        return len(self.table)
-
-    def trim(self) -> None:
-        """Release the pages of a table on disk, so that they do not count as memory of this process."""
-        trim(self.table)
-
-    def ranges(self) -> Iterator[slice]:
-        """Yield ranges of rows, releasing pages after each."""
-        for a in range(0, len(self), self.rows_at_once):
-            yield slice(a, min(a + self.rows_at_once, len(self)))
-            self.trim()
-
-    def add_cells(self, indptr, indices, fixed, group_b, measured_of_gene) -> None:
-        """Add the fixed-point values of a block of cells (CSR) to their groups."""
-        n = len(group_b)
-        step_rows, n_parts = self.rows_at_once if self._mapped else n, len(self._locks)
-        turn = next(self._turns)
-        for k in range(n_parts):
-            part = (turn + k) % n_parts
-            with self._locks[part]:
-                for a in range(0, n, step_rows):
-                    bounds, groups = indptr[a : a + step_rows + 1], group_b[a : a + step_rows]
-                    kernels.csr_add_sums(bounds, indices, fixed, groups, measured_of_gene, part, n_parts, self.table)
-                    if step_rows < n:
-                        self.trim()
-
-    def set_gene(self, position: int, sums_k: np.ndarray) -> None:
-        """Set the sums of one gene; no lock is needed, because genes do not overlap."""
-        for a in range(0, len(self), self.rows_at_once):
-            self.table[a : a + self.rows_at_once, position] = sums_k[a : a + self.rows_at_once]
-            if self._mapped:
-                self.trim()
-
-    def add_genes(self, positions: np.ndarray, sums_km: np.ndarray) -> None:
-        """Set the sums of several genes."""
-        for rows in self.ranges():
-            self.table[rows, positions] = sums_km[rows]
-
-    def write(self, f: Any) -> None:
-        """Write the table to an open file."""
-        for rows in self.ranges():
-            f.write(np.ascontiguousarray(self.table[rows]).data)
-
-    def add_file(self, f: Any) -> None:
-        """Add a table that :meth:`write` wrote."""
-        for rows in self.ranges():
-            part = self.table[rows]
-            part += np.fromfile(f, np.int64, part.size).reshape(part.shape)
-
-    def save(self, path: Path) -> None:
-        """Write the sums as float64, in the format of numpy."""
-        header = {"descr": np.lib.format.dtype_to_descr(np.dtype("<f8")), "fortran_order": False}
-        with open(path, "wb") as f:
-            np.lib.format.write_array_header_1_0(f, {**header, "shape": self.table.shape})
-            for rows in self.ranges():
-                f.write((self.table[rows] / kernels.FIXED_ONE).data)
-        fsync_path(path)
-        step("sums")
+from vcelltools.stores.building.sums import Sums
+from vcelltools.stores.files import merge_over, pwrite_all
 
 
 class WorkFiles:
@@ -131,6 +49,7 @@ class WorkFiles:
 
     def close(self) -> None:
         """Close the files."""
+        self.sums.close()
         for fd in self._fds:
             os.close(fd)
 
