@@ -39,7 +39,8 @@ def kernel(parallel: bool = False, inline: bool = False, **options: Any) -> Call
             return numba.njit(nogil=True, inline="always", **options)(f)
         compiled = numba.njit(nogil=True, parallel=parallel, **options)(f)
         folder = get_folder()
-        if folder is not None and compiled is not f:  # with NUMBA_DISABLE_JIT, the function stays plain Python
+        known = f.__module__.startswith("vcelltools.")  # the stamp of the cache covers our own files alone
+        if folder is not None and known and compiled is not f:  # with NUMBA_DISABLE_JIT, it stays plain Python
             compiled._cache = KernelCache(f, folder)
         return compiled
 
