@@ -46,7 +46,7 @@ docs: setup
 # environments of their own, build/py3.x, with the newest version of everything that pyproject.toml allows
 test-all:
 	@for v in 3.11 3.12 3.13; do \
-		command -v python$$v >/dev/null || { echo "python$$v is not here: skipped"; continue; }; \
+		python$$v -c "" 2>/dev/null || { echo "python$$v is not here: skipped"; continue; }; \
 		test -d build/py$$v || python$$v -m venv build/py$$v || exit 1; \
 		build/py$$v/bin/python -m pip install --quiet --upgrade pip && \
 		build/py$$v/bin/python -m pip install --quiet --upgrade -e '.[test]' && \
