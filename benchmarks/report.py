@@ -139,6 +139,16 @@ def make_cold_table() -> str:
     return "\n".join(lines)
 
 
+def make_atlas_table() -> str:
+    """Return the table of merging an atlas and reading its cells."""
+    rows = json.loads((RESULTS / "atlas.json").read_text())["rows"]
+    lines = ["| case | time | peak |", "|---|---|---|"]
+    lines += [f"| {r['case']} | {r['seconds']:.1f} s | {r['peak_mb']:,} MB |" for r in rows if "seconds" in r]
+    lines += ["", "| reading random cells | cells/s |", "|---|---|"]
+    lines += [f"| {r['case']} | {r['cells_per_second']:,.0f} |" for r in rows if "cells_per_second" in r]
+    return "\n".join(lines)
+
+
 def make_kernel_table() -> str:
     """Return the table of kernels."""
     body = json.loads((RESULTS / "kernels.json").read_text())
@@ -375,6 +385,7 @@ def make_summary() -> str:
 
 
 TABLES = {
+    "atlas": make_atlas_table,
     "summary": make_summary,
     "models": make_models_table,
     "train": make_train_table,
