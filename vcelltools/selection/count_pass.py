@@ -120,6 +120,7 @@ def count_spans(
     progress: Progress,
     *,
     partial: bool = False,
+    genes: tuple[int, int] | None = None,
 ) -> Pass:
     """Count the cells of the batches 0 … ``n_batches`` − 1 in some spans of the matrix.
 
@@ -131,6 +132,8 @@ def count_spans(
         (g,) int64 bins per gene, from :func:`get_layout_of_pass`; a CSC matrix determines its own.
     partial
         Whether the spans cover only a part of the matrix; counts of CSC columns are then dropped.
+    genes
+        The range of genes that the spans of a CSC matrix cover; the others get empty histograms.
 
     Raises
     ------
@@ -176,7 +179,11 @@ def count_spans(
     n_cells_k = np.bincount(batch_n[batch_n >= 0], minlength=n_batches)
     overflow = [o for w in workers for o in w.overflow]
     if columns:
-        offsets, counts = _join_columns([] if partial else [c for w in workers for c in w.columns], g, n_batches)
+        found = [c for w in workers for c in w.columns]
+        if genes is not None:
+            gaps = ((0, genes[0]), (genes[1], g))
+            found += [(a, np.ones(b - a, np.int64), np.zeros((n_batches, b - a), np.int32)) for a, b in gaps if b > a]
+        offsets, counts = _join_columns([] if partial and genes is None else found, g, n_batches)
     else:
         offsets = offsets.astype(np.int64)
         counts = workers[0].hist.astype(np.int64)

@@ -1,4 +1,4 @@
-"""The count pass on a Dask cluster: workers count ranges of cells, which are then merged.
+"""The count pass on a Dask cluster: workers count ranges of cells, or of genes in a file stored gene by gene.
 
 Accumulators are integers, so the statistics equal those of one machine to the bit. Workers read the source by its path,
 which must be on storage that all of them can access.
@@ -7,13 +7,13 @@ which must be on storage that all of them can access.
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vcelltools.errors import UsageError, spell
-from vcelltools.io import CsrMatrix, Dataset, DenseMatrix, open_dataset
+from vcelltools.io import open_dataset
 from vcelltools.runtime.cluster import PART_CELLS, cut, gather
 from vcelltools.runtime.progress import SILENT, Progress
 from vcelltools.selection.count_pass import Pass, count_spans, get_layout_of_pass
@@ -38,18 +38,16 @@ def scan_on_cluster(
 ) -> Statistics:
     """Return the statistics of :func:`vcelltools.selection.statistics.scan`, computed on a cluster.
 
-    Raises
-    ------
-    UsageError
-        If the file is stored gene by gene, so that it cannot be divided into ranges of cells.
+    A file stored gene by gene is divided into as many ranges of genes as another would be into ranges of cells.
     """
     path = str(Path(source).absolute())
     with open_dataset(path, modality=modality, layer=layer) as ds:
-        _need_rows(ds)
         labels, batch_n = get_batches(ds, batch_key)
-        parts = cut(0, ds.n_cells, part_cells)
+        parts, unit = cut(0, ds.n_cells, part_cells), "cells"
+        if ds.matrix.by_gene:
+            parts, unit = cut(0, ds.n_genes, -(-ds.n_genes // len(parts))), "genes"
         total = ds.matrix.stored_bytes
-        progress.start("reading on the cluster", ds.n_cells, "cells")
+        progress.start("reading on the cluster", parts[-1][1], unit)
         task = {"path": path, "modality": modality, "layer": layer, "batch_key": batch_key}
         futures = client.map(_scan_part, parts, task=task, pure=False)
         library_size = np.zeros(ds.n_cells, np.int64)
@@ -58,7 +56,9 @@ def scan_on_cluster(
         sizes = [b - a for a, b in parts]
         for (a, b), (histograms, lib, genes, duplicates, unsorted) in gather(client, futures, parts, progress, sizes):
             merged = histograms if merged is None else add([merged, histograms])
-            library_size[a:b], genes_per_cell[a:b] = lib, genes
+            cells = slice(None) if ds.matrix.by_gene else slice(a, b)
+            library_size[cells] += lib
+            genes_per_cell[cells] += genes
             n_duplicates += duplicates
             n_unsorted += unsorted
         progress.finish()
@@ -73,29 +73,27 @@ def scan_on_cluster(
         return make_statistics(ds, labels, batch_n, [counted], bytes_read=total)
 
 
-def _need_rows(ds: Dataset) -> None:
-    m = ds.matrix
-    if not (isinstance(m, CsrMatrix) or (isinstance(m, DenseMatrix) and m.axis == 0)):
-        raise UsageError(
-            f"{ds.label} is stored gene by gene ({m.layout}), but a cluster counts ranges of cells",
-            hint=f"leave {spell('dask')} out",
-        )
-
-
 def _scan_part(part: tuple[int, int], *, task: dict[str, Any]):
-    """Count the cells of one part (on a worker)."""
+    """Count the cells or the genes of one part (on a worker)."""
     a, b = part
     with open_dataset(task["path"], modality=task["modality"], layer=task["layer"]) as ds:
         labels, batch_n = get_batches(ds, task["batch_key"])
         widths = get_layout_of_pass(ds.matrix, 1, 1).widths
         spans = ds.matrix.plan(start=a, stop=b)
-        codes = np.full(ds.n_cells, -1, np.int32)
-        codes[a:b] = batch_n[a:b]
-        out = count_spans(ds, codes, len(labels), widths, spans, 1, SILENT, partial=True)
+        if ds.matrix.by_gene:
+            out = count_spans(ds, batch_n, len(labels), widths, spans, 1, SILENT, partial=True, genes=part)
+            histograms, cells = out.histograms, slice(None)
+            if a > 0:  # every part sees all cells, which count once
+                histograms = replace(histograms, n_cells_k=np.zeros_like(histograms.n_cells_k))
+        else:
+            codes = np.full(ds.n_cells, -1, np.int32)
+            codes[a:b] = batch_n[a:b]
+            out = count_spans(ds, codes, len(labels), widths, spans, 1, SILENT, partial=True)
+            histograms, cells = out.histograms, slice(a, b)
         return (
-            out.histograms,
-            out.library_size[a:b].copy(),
-            out.genes_per_cell[a:b].copy(),
+            histograms,
+            out.library_size[cells].copy(),
+            out.genes_per_cell[cells].copy(),
             out.n_duplicates,
             out.n_unsorted,
         )
