@@ -288,7 +288,7 @@ def de(
     }  # fmt: skip
     _check_options(test, reference, options)
     with open_dataset(source, modality=modality, layer=layer) as dataset:
-        notes = list(dataset.notes)
+        notes: list[str] = []
         cells, parts = read_parts(dataset, pert_col, control, keep, context_col, notes)
         found = []
         for name, part in parts.items():
@@ -317,7 +317,7 @@ def de(
             **({} if reference == "control" else {"reference": reference}),
             **{k: v for k, v in extra.items() if v is not None},
         },
-        notes=list(dict.fromkeys(notes)),
+        notes=list(dict.fromkeys([*dataset.notes, *notes])),
         **rows,
     )  # fmt: skip
 

@@ -261,7 +261,7 @@ def energy(
     rows: list[tuple[str, str, int, int, float, float]] = []
     fdr: list[np.ndarray] = []
     with open_dataset(source, modality=modality, layer=layer) as dataset:
-        notes = list(dataset.notes)
+        notes: list[str] = []
         cells, parts = read_parts(dataset, pert_col, control, keep, context_col, notes)
         for name, part in parts.items():
             screen = Screen(dataset, part, control, max_genes, max_controls, seed, threads, progress)
@@ -279,7 +279,7 @@ def energy(
     return EnergyResult(
         perturbations=list(names), contexts=None if context_col is None else list(contexts),
         n_cells_p=np.array(n_cells), n_controls_p=np.array(controls), distance_p=np.array(distance), p_p=np.array(p),
-        fdr_p=np.concatenate(fdr), notes=list(dict.fromkeys(notes)),
+        fdr_p=np.concatenate(fdr), notes=list(dict.fromkeys([*dataset.notes, *notes])),
         settings={
             "test": "energy", "pert_col": pert_col, "control": control, "max_genes": max_genes,
             "max_controls": max_controls, "max_tested": max_tested, "permutations": permutations, "seed": seed,

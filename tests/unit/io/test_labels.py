@@ -9,6 +9,7 @@ import pytest
 
 from tests.make import as_layout, make_adata, make_counts
 from vcelltools.differential.de import de
+from vcelltools.differential.energy import energy
 from vcelltools.files.convert import convert
 from vcelltools.io import open_dataset
 
@@ -60,6 +61,7 @@ def test_a_test_of_perturbations_counts_each_once(tmp_path):
     result = de(path, pert_col="pert", control="ctrl")
     assert sorted(result.perturbations) == ["Ctrl", "MYC", "TP53"]
     assert any("spaces around" in n for n in result.notes)
+    assert any("spaces around" in n for n in energy(path, pert_col="pert", control="ctrl", permutations=20).notes)
 
 
 def test_ordinary_labels_and_numbers_stay_as_they_are(tmp_path):

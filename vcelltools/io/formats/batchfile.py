@@ -24,7 +24,6 @@ from vcelltools.io.matrix import Span
 from vcelltools.io.opened import Dataset, check_shape
 from vcelltools.io.write.atomic import atomic_file
 from vcelltools.io.write.sink import Space, cast_exact
-from vcelltools.kernels.deflate import deflate_rows, get_most_bytes, get_most_tokens
 
 _CHUNK_BYTES = 1 << 18
 _EXPERIMENT = "SRX_accession"
@@ -106,6 +105,8 @@ class BatchWriter:
 
     def pack(self, chunk: Chunk, span: Span) -> tuple[int, list[bytes]]:
         """Return the number of cells and their chunks, compressed; for any thread."""
+        from vcelltools.kernels.deflate import deflate_rows, get_most_bytes, get_most_tokens
+
         assert isinstance(chunk, CsrChunk)
         size, g = self.dtype.itemsize, len(self.genes)
         data = cast_exact(chunk.data, self.dtype, str(self.path)).view(f"i{size}")
