@@ -134,8 +134,8 @@ def test_faults(make, source, other, store_dpath, tmp_path):
     assert caught.value.hint == "identity=True"
     with pytest.raises(UsageError, match="has embeddings of lines, but this training has none"):
         start(make("x", batch_embedding=False), source.out)
-    names = open_store(store_dpath).runs["perturbation"].unique()
-    np.savez(tmp_path / "f.npz", names=names.astype(str), values=np.random.default_rng(0).normal(size=(len(names), 3)))
+    names = np.array(open_store(store_dpath).runs["perturbation"].unique().tolist())
+    np.savez(tmp_path / "f.npz", names=names, values=np.random.default_rng(0).normal(size=(len(names), 3)))
     with pytest.raises(UsageError, match="reads 0 features of perturbations, but here there are 3"):
         start(make("x", features=str(tmp_path / "f.npz")), source.out)
     genes = open_store(store_dpath).genes.tolist()
