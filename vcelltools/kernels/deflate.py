@@ -70,11 +70,11 @@ def deflate_rows(indptr, indices, data, n_genes, n_rows, itemsize, tokens, out):
     lengths = _choose_lengths(frequency, _MOST_BITS)
     codes = _assign_codes(lengths)
     out[0], out[1] = 0x78, 0x5E
-    state = np.zeros(3, np.int64)  # bytes written, bits that wait, their number
-    state[0] = 2
-    _put(1 | 2 << 1, 3, state, out)  # the last block, with its own codes
-    _put_header(lengths, state, out)
-    o, waiting, n_waiting = state[0], state[1], state[2]  # in registers
+    stream = np.zeros(3, np.int64)  # bytes written, bits that wait, their number
+    stream[0] = 2
+    _put(1 | 2 << 1, 3, stream, out)  # the last block, with its own codes
+    _put_header(lengths, stream, out)
+    o, waiting, n_waiting = stream[0], stream[1], stream[2]  # in registers
     for k in range(n_tokens):
         token = np.int64(tokens[k])
         if token < _END:
@@ -91,27 +91,27 @@ def deflate_rows(indptr, indices, data, n_genes, n_rows, itemsize, tokens, out):
             waiting >>= 8
             n_waiting -= 8
             o += 1
-    state[0], state[1], state[2] = o, waiting, n_waiting
-    _put(codes[_END], lengths[_END], state, out)
-    _put(0, -state[2] % 8, state, out)
-    o = state[0]
+    stream[0], stream[1], stream[2] = o, waiting, n_waiting
+    _put(codes[_END], lengths[_END], stream, out)
+    _put(0, -stream[2] % 8, stream, out)
+    o = stream[0]
     for k in range(4):
         out[o + k] = (check >> (24 - 8 * k)) & 255
     return o + 4
 
 
 @kernel(inline=True)
-def _put(word, n_bits, state, out):
+def _put(word, n_bits, stream, out):
     """Append ``n_bits`` (at most 48) to the stream, the lowest first."""
-    waiting = state[1] | word << state[2]
-    n = state[2] + n_bits
-    o = state[0]
+    waiting = stream[1] | word << stream[2]
+    n = stream[2] + n_bits
+    o = stream[0]
     while n >= 8:
         out[o] = waiting & 255
         waiting >>= 8
         n -= 8
         o += 1
-    state[0], state[1], state[2] = o, waiting, n
+    stream[0], stream[1], stream[2] = o, waiting, n
 
 
 @kernel(inline=True)
@@ -260,7 +260,7 @@ def _assign_codes(lengths):
 
 
 @kernel()
-def _put_header(lengths, state, out):
+def _put_header(lengths, stream, out):
     """Append the code lengths, themselves in a Huffman code in which runs of zeros are short (RFC 1951, 3.2.7)."""
     n_symbols = _N_SYMBOLS
     while lengths[n_symbols - 1] == 0:
@@ -290,13 +290,13 @@ def _put_header(lengths, state, out):
     n_own = 19
     while own[order[n_own - 1]] == 0:
         n_own -= 1
-    _put((n_symbols - 257) | 0 << 5 | (n_own - 4) << 10, 14, state, out)
+    _put((n_symbols - 257) | 0 << 5 | (n_own - 4) << 10, 14, stream, out)
     for k in range(n_own):
-        _put(own[order[k]], 3, state, out)
+        _put(own[order[k]], 3, stream, out)
     for k in range(n):
         s = items[k, 0]
-        _put(codes[s], own[s], state, out)
+        _put(codes[s], own[s], stream, out)
         if s == 17:
-            _put(items[k, 1] - 3, 3, state, out)
+            _put(items[k, 1] - 3, 3, stream, out)
         elif s == 18:
-            _put(items[k, 1] - 11, 7, state, out)
+            _put(items[k, 1] - 11, 7, stream, out)
