@@ -98,7 +98,7 @@ def test_every_cluster_with_its_own_network(folder, tmp_path):
 
 
 def test_a_network_that_sees_a_map(folder, tmp_path):
-    options = {**FULL, "genes": ["Gene0"], "encoder": "map", "spatial_dim": 8, "epochs": 8, "lr": 0.01}
+    options = {**FULL, "genes": ["Gene0"], "encoder": "map", "spatial_dim": 8, "epochs": 20, "lr": 0.01}
     spatial.fit(folder / "x.h5ad", tmp_path / "run", network=folder / "mouse_network.parquet", **options)
     rows = read_summary(tmp_path / "run")
     assert rows.per_cell.any() and (rows.r2_cell > rows.r2_cluster)[rows.per_cell].all()
