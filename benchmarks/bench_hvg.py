@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import statistics
 import sys
 from pathlib import Path
@@ -30,6 +29,7 @@ from benchmarks.harness import (
     take_turns,
 )
 from vcelltools.io import open_dataset
+from vcelltools.io.hdf5.direct import drop_pages
 
 DENSITY = "0.0685"
 TOP = 2000
@@ -127,16 +127,6 @@ def bench_case(case: str, args: argparse.Namespace) -> dict:
     return row
 
 
-def evict(path: Path) -> None:
-    """Write a file to the disk and drop it from the page cache."""
-    fd = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
-    finally:
-        os.close(fd)
-
-
 def bench_cold(args: argparse.Namespace) -> list[dict]:
     """A file that is not in the page cache: ``hvg`` beside ``dd`` past the cache, in turns, and ``build-store``."""
     path = DATA / f"kolf_{args.largest}x38606.h5mu"
@@ -157,7 +147,7 @@ def bench_cold(args: argparse.Namespace) -> list[dict]:
         for name, command in commands.items():
             if name == "build-store" and k:
                 continue  # minutes
-            evict(path)
+            drop_pages(path)
             runs[name].append(run_once(command))
             print(name, *runs[name][-1], flush=True)
     disk = statistics.median(wall for wall, _ in runs["dd"])

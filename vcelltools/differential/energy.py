@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vcelltools.differential.cell_labels import read_parts
-from vcelltools.differential.screen import MIN_CELLS, Screen
-from vcelltools.errors import UsageError, check_number, checked
+from vcelltools.differential.screen import Screen, check_limits
+from vcelltools.errors import UsageError, checked
 from vcelltools.io import open_dataset
 from vcelltools.io.frame import arrow_numbers, arrow_texts, write_frame
 from vcelltools.io.results import Shown
@@ -253,11 +253,9 @@ def energy(
     >>> len(result.perturbations)
     4
     """
-    for name, value, low in (
-        ("max_genes", max_genes, 5), ("max_controls", max_controls, MIN_CELLS), ("max_tested", max_tested, 2),
-        ("permutations", permutations, 0), ("seed", seed, 0),
-    ):  # fmt: skip
-        check_number(name, value, low=low)
+    check_limits(
+        max_genes=max_genes, max_controls=max_controls, max_tested=max_tested, permutations=permutations, seed=seed
+    )
     rows: list[tuple[str, str, int, int, float, float]] = []
     fdr: list[np.ndarray] = []
     with open_dataset(source, modality=modality, layer=layer) as dataset:

@@ -9,7 +9,7 @@ import numpy as np
 
 from vcelltools.differential.cell_labels import Cells
 from vcelltools.differential.expression import Scale, Transform, find_scale, make_transform
-from vcelltools.errors import DataError, UsageError
+from vcelltools.errors import DataError, UsageError, check_number
 from vcelltools.genes.identity import NAME_COLUMNS
 from vcelltools.io import Dataset, Matrix, select_columns
 from vcelltools.io.chunks import Chunk
@@ -22,6 +22,15 @@ MIN_CELLS = 10
 """Minimum number of controls."""
 MAX_BYTES = 1 << 30
 """Largest memory for the cells of a batch."""
+
+
+_LEAST = {"max_genes": 5, "max_controls": MIN_CELLS, "max_tested": 2, "permutations": 0, "seed": 0}
+
+
+def check_limits(**given: int) -> None:
+    """Raise a :class:`UsageError` if a limit of a comparison of cells, or its seed, is too low."""
+    for name, value in given.items():
+        check_number(name, value, low=_LEAST[name])
 
 
 @dataclass(frozen=True, kw_only=True)

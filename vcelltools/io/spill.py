@@ -62,8 +62,8 @@ class Spill:
 
 
 def pwrite_from(fd: int, values: np.ndarray, offset: int) -> int:
-    """Write the contiguous array ``values`` at ``offset`` of the file; return the number of bytes."""
-    view = memoryview(values.view(np.uint8))  # type: ignore[arg-type]
+    """Write an array of any shape at ``offset`` of the file; return the number of bytes."""
+    view = memoryview(np.ascontiguousarray(values)).cast("B")  # type: ignore[arg-type]
     done = 0
     while done < len(view):
         done += os.pwrite(fd, view[done:], offset + done)

@@ -86,11 +86,7 @@ def deflate_rows(indptr, indices, data, n_genes, n_rows, itemsize, tokens, out):
             n = extra[length]
             waiting |= (codes[s] | ((length - 3) & ((1 << n) - 1)) << lengths[s]) << n_waiting
             n_waiting += lengths[s] + n + 1  # and the only distance, whose code is one zero bit
-        while n_waiting >= 8:
-            out[o] = waiting & 255
-            waiting >>= 8
-            n_waiting -= 8
-            o += 1
+        o, waiting, n_waiting = _flush(o, waiting, n_waiting, out)
     stream[0], stream[1], stream[2] = o, waiting, n_waiting
     _put(codes[_END], lengths[_END], stream, out)
     _put(0, -stream[2] % 8, stream, out)
@@ -104,14 +100,18 @@ def deflate_rows(indptr, indices, data, n_genes, n_rows, itemsize, tokens, out):
 def _put(word, n_bits, stream, out):
     """Append ``n_bits`` (at most 48) to the stream, the lowest first."""
     waiting = stream[1] | word << stream[2]
-    n = stream[2] + n_bits
-    o = stream[0]
-    while n >= 8:
+    stream[0], stream[1], stream[2] = _flush(stream[0], waiting, stream[2] + n_bits, out)
+
+
+@kernel(inline=True)
+def _flush(o, waiting, n_waiting, out):
+    """Write all whole bytes that wait; return the position, and the bits that remain with their number."""
+    while n_waiting >= 8:
         out[o] = waiting & 255
         waiting >>= 8
-        n -= 8
+        n_waiting -= 8
         o += 1
-    stream[0], stream[1], stream[2] = o, waiting, n
+    return o, waiting, n_waiting
 
 
 @kernel(inline=True)

@@ -184,6 +184,8 @@ def _get_disk(folder: Path, problems: list[tuple[str, str]]) -> dict[str, Any]:
         problems.append((f"{folder} has {free / 1e9:.1f} GB free", "free some space, or use another disk"))
     if free < 4 * _PROBE_BYTES:
         return out
+    from vcelltools.io.hdf5.direct import drop_pages
+
     block = os.urandom(1 << 20)
     try:
         with tempfile.NamedTemporaryFile(dir=folder, prefix=".vcelltools-doctor-") as f:
@@ -193,8 +195,7 @@ def _get_disk(folder: Path, problems: list[tuple[str, str]]) -> dict[str, Any]:
             f.flush()
             os.fsync(f.fileno())
             out["write_per_s"] = _PROBE_BYTES / (time.perf_counter() - began)
-            if hasattr(os, "posix_fadvise"):  # drop the cached pages, so that the disk is measured
-                os.posix_fadvise(f.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+            drop_pages(f.name)  # so that the disk is measured
             began = time.perf_counter()
             for at in range(0, _PROBE_BYTES, 1 << 20):
                 os.pread(f.fileno(), 1 << 20, at)

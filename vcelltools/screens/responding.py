@@ -11,8 +11,8 @@ import numpy as np
 
 from vcelltools.differential.cell_labels import find_pooled, read_cells
 from vcelltools.differential.energy import ControlEnergy
-from vcelltools.differential.screen import MIN_CELLS, Batch, Screen
-from vcelltools.errors import DataError, check_number, checked
+from vcelltools.differential.screen import MIN_CELLS, Batch, Screen, check_limits
+from vcelltools.errors import DataError, checked
 from vcelltools.files.chosen_cells import ExtendedTable
 from vcelltools.files.convert import ConvertResult, copy_cells
 from vcelltools.io import Column, open_dataset
@@ -217,11 +217,9 @@ def responders(
     >>> len(result.perturbations)
     4
     """
-    for name, value, low in (
-        ("max_genes", max_genes, 5), ("max_controls", max_controls, MIN_CELLS), ("max_tested", max_tested, 2),
-        ("permutations", permutations, 0), ("seed", seed, 0),
-    ):  # fmt: skip
-        check_number(name, value, low=low)
+    check_limits(
+        max_genes=max_genes, max_controls=max_controls, max_tested=max_tested, permutations=permutations, seed=seed
+    )
     with open_dataset(source, modality=modality, layer=layer) as ds:
         cells = read_cells(ds, pert_col, control)
         found = Screen(ds, cells, control, max_genes, max_controls, seed, threads, progress)

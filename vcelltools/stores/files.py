@@ -102,15 +102,6 @@ def write_all(file: Any, data: bytes) -> None:
         view = view[file.write(view) :]
 
 
-def pwrite_all(fd: int, rows: np.ndarray, offset: int) -> None:
-    """Write a contiguous array at ``offset``."""
-    view = memoryview(rows).cast("B")  # type: ignore[arg-type]
-    while len(view):
-        done = os.pwrite(fd, view, offset)
-        view = view[done:]
-        offset += done
-
-
 def save_array(path: Path, values: np.ndarray) -> None:
     """Write an .npy file and flush it."""
     with open(path, "wb") as f:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-
 import numpy as np
 import pandas as pd
 import pytest
@@ -13,19 +11,9 @@ from vcelltools import convert, hvg
 from vcelltools.errors import DataError
 from vcelltools.io import open_dataset
 from vcelltools.io.hdf5 import direct
-from vcelltools.io.hdf5.direct import FileBytes
+from vcelltools.io.hdf5.direct import FileBytes, drop_pages
 
 N, G = 900, 400
-
-
-def evict(path) -> None:
-    """Write the file to the disk and drop its pages."""
-    fd = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
-    finally:
-        os.close(fd)
 
 
 @pytest.fixture
@@ -35,7 +23,7 @@ def large(monkeypatch):
 
 
 def need_cold(path) -> None:
-    evict(path)
+    drop_pages(path)
     source = FileBytes(path)
     cold = source.cold
     source.close()
@@ -59,7 +47,7 @@ def test_every_range_is_the_files(noise, large):
     ranges = [(0, len(values)), (len(values) - 70_000, len(values)), (1, 4_000_000), (4096, 4096 + (1 << 22))]
     ranges += [(int(a), int(a) + int(n)) for a, n in rng.integers(1, 4_000_000, (20, 2))]
     for a, b in ranges:
-        evict(path)
+        drop_pages(path)
         np.testing.assert_array_equal(source.read(a, b - a), values[a:b])
     assert direct.get_resident_share(np.memmap(path, np.uint8, "r")) < 0.5  # reads have left the cache alone
     with pytest.raises(DataError, match="truncated"):
@@ -91,7 +79,7 @@ def test_a_file_that_is_read_again_and_again_fills_the_cache(tmp_path, large):
 
 def test_a_small_file_is_left_in_the_cache(noise):
     path, _ = noise
-    evict(path)
+    drop_pages(path)
     source = FileBytes(path)
     assert not source.cold and source._mapped is None
     source.close()
@@ -109,6 +97,6 @@ def test_a_cold_file_gives_the_same_result(tmp_path, large, layout, compression)
     if path.stat().st_size > 1 << 20:
         need_cold(path)
     for threads in (1, 3):
-        evict(path)
+        drop_pages(path)
         cold = hvg(path, top=50, batch_key="batch", threads=threads)
         pd.testing.assert_frame_equal(cold, warm, check_exact=True)

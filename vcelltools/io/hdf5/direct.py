@@ -110,7 +110,7 @@ class FileBytes:
         The path, an open file descriptor, and the number of bytes.
     cold
         Whether reads look for their pages in the cache and bypass it if they are not there. The disk then limits the
-        speed, so that a worker more than the number of cores makes reading and computing overlap.
+        speed, and reading and computing overlap only with more workers than cores.
     """
 
     def __init__(self, path: str | os.PathLike) -> None:
@@ -182,6 +182,17 @@ def pread_into(fd: int, out: np.ndarray, offset: int, path: str) -> None:
         if n == 0:
             raise DataError(f"{path}: the file ends at byte {offset + done} in the middle of its data (truncated)")
         done += n
+
+
+def drop_pages(path: str | os.PathLike) -> None:
+    """Write a file to the disk and drop its pages from the page cache, as far as the system allows it."""
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+        if hasattr(os, "posix_fadvise"):
+            os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+    finally:
+        os.close(fd)
 
 
 def get_resident_share(mapped: np.ndarray) -> float:

@@ -12,10 +12,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from vcelltools.io.hdf5.direct import pread_into
+from vcelltools.io.spill import pwrite_from
 from vcelltools.io.write.atomic import fsync_path, step
 from vcelltools.kernels import store as kernels
 from vcelltools.runtime.threads import share_work
-from vcelltools.stores.files import pwrite_all, trim
+from vcelltools.stores.files import trim
 
 MAPPED_SUMS = 32 << 20  # at most this many bytes of a table on disk are touched before its pages are released
 SPILL_SHARE = 2  # a spill of more than this many times the table is added to it
@@ -77,7 +78,7 @@ class Spill:
         with self._lock:
             offset = self.n_bytes
             self.n_bytes += 4 * n
-        pwrite_all(self._fd, words[:n], offset)
+        pwrite_from(self._fd, words[:n], offset)
         block = _Block(offset, ends, np.ascontiguousarray(scale_b[rows]), group_b[rows].astype(np.int32), bounds)
         with self._lock:
             self._blocks.append(block)
@@ -97,7 +98,7 @@ class Spill:
                 pread_into(table_fd, sums.reshape(-1), at, self._path)
                 for block in self._blocks:
                     self._add_part(block, p, first, sums)
-                pwrite_all(table_fd, sums, at)
+                pwrite_from(table_fd, sums, at)
 
             share_work(range(self._n_parts), [visit] * min(self._threads, self._n_parts))
         self._blocks, self.n_bytes = [], 0

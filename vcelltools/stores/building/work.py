@@ -13,10 +13,11 @@ from typing import Any
 import numpy as np
 
 from vcelltools.io.hdf5.direct import pread_into
+from vcelltools.io.spill import pwrite_from
 from vcelltools.io.write.atomic import step
 from vcelltools.stores.building.layout import Layout
 from vcelltools.stores.building.sums import Sums
-from vcelltools.stores.files import merge_over, pwrite_all
+from vcelltools.stores.files import merge_over
 
 
 class WorkFiles:
@@ -66,7 +67,7 @@ class WorkFiles:
 
     def write_block(self, rows: np.ndarray, first: int) -> None:
         """Write work rows, or the value rows that replace them, from the position ``first``."""
-        pwrite_all(self._rows_fd, rows, first * self._layout.row_bytes)
+        pwrite_from(self._rows_fd, rows, first * self._layout.row_bytes)
 
     def read_block(self, first: int, rows: np.ndarray) -> None:
         """Fill ``rows`` with the work rows from ``first``."""
@@ -74,7 +75,7 @@ class WorkFiles:
 
     def write_column(self, position: int, counts_n: np.ndarray) -> None:
         """Write the work column of a basis gene, uint16."""
-        pwrite_all(self._columns_fd, counts_n, 2 * position * self._layout.n)
+        pwrite_from(self._columns_fd, counts_n, 2 * position * self._layout.n)
 
     def read_column(self, position: int, first: int, counts: np.ndarray) -> None:
         """Fill ``counts`` with a part of a work column, from row ``first``."""
@@ -83,7 +84,7 @@ class WorkFiles:
 
     def write_libsize(self, values: np.ndarray, first: int = 0) -> None:
         """Write library sizes from a given cell."""
-        pwrite_all(self._libsize_fd, np.ascontiguousarray(values), 8 * first)
+        pwrite_from(self._libsize_fd, values, 8 * first)
 
     def add_over(self, found: np.ndarray, duplicates: int = 0) -> None:
         """Record (store row, basis position, count) of counts that a work row cannot hold, and count duplicates."""
