@@ -11,6 +11,7 @@ from vcelltools.genes.union import Union, UnionGenes, open_member
 from vcelltools.io.frame import arrow_numbers, arrow_texts
 from vcelltools.io.hdf5.table import EmptyTable
 from vcelltools.io.table import Column
+from vcelltools.runtime.memory import trim_heap
 
 TABLE_COLUMNS = ("tissue", "tech_10x", "cell_prep", "disease", "perturbation", "cell_line")
 _COUNTED = {
@@ -51,6 +52,7 @@ def make_obs(
             for c in ds.obs.columns:
                 if c not in ("experiment", "barcode", *_COUNTED) and (only is None or c in only):
                     found.setdefault(c, []).append((k, ds.obs.column(c)))
+        trim_heap()  # HDF5 has read every text into a block of its own
     codes = np.repeat(np.arange(len(members), dtype=np.int32), np.diff(survey.starts))
     columns: dict[str, Any] = {
         "experiment": Column(
