@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from vcelltools.cli.options import Force, GeneTable, Json, Layer, Modality, Quiet, Threads, Verbose
+from vcelltools.cli.options import FeatureType, Force, GeneTable, Genome, Json, Layer, Modality, Quiet, Threads, Verbose
 
 File = Annotated[
     Path | None,
@@ -127,6 +127,8 @@ def build_store(
     gene_table: GeneTable = None,
     modality: Modality = None,
     layer: Layer = None,
+    feature_type: FeatureType = None,
+    genome: Genome = None,
     min_cells: MinCells = None,
     keep: Keep = None,
     preset: Preset = None,
@@ -163,7 +165,7 @@ def build_store(
         "non_integer": non_integer, "group_by": group_by, "cell_line_col": cell_line_col,
         "direction": direction, "direction_col": direction_col,
         "gene_id_col": gene_id_col, "gene_name_col": gene_name_col,
-        "modality": modality, "layer": layer,
+        "modality": modality, "layer": layer, "feature_type": feature_type, "genome": genome,
         "min_cells": min_cells, "keep": keep, "preset": preset, "stats": stats, "sums": sums,
     }  # fmt: skip
     job = choose_datasets(file, basis=basis, out=out, name=name, options=options, aliases=gene_table)

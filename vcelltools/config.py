@@ -57,6 +57,8 @@ class DatasetConfig(_Section, frozen=True, kw_only=True, forbid_unknown_fields=T
         Name of a public atlas (:data:`vcelltools.presets.PRESETS`), which supplies the missing keys.
     modality, layer
         The matrix that holds the counts. By default, the modality is detected and the layer is ``X``.
+    feature_type, genome
+        Which features are genes: by default those of type ``Gene Expression``, of all genomes.
     pert_col
         obs column with the perturbation.
     control
@@ -99,6 +101,8 @@ class DatasetConfig(_Section, frozen=True, kw_only=True, forbid_unknown_fields=T
     preset: str | None = None
     modality: str | None = None
     layer: str | None = None
+    feature_type: str | None = None
+    genome: str | None = None
     pert_col: str | None = None
     control: Label | list[Label] = field(default_factory=list)
     control_is_missing: bool = False

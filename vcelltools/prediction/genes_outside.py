@@ -198,7 +198,9 @@ def open_source(store: Store, path: Path | None, *, compare: bool = True) -> Dat
             f"{fpath}: the source of the store {store.name} is missing",
             hint=f"pass {spell('source')} FILE, or {spell('basis_only', True)}",
         )
-    source = open_dataset(fpath, modality=facts["modality"], layer=None if facts["layer"] == "X" else facts["layer"])
+    layer = None if facts["layer"] == "X" else facts["layer"]
+    features = {k: facts.get(k) for k in ("modality", "feature_type", "genome")}
+    source = open_dataset(fpath, layer=layer, **features)
     if facts.get("non_integer") == "round":
         source.matrix = round_matrix(source.matrix, store.manifest["seed"])
     # an AnnData in memory has no fingerprint; `read_cells` compares its cells

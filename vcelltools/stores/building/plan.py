@@ -225,7 +225,9 @@ def read_libsize(ds: Dataset, spec: DatasetConfig) -> tuple[np.ndarray | None, s
 
 def open_source(source: str | os.PathLike | AnnData, spec: DatasetConfig, seed: int) -> Dataset:
     """Open the counts of a data set, and round fractional ones if its description says so; others are refused."""
-    ds = open_dataset(source, modality=spec.modality, layer=spec.layer)
+    ds = open_dataset(
+        source, modality=spec.modality, layer=spec.layer, feature_type=spec.feature_type, genome=spec.genome
+    )
     if spec.non_integer == "refuse":
         try:
             if get_count_evidence(ds.matrix).non_integer_share > _RARE:  # the passes name the cell of a rare one
