@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from vcelltools.cli.options import Force, InFile, Json, Layer, Modality, Quiet, Threads, Verbose
+from vcelltools.cli.options import FeatureType, Force, Genome, InFile, Json, Layer, Modality, Quiet, Threads, Verbose
 from vcelltools.cli.output import Output
 
 
@@ -27,6 +27,8 @@ def normalize(
     compression: Annotated[str, typer.Option(help="Compression: none, gzip, lzf or zstd.")] = "none",
     modality: Modality = None,
     layer: Layer = None,
+    feature_type: FeatureType = None,
+    genome: Genome = None,
     threads: Threads = None,
     force: Force = False,
     json: Json = False,
@@ -51,7 +53,7 @@ def normalize(
     r = run(
         file, target_sum=parse_target_sum(target_sum), progress=output.progress,
         out=out, log=log, base=base, library_size=library_size, keep_counts=keep_counts, compression=compression,
-        modality=modality, layer=layer, threads=threads, force=force,
+        modality=modality, layer=layer, feature_type=feature_type, genome=genome, threads=threads, force=force,
     )  # fmt: skip
     for n in r.notes:
         output.note(n)

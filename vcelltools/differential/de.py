@@ -228,6 +228,8 @@ def de(
     exact: bool = False,
     modality: str | None = None,
     layer: str | None = None,
+    feature_type: str | None = None,
+    genome: str | None = None,
     threads: int | None = None,
     progress: Progress = SILENT,
 ) -> DeResult:
@@ -287,7 +289,7 @@ def de(
         "covariates": tuple(covariates), "replicates": replicate_col, "threads": threads, "progress": progress,
     }  # fmt: skip
     _check_options(test, reference, options)
-    with open_dataset(source, modality=modality, layer=layer) as dataset:
+    with open_dataset(source, modality=modality, layer=layer, feature_type=feature_type, genome=genome) as dataset:
         notes: list[str] = []
         cells, parts = read_parts(dataset, pert_col, control, keep, context_col, notes)
         found = []

@@ -217,6 +217,8 @@ def energy(
     seed: int = 0,
     modality: str | None = None,
     layer: str | None = None,
+    feature_type: str | None = None,
+    genome: str | None = None,
     threads: int | None = None,
     progress: Progress = SILENT,
 ) -> EnergyResult:
@@ -258,7 +260,7 @@ def energy(
     )
     rows: list[tuple[str, str, int, int, float, float]] = []
     fdr: list[np.ndarray] = []
-    with open_dataset(source, modality=modality, layer=layer) as dataset:
+    with open_dataset(source, modality=modality, layer=layer, feature_type=feature_type, genome=genome) as dataset:
         notes: list[str] = []
         cells, parts = read_parts(dataset, pert_col, control, keep, context_col, notes)
         for name, part in parts.items():

@@ -64,6 +64,8 @@ def pseudobulk(
     min_cells: int = 1,
     modality: str | None = None,
     layer: str | None = None,
+    feature_type: str | None = None,
+    genome: str | None = None,
     compression: str | None = None,
     force: bool = False,
     threads: int | None = None,
@@ -107,7 +109,7 @@ def pseudobulk(
             hint=f"set {spell('by')} to the obs columns whose labels define the groups",
         )
     guard_outputs([Target(path, "hdf5")], reads=[source], force=force)
-    with open_dataset(source, modality=modality, layer=layer) as data:
+    with open_dataset(source, modality=modality, layer=layer, feature_type=feature_type, genome=genome) as data:
         notes = list(data.notes)
         codes, obs = _find_groups(data, by, min_cells, notes)
         need = _BYTES * len(obs) * data.n_genes

@@ -75,6 +75,8 @@ def normalize(
     library_size: str | None = None,
     modality: str | None = None,
     layer: str | None = None,
+    feature_type: str | None = None,
+    genome: str | None = None,
     keep_counts: bool = False,
     compression: str | None = None,
     inplace: bool = True,
@@ -138,11 +140,12 @@ def normalize(
             f"{spell('base')} sets the base of the logarithm, which {spell('log', False)} turns off",
             hint="remove one of the two",
         )
+    part: dict[str, Any] = {"modality": modality, "layer": layer, "feature_type": feature_type, "genome": genome}
     if out is None:
         if not hasattr(source, "n_vars") or getattr(source, "isbacked", False):
             raise UsageError("no output file was given", hint=f"give {spell('out')}", field="out")
         return _normalize_adata(
-            source, target_sum, log, base, library_size, layer, keep_counts, inplace, threads, progress
+            source, part, target_sum, log, base, library_size, keep_counts, inplace, threads, progress
         )
     path = Path(out)
     guard_outputs([Target(path, "hdf5")], reads=[source], force=force)
@@ -200,7 +203,7 @@ def normalize(
             warnings=tuple(warnings),
         )
 
-    with open_dataset(source, modality=modality, layer=layer) as ds:
+    with open_dataset(source, **part) as ds:
         return _run_exactly(ds, write, progress)
 
 
@@ -247,11 +250,11 @@ class _MemoryMatrix:
 
 def _normalize_adata(
     adata: AnnData,
+    part: dict[str, str | None],
     target_sum: float | None,
     log: bool,
     base: float | None,
     library_size: str | None,
-    layer: str | None,
     keep_counts: bool,
     inplace: bool,
     threads: int | None,
@@ -268,12 +271,13 @@ def _normalize_adata(
         work.finish()
         return out.build(), ds.n_genes
 
-    with open_dataset(adata, layer=layer) as ds:
+    layer = part["layer"]
+    with open_dataset(adata, **part) as ds:
         values, n_genes = _run_exactly(ds, change, progress)
     if n_genes != adata.n_vars:
         raise DataError(
             f"the matrix has {n_genes:,} genes, but the AnnData has {adata.n_vars:,} variables",
-            hint="remove antibodies and guides from the AnnData, or write to a file",
+            hint=f"remove antibodies and guides from the AnnData, write a file, or set {spell('feature_type', 'all')}",
         )
     target_adata = adata if inplace else adata.copy()
     if keep_counts:

@@ -42,14 +42,16 @@ class Member:
     ----------
     name
         The name of the experiment.
-    path, layer, modality
-        The file to open, and its layer and modality.
+    path, layer, modality, feature_type, genome
+        The file to open, and what :func:`vcelltools.io.open_dataset` opens of it.
     """
 
     name: str
     path: Path
     layer: str | None = None
     modality: str | None = None
+    feature_type: str | None = None
+    genome: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -200,7 +202,7 @@ class _Files:
 
 def open_member(m: Member) -> Dataset:
     """Open a member, and name it in errors."""
-    return open_dataset(m.path, layer=m.layer, modality=m.modality)
+    return open_dataset(m.path, layer=m.layer, modality=m.modality, feature_type=m.feature_type, genome=m.genome)
 
 
 class _Rows:
@@ -681,7 +683,12 @@ def read_rows(ds: Dataset, *, max_values: int = DEFAULT_MAX_VALUES) -> Iterator[
 
 
 def name_members(
-    files: Sequence[str | os.PathLike], *, layer: str | None = None, modality: str | None = None
+    files: Sequence[str | os.PathLike],
+    *,
+    layer: str | None = None,
+    modality: str | None = None,
+    feature_type: str | None = None,
+    genome: str | None = None,
 ) -> list[Member]:
     """Return files as members of a union, named after the files, with their folders if names repeat.
 
@@ -697,7 +704,10 @@ def name_members(
         raise UsageError(f"{twice} is given twice", hint="list every file once")
     names = [p.name for p in paths]
     names = [str(p) if names.count(p.name) > 1 else p.name for p in paths]
-    return [Member(name=n, path=p, layer=layer, modality=modality) for n, p in zip(names, paths, strict=True)]
+    return [
+        Member(name=n, path=p, layer=layer, modality=modality, feature_type=feature_type, genome=genome)
+        for n, p in zip(names, paths, strict=True)
+    ]
 
 
 def read_batches(union: Union, column: str | None) -> tuple[np.ndarray, list[str]]:

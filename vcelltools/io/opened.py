@@ -30,6 +30,8 @@ class Dataset:
         The modality that was opened (h5mu), or None.
     layer
         ``X``, ``raw`` or a layer's name.
+    feature_type, genome
+        The type and the genome of the features that were requested as genes, or None.
     matrix
         Cells × genes.
     obs, var
@@ -55,6 +57,8 @@ class Dataset:
     kind: str
     modality: str | None
     layer: str
+    feature_type: str | None = None
+    genome: str | None = None
     matrix: Matrix
     obs: Table
     var: Table
@@ -71,6 +75,13 @@ class Dataset:
         """Read through the page cache, because the same values will be read again and again."""
         if self.file_bytes is not None:
             self.file_bytes.cold = False
+
+    @property
+    def part(self) -> dict[str, Any]:
+        """The arguments of :func:`vcelltools.io.open_dataset` that open the same part of the source again."""
+        return {
+            "modality": self.modality, "layer": self.layer, "feature_type": self.feature_type, "genome": self.genome,
+        }  # fmt: skip
 
     @property
     def n_cells(self) -> int:

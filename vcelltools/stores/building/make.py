@@ -132,6 +132,8 @@ def build_store(
     preset: str | None = None,
     modality: str | None = None,
     layer: str | None = None,
+    feature_type: str | None = None,
+    genome: str | None = None,
     pert_col: str | None = None,
     control: str | Sequence[str] | None = None,
     control_is_missing: bool | None = None,
@@ -140,6 +142,8 @@ def build_store(
     group_by: str | Sequence[str] | None = None,
     cell_line: str | None = None,
     cell_line_col: str | None = None,
+    direction: str | None = None,
+    direction_col: str | None = None,
     gene_id_col: str | None = None,
     gene_name_col: str | None = None,
     guides: Guides | Mapping[str, Any] | None = None,
@@ -162,9 +166,9 @@ def build_store(
         The store is the folder ``out/name``; the default name is that of ``spec``, or of the file.
     spec
         The complete description of the data set, which replaces the arguments from ``preset`` on.
-    preset, modality, layer, pert_col, control, control_is_missing, unperturbed, non_integer, group_by, cell_line
+    preset, modality, layer, feature_type, genome, pert_col, control, control_is_missing, unperturbed, non_integer
         See :class:`vcelltools.config.DatasetConfig`, which also has the defaults of arguments that are None.
-    cell_line_col
+    group_by, cell_line, cell_line_col, direction, direction_col
         See :class:`vcelltools.config.DatasetConfig`, which also has the defaults of arguments that are None.
     gene_id_col, gene_name_col, guides, min_cells, keep, library_size, stats, sums, duplicates
         See the same class.
@@ -209,11 +213,12 @@ def build_store(
     began = time.monotonic()
     genes = _as_basis(basis)
     fields = {
-        "preset": preset, "modality": modality, "layer": layer, "pert_col": pert_col, "control": control,
-        "control_is_missing": control_is_missing, "unperturbed": unperturbed, "non_integer": non_integer,
-        "group_by": group_by,
-        "cell_line": cell_line, "cell_line_col": cell_line_col, "gene_id_col": gene_id_col,
-        "gene_name_col": gene_name_col, "guides": guides, "min_cells": min_cells, "keep": keep,
+        "preset": preset, "modality": modality, "layer": layer, "feature_type": feature_type, "genome": genome,
+        "pert_col": pert_col, "control": control, "control_is_missing": control_is_missing,
+        "unperturbed": unperturbed, "non_integer": non_integer, "group_by": group_by, "cell_line": cell_line,
+        "cell_line_col": cell_line_col, "direction": direction, "direction_col": direction_col,
+        "gene_id_col": gene_id_col, "gene_name_col": gene_name_col, "guides": guides,
+        "min_cells": min_cells, "keep": keep,
         "library_size": library_size, "stats": stats, "sums": sums, "duplicates": duplicates,
     }  # fmt: skip
     if spec is not None and (given := [k for k, v in fields.items() if v is not None]):
