@@ -14,6 +14,8 @@ from vcelltools.errors import UsageError
 from vcelltools.prediction.emission import draw_counts, estimate_dispersion, get_factors
 from vcelltools.prediction.emitter import Emitter, count_significant
 from vcelltools.prediction.shifted_cells import make_stats
+from vcelltools.training.inputs import make_setup
+from vcelltools.training.settings import make_settings
 
 
 @pytest.fixture(scope="module")
@@ -67,11 +69,19 @@ def test_effects_of_a_combination_add(trained, join):
     rows = [(names[3], 80), (names[4], 80), (pair, 80)]
     result, adata = predict(d, "perturbation-mean", rows, "sum.h5ad", basis_only=True, fit_emission=False)
     assert any("the sum of the effects of the parts" in w for w in result.warnings)
-    one, two, both = (get_effect(adata, n) for n in (names[3], names[4], pair))
+    options = {"model": "perturbation-mean", "stores": [str(d / "stores/sim")], "split": str(d / "split.toml")}
+    screen = make_setup(make_settings({}, options)).screen
+    rows = [
+        np.flatnonzero((screen.groups["perturbation"] == n) & (screen.groups["line_id"] == 0))[0]
+        for n in (names[3], names[4])
+    ]
+    assert set(screen.groups["part"].iloc[rows]) == {"train"}
+    want = screen.effect_kg[rows].sum(axis=0)  # as measured in the line
     control = adata[adata.obs["target_gene"] == "non-targeting"].X.toarray().mean(axis=0)
-    free = (control + one + two > 0) & (control + one > 0) & (control + two > 0)  # a mean cannot fall below zero
-    np.testing.assert_allclose(both[free], (one + two)[free], atol=0.05)
-    assert np.corrcoef(both, one + two)[0, 1] > 0.98
+    both = get_effect(adata, pair)
+    free = control + want > 0  # a mean cannot fall below zero
+    np.testing.assert_allclose(both[free], want[free], atol=0.05)
+    assert np.corrcoef(both, want)[0, 1] > 0.98
 
 
 def test_a_context_of_controls_alone_is_predicted_packed_and_linted(tmp_path):
