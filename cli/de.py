@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from vcelltools.cli.options import Force, InFile, Json, Layer, Modality, Quiet, Threads, Verbose, refuse
+from vcelltools.cli.options import Dask, Force, InFile, Json, Layer, Modality, Quiet, Threads, Verbose, refuse
 from vcelltools.cli.output import Output
 
 
@@ -85,6 +85,7 @@ def de(
     modality: Modality = None,
     layer: Layer = None,
     threads: Threads = None,
+    dask: Dask = None,
     force: Force = False,
     json: Json = False,
     quiet: Quiet = False,
@@ -121,7 +122,8 @@ def de(
     else:
         refuse(
             {"--reference": reference != "control", "--stratify": stratify, "--covariates": columns,
-             "--replicate-col": replicate_col, "--epsilon": epsilon != 1e-9, "--min-cpm": min_cpm is not None},
+             "--replicate-col": replicate_col, "--epsilon": epsilon != 1e-9, "--min-cpm": min_cpm is not None,
+             "--dask": dask},
             "--test energy",
         )  # fmt: skip
         from vcelltools.differential.energy import energy
@@ -143,7 +145,7 @@ def de(
         file, test=test, pert_col=pert_col, control=control, reference=reference, context_col=context_col,
         stratify=stratify, covariates=columns, replicate_col=replicate_col, keep=keep, epsilon=epsilon,
         min_cpm=min_cpm, continuity=continuity, exact=exact, modality=modality, layer=layer, threads=threads,
-        progress=o.progress,
+        dask=dask, progress=o.progress,
     )  # fmt: skip
     result.write(out, force=force)
     for n in result.notes:

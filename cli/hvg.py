@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from vcelltools.cli.options import Force, Json, Layer, Modality, Quiet, Threads, Verbose, refuse, refuse_same
+from vcelltools.cli.options import Dask, Force, Json, Layer, Modality, Quiet, Threads, Verbose, refuse, refuse_same
 
 SPAN, MIN_SHARE, THETA = 0.3, 0.001, 100.0
 
@@ -51,10 +51,6 @@ Plan = Annotated[
 ]
 Span = Annotated[
     float, typer.Option("--span", min=0.01, max=1.0, help="seurat_v3, seurat_v3_paper: span of the loess fit.")
-]
-Dask = Annotated[
-    str | None,
-    typer.Option("--dask", metavar="ADDR", help="Count on a Dask cluster: the address of its scheduler, or local."),
 ]
 MinShare = Annotated[
     float,

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from vcelltools.cli.options import Force, InFile, Json, Layer, Modality, Quiet, Threads, Verbose
+from vcelltools.cli.options import Dask, Force, InFile, Json, Layer, Modality, Quiet, Threads, Verbose
 from vcelltools.cli.output import Output
 
 
@@ -22,6 +22,7 @@ def pseudobulk(
     modality: Modality = None,
     layer: Layer = None,
     threads: Threads = None,
+    dask: Dask = None,
     force: Force = False,
     json: Json = False,
     quiet: Quiet = False,
@@ -43,7 +44,7 @@ def pseudobulk(
     columns = [c.strip() for c in by.split(",") if c.strip()]
     r = run(
         file, out, by=columns, min_cells=min_cells, modality=modality, layer=layer, force=force, threads=threads,
-        progress=o.progress,
+        dask=dask, progress=o.progress,
     )  # fmt: skip
     for n in r.notes:
         o.note(n)

@@ -14,12 +14,14 @@ from vcelltools.differential.expression import Scale, find_scale
 from vcelltools.differential.reduce import ReadOptions, Reduced, reduce_cells
 from vcelltools.errors import DataError, UsageError, check_number, spell
 from vcelltools.io import Dataset, open_dataset
+from vcelltools.io.remote import set_remote
 from vcelltools.scoring.cell_eval.de_table import DeTable, make_de_table
 from vcelltools.scoring.cell_eval.edistance import energy_distances
 from vcelltools.scoring.cell_eval.rules import METRICS, Rules, get_metrics, get_rules
 
 if TYPE_CHECKING:
     from anndata import AnnData
+    from distributed import Client
 
 PERT_COL = "target_gene"
 CONTROL = "non-targeting"
@@ -33,6 +35,8 @@ class Options:
     ----------
     context_col
         obs column whose values are scored separately and averaged; None scores all cells together.
+    client
+        A client of the Dask cluster that reads the files, or None.
     """
 
     profile: str = "vcc"
@@ -51,6 +55,7 @@ class Options:
     context_col: str | None = None
     layer: str | None = None
     threads: int | None = None
+    client: Client | None = None
 
     def __post_init__(self) -> None:
         """Raise a :class:`UsageError` if settings cannot be combined."""
@@ -164,6 +169,7 @@ def open_file(source: str | os.PathLike | AnnData, options: Options, *, name: st
     """Open a file and read its labels and scale; the caller closes the data set. ``name``: prediction or truth."""
     dataset = open_dataset(source, layer=options.layer, name=name)
     try:
+        set_remote(dataset, options.client, None, options.layer)
         cells = read_cells(dataset, options.pert_col, options.control if need_control else None)
         if len(cells.labels) < 2:
             raise DataError(f"{dataset.label}: obs/{options.pert_col} holds no perturbation except the control")
