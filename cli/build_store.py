@@ -7,7 +7,19 @@ from typing import Annotated
 
 import typer
 
-from vcelltools.cli.options import FeatureType, Force, GeneTable, Genome, Json, Layer, Modality, Quiet, Threads, Verbose
+from vcelltools.cli.options import (
+    FeatureType,
+    Force,
+    GeneTable,
+    Genome,
+    Json,
+    Layer,
+    LibraryCol,
+    Modality,
+    Quiet,
+    Threads,
+    Verbose,
+)
 
 File = Annotated[
     Path | None,
@@ -116,6 +128,7 @@ def build_store(
     layer: Layer = None,
     feature_type: FeatureType = None,
     genome: Genome = None,
+    library_size: LibraryCol = None,
     min_cells: MinCells = None,
     keep: Keep = None,
     preset: Preset = None,
@@ -151,7 +164,7 @@ def build_store(
         "pert_col": pert_col, "control": control, "unperturbed": unperturbed or None,
         "non_integer": non_integer, "group_by": group_by, "cell_line_col": cell_line_col,
         "gene_id_col": gene_id_col, "gene_name_col": gene_name_col, "modality": modality, "layer": layer,
-        "feature_type": feature_type, "genome": genome,
+        "feature_type": feature_type, "genome": genome, "library_size": library_size,
         "min_cells": min_cells, "keep": keep, "preset": preset, "stats": stats, "sums": sums,
     }  # fmt: skip
     job = choose_datasets(file, basis=basis, out=out, name=name, options=options, aliases=gene_table)
