@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from vcelltools.genes.union import Union, open_member
+from vcelltools.genes.union import Union, UnionGenes, open_member
 from vcelltools.io.frame import arrow_numbers, arrow_texts
 from vcelltools.io.hdf5.table import EmptyTable
 from vcelltools.io.table import Column
@@ -110,9 +110,8 @@ def _join_column(name: str, parts: list[tuple[int, Column]], starts: np.ndarray)
     return _categorical(name, labels)
 
 
-def make_var(union: Union) -> EmptyTable:
+def make_var(genes: UnionGenes) -> EmptyTable:
     """Return var of the union: ``gene_symbols``, by gene."""
-    genes = union.genes
     keys, symbols = (np.array(v[: genes.n_kept], dtype=object) for v in (genes.keys, genes.symbols))
     return EmptyTable(keys, where="the merged var", extra={"gene_symbols": symbols})
 

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -25,7 +25,7 @@ from vcelltools.io.faults import raise_fault_at
 from vcelltools.io.hdf5.probe import start_probe
 from vcelltools.io.matrix import DEFAULT_MAX_VALUES
 from vcelltools.io.spill import Spill
-from vcelltools.io.stream import get_threads, run_spans
+from vcelltools.io.stream import get_threads, map_spans
 from vcelltools.io.write.transpose import ColumnSpill
 from vcelltools.runtime.progress import SILENT, Progress
 
@@ -114,6 +114,37 @@ class Survey:
     nnz: np.ndarray
     maximum: int = 0
     at: tuple[int, int, int] = (0, 0, 0)
+
+
+class Draft(Protocol):
+    """Takes the rows of the union while pass 1 counts them, as long as they are what pass 2 would read.
+
+    Attributes
+    ----------
+    dtype
+        Dtype of the values that it takes; rows with a larger count end it.
+    is_live
+        Whether it has begun and takes rows.
+    """
+
+    dtype: np.dtype
+
+    @property
+    def is_live(self) -> bool:
+        """Whether it takes rows."""
+        ...
+
+    def begin(self, genes: UnionGenes, n_cells: int, nnz: int) -> None:
+        """Start, with the numbers of cells and of stored values of all files."""
+
+    def is_worth(self, largest: int) -> bool:
+        """Return whether to go on after the first file, given its largest count."""
+
+    def append(self, indptr: np.ndarray, indices: np.ndarray, data: np.ndarray) -> None:
+        """Take the next rows."""
+
+    def drop(self) -> None:
+        """Give up, and remove what was written."""
 
 
 @dataclass
@@ -394,22 +425,21 @@ def unite_genes(datasets: Iterator[Dataset], *, wanted: Basis | None = None) -> 
                 matched.append(match_genes(wanted, genes).gene_of)
         list_of.append(known[key])
         sizes.append(ds.n_cells)
+    ids = {key for m in merged for key in m.first if is_ensembl(key)}
+    has_symbols = any(key not in ids for m in merged for key in m.first)  # genes without an id
     ids_of: dict[str, set[str]] = {}
     symbol_of: dict[str, str] = {}
-    ids = {key for m in merged for key in m.first if is_ensembl(key)}
     for m in merged:
-        for key, k in m.first.items():
+        for key, name in zip(m.first, m.names.tolist(), strict=True):
             if key in ids:
-                name = str(m.names[k])
-                ids_of.setdefault(name, set()).add(key)
+                if has_symbols:
+                    ids_of.setdefault(name, set()).add(key)
                 if name != key and not is_ensembl(name):
                     symbol_of.setdefault(key, name)
+    unique = {name: next(iter(of)) for name, of in ids_of.items() if len(of) == 1 and name not in ids}
 
     def get_key(key: str) -> str:
-        if key in ids:
-            return key
-        same = ids_of.get(key, ())
-        return next(iter(same)) if len(same) == 1 else key
+        return unique.get(key, key)
 
     claimed: dict[tuple[int, int], int] = {}
     if wanted is None:
@@ -456,7 +486,8 @@ def _sign(ds: Dataset) -> str:
     """Return a hash of everything that determines the gene of each column."""
     from vcelltools.io.fingerprint import hash_names
 
-    return hash_names(ds.var, [c for c in (*ID_COLUMNS, *NAME_COLUMNS) if c in ds.var.columns])
+    columns = [c for c in (*ID_COLUMNS, *NAME_COLUMNS) if c in ds.var.columns]
+    return ds.var.hash_stored(columns) or hash_names(ds.var, columns)
 
 
 def _put_first(
@@ -469,9 +500,15 @@ def _put_first(
 
 
 def survey_cells(
-    files: _Files, genes: UnionGenes, sizes: Sequence[int], *, threads: int | None = None, progress: Progress = SILENT
+    files: _Files,
+    genes: UnionGenes,
+    sizes: Sequence[int],
+    *,
+    draft: Draft | None = None,
+    threads: int | None = None,
+    progress: Progress = SILENT,
 ) -> Survey:
-    """Count every cell of the union once (pass 1)."""
+    """Count every cell of the union once (pass 1), and pass its rows to ``draft`` as long as it takes them."""
     starts = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
     n = int(starts[-1])
     out = Survey(
@@ -481,34 +518,44 @@ def survey_cells(
         kept_count=np.empty(n, np.int64),
         nnz=np.empty(n, np.int32),
     )
-    lock = threading.Lock()
     local = threading.local()
-    progress.start("counting", n, "cells")
+    progress.start("counting" if draft is None else "counting and merging", n, "cells")
     for k in range(len(files.members)):
         first = int(starts[k])
         with files.use(k) as here:
             view = _RowView(here, sizes[k])
 
-            def visit(state: None, rows: tuple, span: Span, k=k, first=first, here=here) -> None:
+            def visit(rows: tuple, span: Span, k=k, here=here) -> tuple[Span, np.ndarray, np.ndarray, Any]:
                 nnz, found = _count(here.dataset, rows, span.start, genes, k, local)
+                n_here = int(nnz.sum())
+                if draft is None or not draft.is_live:
+                    return span, nnz, found, None
+                if n_here < len(rows[2]) or found[3].max(initial=0) > np.iinfo(draft.dtype).max:
+                    return span, nnz, found, None
+                room = np.empty(n_here, np.int32), np.empty(n_here, draft.dtype)
+                return span, nnz, found, (_map(here.dataset, rows, span.start, genes, k, room, local), *room)
+
+            for span, nnz, found, mapped in map_spans(view, view.plan(), visit, threads=threads):  # type: ignore[arg-type]
                 part = slice(first + span.start, first + span.stop)
                 out.gene_count[part], out.umi_count[part], out.kept_count[part] = found[:3]
                 out.nnz[part] = nnz
-                i = int(np.argmax(found[3])) if span.stop > span.start else 0
-                with lock:
-                    top = int(found[3, i])
-                    better = (top, -k, -span.start - i) > (out.maximum, -out.at[0], -out.at[1])
-                    if better:
-                        out.maximum, out.at = top, (k, span.start + i, int(found[4, i]))
-
-            run_spans(view, view.plan(), lambda: None, visit, threads=threads, progress=SILENT)  # type: ignore[arg-type]
+                if span.stop > span.start and found[3].max() > out.maximum:
+                    i = int(np.argmax(found[3]))
+                    out.maximum, out.at = int(found[3, i]), (k, span.start + i, int(found[4, i]))
+                if draft is not None and draft.is_live:
+                    if mapped is None:
+                        draft.drop()
+                    else:
+                        draft.append(*mapped)
+        if draft is not None and k == 0 and not draft.is_worth(out.maximum):
+            draft.drop()
         progress.advance(sizes[k])
     progress.finish()
     return out
 
 
 class _RowView:
-    """The rows of an open file, as :func:`run_spans` reads a matrix."""
+    """The rows of an open file, as :func:`map_spans` reads a matrix."""
 
     def __init__(self, here: _Opened, n: int) -> None:
         self._here, self._n, self.cold = here, n, here.dataset.matrix.cold
@@ -562,6 +609,7 @@ def open_union(
     *,
     wanted: Basis | None = None,
     most_open: int = _OPEN_FILES,
+    draft: Draft | None = None,
     threads: int | None = None,
     progress: Progress = SILENT,
 ) -> Union:
@@ -575,6 +623,8 @@ def open_union(
         The genes to keep, in order; by default all, sorted by id.
     most_open
         Number of idle files that stay open; HDF5 holds some megabytes of each.
+    draft
+        Takes the rows of the union during pass 1.
 
     Raises
     ------
@@ -585,6 +635,7 @@ def open_union(
         raise UsageError("no file was given")
     get_threads(threads)
     sizes: list[int] = []
+    stored: list[int | None] = []
 
     def iterate() -> Iterator[Dataset]:
         for m, following in zip(members, [*members[1:], None], strict=True):
@@ -592,12 +643,18 @@ def open_union(
                 start_probe(following.path)  # in a process of its own, meanwhile
             with open_member(m) as ds:  # closed again: HDF5 holds some megabytes of every open file's texts
                 sizes.append(ds.n_cells)
+                stored.append(ds.matrix.nnz)
                 yield ds
 
     genes = unite_genes(iterate(), wanted=wanted)
     files = _Files(members, most_open)
+    nnz = None if None in stored else sum(stored)  # type: ignore[arg-type]
+    if draft is not None and nnz is not None:
+        draft.begin(genes, sum(sizes), nnz)
+    else:
+        draft = None
     try:
-        survey = survey_cells(files, genes, sizes, threads=threads, progress=progress)
+        survey = survey_cells(files, genes, sizes, draft=draft, threads=threads, progress=progress)
     except BaseException:
         files.close()
         raise
