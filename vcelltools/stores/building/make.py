@@ -272,6 +272,7 @@ def build_store(
                 builder.run(client, part_cells)
         if not kept:
             builder.publish(target)
+        larger = _suggest_library(layout, target)
     manifest = read_manifest(target)
     return BuildResult(
         path=target,
@@ -285,7 +286,7 @@ def build_store(
         sha256=manifest["sha256"],
         bytes=sum(f["bytes"] for f in manifest["files"].values()),
         seconds=time.monotonic() - began,
-        warnings=(*_get_warnings(plan, manifest), *_suggest_library(layout, target)),
+        warnings=(*_get_warnings(plan, manifest), *larger),
         kept=kept,
     )
 
