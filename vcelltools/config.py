@@ -73,6 +73,9 @@ class DatasetConfig(_Section, frozen=True, kw_only=True, forbid_unknown_fields=T
         obs columns within which controls are matched (batch, donor, lane).
     cell_line, cell_line_col
         One cell line for all cells, or the obs column that holds it.
+    direction, direction_col
+        How the perturbations change their targets: ``crispri``, ``knockout``, ``knockdown``, ``crispra``,
+        ``overexpression`` or ``treatment`` for all cells, or the obs column that holds it.
     gene_id_col, gene_name_col
         var columns with Ensembl ids and symbols, or ``"index"`` for the var index; detected by default.
     guides
@@ -108,6 +111,8 @@ class DatasetConfig(_Section, frozen=True, kw_only=True, forbid_unknown_fields=T
     group_by: list[str] = field(default_factory=list)
     cell_line: str | None = None
     cell_line_col: str | None = None
+    direction: str | None = None
+    direction_col: str | None = None
     gene_id_col: str | None = None
     gene_name_col: str | None = None
     guides: Guides | None = None

@@ -32,7 +32,7 @@ _DTYPES = {"h5ad": ("uint8", "uint16", "uint32"), "batches": ("int16", "int32", 
 SAMPLE_COLUMNS = ("tissue", "tech_10x", "cell_prep", "disease", "perturbation")
 CONFIG = "config.json"
 _SPAN_VALUES = 1 << 18
-_OPEN_FILES = 4  # both passes read the files in order
+_OPEN_FILES = 16
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -187,6 +187,13 @@ class _Files:
         for k in [k for k, o in self._open.items() if not o.users][: max(0, len(self._open) - self._most)]:
             self._open.pop(k).rows.close()
 
+    def close_one(self, k: int) -> None:
+        """Close member ``k`` unless it is in use; HDF5 holds the texts that were read from an open file."""
+        with self._opening[k], self._lock:
+            here = self._open.get(k)
+            if here is not None and not here.users:
+                self._open.pop(k).rows.close()
+
     def close(self) -> None:
         for o in self._open.values():
             o.rows.close()
@@ -637,23 +644,24 @@ def open_union(
     sizes: list[int] = []
     stored: list[int | None] = []
 
+    files = _Files(members, most_open)
+
     def iterate() -> Iterator[Dataset]:
-        for m, following in zip(members, [*members[1:], None], strict=True):
+        for k, following in enumerate([*members[1:], None]):
             if following is not None:
                 start_probe(following.path)  # in a process of its own, meanwhile
-            with open_member(m) as ds:  # closed again: HDF5 holds some megabytes of every open file's texts
-                sizes.append(ds.n_cells)
-                stored.append(ds.matrix.nnz)
-                yield ds
+            with files.use(k) as here:
+                sizes.append(here.dataset.n_cells)
+                stored.append(here.dataset.matrix.nnz)
+                yield here.dataset
 
-    genes = unite_genes(iterate(), wanted=wanted)
-    files = _Files(members, most_open)
-    nnz = None if None in stored else sum(stored)  # type: ignore[arg-type]
-    if draft is not None and nnz is not None:
-        draft.begin(genes, sum(sizes), nnz)
-    else:
-        draft = None
     try:
+        genes = unite_genes(iterate(), wanted=wanted)
+        nnz = None if None in stored else sum(stored)  # type: ignore[arg-type]
+        if draft is not None and nnz is not None:
+            draft.begin(genes, sum(sizes), nnz)
+        else:
+            draft = None
         survey = survey_cells(files, genes, sizes, draft=draft, threads=threads, progress=progress)
     except BaseException:
         files.close()

@@ -145,6 +145,8 @@ def build_store(
     group_by: str | Sequence[str] | None = None,
     cell_line: str | None = None,
     cell_line_col: str | None = None,
+    direction: str | None = None,
+    direction_col: str | None = None,
     gene_id_col: str | None = None,
     gene_name_col: str | None = None,
     guides: Guides | Mapping[str, Any] | None = None,
@@ -169,7 +171,7 @@ def build_store(
         The complete description of the data set, which replaces the arguments from ``preset`` on.
     preset, modality, layer, feature_type, genome, pert_col, control, control_is_missing, unperturbed, non_integer
         See :class:`vcelltools.config.DatasetConfig`, which also has the defaults of arguments that are None.
-    group_by, cell_line, cell_line_col
+    group_by, cell_line, cell_line_col, direction, direction_col
         See :class:`vcelltools.config.DatasetConfig`, which also has the defaults of arguments that are None.
     gene_id_col, gene_name_col, guides, min_cells, keep, library_size, stats, sums, duplicates
         See the same class.
@@ -217,7 +219,8 @@ def build_store(
         "preset": preset, "modality": modality, "layer": layer, "feature_type": feature_type, "genome": genome,
         "pert_col": pert_col, "control": control, "control_is_missing": control_is_missing,
         "unperturbed": unperturbed, "non_integer": non_integer, "group_by": group_by, "cell_line": cell_line,
-        "cell_line_col": cell_line_col, "gene_id_col": gene_id_col, "gene_name_col": gene_name_col, "guides": guides,
+        "cell_line_col": cell_line_col, "direction": direction, "direction_col": direction_col,
+        "gene_id_col": gene_id_col, "gene_name_col": gene_name_col, "guides": guides,
         "min_cells": min_cells, "keep": keep,
         "library_size": library_size, "stats": stats, "sums": sums, "duplicates": duplicates,
     }  # fmt: skip

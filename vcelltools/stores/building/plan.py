@@ -68,7 +68,8 @@ class Order:
     row_of_cell
         (cells,) int32: store row of each source cell, or -1 for dropped cells.
     runs
-        One row per run: cell_line, perturbation, the context columns, context, start, length, is_control, sums_row.
+        One row per run: cell_line, perturbation, the context columns, context, start, length, is_control, sums_row,
+        and direction if directions were given.
     """
 
     source: np.ndarray
@@ -134,6 +135,8 @@ def make_order(labels: Labels, keys: np.ndarray, *, group_by: list[str]) -> Orde
     for i, name in enumerate(group_by):
         columns[f"context.{name}"] = [t[i] for t in tuples]
     columns |= {"start": start, "length": length, "is_control": r_pert == 0, "sums_row": sums_row}
+    if labels.direction is not None:
+        columns["direction"] = labels.direction[r_line, r_pert].tolist()
     row_of_cell = np.full(len(labels.line), -1, np.int32)
     row_of_cell[source] = np.arange(len(source), dtype=np.int32)
     return Order(source=source, row_of_cell=row_of_cell, runs=pd.DataFrame(columns))
@@ -163,6 +166,7 @@ class StorePlan:
 
     def describe_labels(self) -> dict[str, Any]:
         """Return the entry of the manifest on how the cells were labelled."""
+        given = {k: v for k in ("direction", "direction_col") if (v := getattr(self.spec, k)) is not None}
         return {
             "pert_col": self.spec.pert_col,
             "control": self.labels.perturbations[0],
@@ -173,6 +177,7 @@ class StorePlan:
             "cell_line_col": self.spec.cell_line_col,
             "dropped": self.labels.dropped,
             "small_groups": [list(x) for x in self.labels.small],
+            **given,
         }
 
     @property
