@@ -7,7 +7,20 @@ from typing import Annotated
 
 import typer
 
-from vcelltools.cli.options import Dask, Force, GeneTable, Json, Layer, Modality, Quiet, Threads, Verbose
+from vcelltools.cli.options import (
+    Dask,
+    FeatureType,
+    Force,
+    GeneTable,
+    Genome,
+    Json,
+    Layer,
+    LibraryCol,
+    Modality,
+    Quiet,
+    Threads,
+    Verbose,
+)
 
 File = Annotated[
     Path | None,
@@ -41,6 +54,17 @@ GroupBy = Annotated[
     typer.Option("--group-by", metavar="C", help="obs column within which controls are matched; may be repeated."),
 ]
 LineCol = Annotated[str | None, typer.Option("--cell-line-col", metavar="C", help="obs column with the cell line.")]
+Direction = Annotated[
+    str | None,
+    typer.Option(
+        "--direction", metavar="D",
+        help="How the perturbations change their targets: crispri, knockout, knockdown, crispra, overexpression or "
+        "treatment. Models then keep effects that lower a target apart from those that raise it.",
+    ),
+]  # fmt: skip
+DirectionCol = Annotated[
+    str | None, typer.Option("--direction-col", metavar="C", help="obs column with the direction, instead.")
+]
 IdCol = Annotated[str | None, typer.Option("--gene-id-col", metavar="C", help="var column with the Ensembl ids.")]
 NameCol = Annotated[str | None, typer.Option("--gene-name-col", metavar="C", help="var column with the gene symbols.")]
 Keep = Annotated[
@@ -105,11 +129,16 @@ def build_store(
     non_integer: NonInteger = None,
     group_by: GroupBy = None,
     cell_line_col: LineCol = None,
+    direction: Direction = None,
+    direction_col: DirectionCol = None,
     gene_id_col: IdCol = None,
     gene_name_col: NameCol = None,
     gene_table: GeneTable = None,
     modality: Modality = None,
     layer: Layer = None,
+    feature_type: FeatureType = None,
+    genome: Genome = None,
+    library_size: LibraryCol = None,
     min_cells: MinCells = None,
     keep: Keep = None,
     preset: Preset = None,
@@ -144,7 +173,10 @@ def build_store(
     options = {
         "pert_col": pert_col, "control": control, "unperturbed": unperturbed or None,
         "non_integer": non_integer, "group_by": group_by, "cell_line_col": cell_line_col,
-        "gene_id_col": gene_id_col, "gene_name_col": gene_name_col, "modality": modality, "layer": layer,
+        "direction": direction, "direction_col": direction_col,
+        "gene_id_col": gene_id_col, "gene_name_col": gene_name_col,
+        "modality": modality, "layer": layer, "feature_type": feature_type, "genome": genome,
+        "library_size": library_size,
         "min_cells": min_cells, "keep": keep, "preset": preset, "stats": stats, "sums": sums,
     }  # fmt: skip
     job = choose_datasets(file, basis=basis, out=out, name=name, options=options, aliases=gene_table)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vcelltools.cli.options import Force, InFile, Json, Layer, Modality, Quiet, Threads, Verbose
+from vcelltools.cli.options import FeatureType, Force, Genome, InFile, Json, Layer, Modality, Quiet, Threads, Verbose
 from vcelltools.cli.output import Output
 
 if TYPE_CHECKING:
@@ -46,6 +46,8 @@ def convert(
     ] = False,
     modality: Modality = None,
     layer: Layer = None,
+    feature_type: FeatureType = None,
+    genome: Genome = None,
     layers: Layers = None,
     threads: Threads = None,
     force: Force = False,
@@ -117,6 +119,8 @@ def sample(
     compression: Compression = "none",
     modality: Modality = None,
     layer: Layer = None,
+    feature_type: FeatureType = None,
+    genome: Genome = None,
     layers: Layers = None,
     threads: Threads = None,
     force: Force = False,
@@ -134,6 +138,7 @@ def sample(
     options = {
         "file": file, "out": out, "n": n, "frac": frac, "per_group": per_group, "by": by, "matching": matching,
         "thin": thin, "seed": seed, "compression": compression, "modality": modality, "layer": layer,
+        "feature_type": feature_type, "genome": genome,
         "layers": layers, "threads": threads, "force": force, "json": json, "quiet": quiet, "verbose": verbose,
     }  # fmt: skip
     from vcelltools.files.chosen_cells import parse_where

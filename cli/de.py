@@ -7,7 +7,21 @@ from typing import Annotated
 
 import typer
 
-from vcelltools.cli.options import Dask, Force, InFile, Json, Layer, Modality, Quiet, Threads, Verbose, refuse
+from vcelltools.cli.options import (
+    Dask,
+    FeatureType,
+    Force,
+    Genome,
+    InFile,
+    Json,
+    Layer,
+    LibraryCol,
+    Modality,
+    Quiet,
+    Threads,
+    Verbose,
+    refuse,
+)
 from vcelltools.cli.output import Output
 
 
@@ -84,6 +98,9 @@ def de(
     seed: Annotated[int | None, typer.Option("--seed", min=0, help="energy: random seed [default: 0].")] = None,
     modality: Modality = None,
     layer: Layer = None,
+    feature_type: FeatureType = None,
+    genome: Genome = None,
+    library_size: LibraryCol = None,
     threads: Threads = None,
     dask: Dask = None,
     force: Force = False,
@@ -131,7 +148,8 @@ def de(
         chosen = {k: v for k, v in (("permutations", permutations), ("seed", seed)) if v is not None}
         distances = energy(
             file, pert_col=pert_col, control=control, context_col=context_col, keep=keep, modality=modality,
-            layer=layer, threads=threads, progress=o.progress, **chosen,
+            layer=layer, feature_type=feature_type, genome=genome, library_size=library_size, threads=threads,
+            progress=o.progress, **chosen,
         )  # fmt: skip
         distances.write(out, force=force)
         o.note(*distances.notes)
@@ -144,7 +162,8 @@ def de(
     result = compute(
         file, test=test, pert_col=pert_col, control=control, reference=reference, context_col=context_col,
         stratify=stratify, covariates=columns, replicate_col=replicate_col, keep=keep, epsilon=epsilon,
-        min_cpm=min_cpm, continuity=continuity, exact=exact, modality=modality, layer=layer, threads=threads,
+        min_cpm=min_cpm, continuity=continuity, exact=exact, modality=modality, layer=layer,
+        feature_type=feature_type, genome=genome, library_size=library_size, threads=threads,
         dask=dask, progress=o.progress,
     )  # fmt: skip
     result.write(out, force=force)

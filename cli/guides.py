@@ -45,6 +45,10 @@ def guides(
         str | None,
         typer.Option("--modality", metavar="M", help="Modality or feature type of the guides [default: by name]."),
     ] = None,
+    feature_type: Annotated[
+        str | None,
+        typer.Option("--feature-type", metavar="T", help="Type of the features that are guides [default: by name]."),
+    ] = None,
     layer: Annotated[
         str | None, typer.Option("--layer", metavar="L", help="Layer with the guides' counts [default: X].")
     ] = None,
@@ -83,7 +87,7 @@ def guides(
     guard_outputs(outputs, reads=[file, targets], force=force)
     result = run(
         file, method=method, threshold=threshold, targets=targets, target_col=target_col, modality=modality,
-        layer=layer, threads=threads, progress=o.progress,
+        layer=layer, feature_type=feature_type, threads=threads, progress=o.progress,
     )  # fmt: skip
     result.write(out, force=force)
     result.write_page(page, force=force)

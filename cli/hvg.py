@@ -7,7 +7,21 @@ from typing import Annotated
 
 import typer
 
-from vcelltools.cli.options import Dask, Force, Json, Layer, Modality, Quiet, Threads, Verbose, refuse, refuse_same
+from vcelltools.cli.options import (
+    Dask,
+    FeatureType,
+    Force,
+    Genome,
+    Json,
+    Layer,
+    LibraryCol,
+    Modality,
+    Quiet,
+    Threads,
+    Verbose,
+    refuse,
+    refuse_same,
+)
 
 SPAN, MIN_SHARE, THETA = 0.3, 0.001, 100.0
 
@@ -100,6 +114,9 @@ def hvg(
     out: Out = Path("hvgs.txt"),
     modality: Modality = None,
     layer: Layer = None,
+    feature_type: FeatureType = None,
+    genome: Genome = None,
+    library_size: LibraryCol = None,
     batch_key: BatchKey = None,
     flavor: Flavor = "seurat_v3",
     stats: Stats = None,
@@ -143,14 +160,24 @@ def hvg(
     else:
         others = {"--batch-key": batch_key, "--stats": stats, "--dask": dask, "--plan": plan, "--span": span != SPAN,
                   "--theta": theta != THETA, "--flavor": flavor not in ("seurat_v3", "dispersion"),
-                  "--non-integer": non_integer != "refuse"}  # fmt: skip
+                  "--non-integer": non_integer != "refuse", "--library-col": library_size}  # fmt: skip
         refuse(others, "--pooled")
         flavor = "dispersion"
     if plan:
         from vcelltools.selection.estimate import plan_hvg
 
         return show_hvg_plan(
-            o, plan_hvg(many, flavor=flavor, batch_key=batch_key, modality=modality, layer=layer, threads=threads)
+            o,
+            plan_hvg(
+                many,
+                flavor=flavor,
+                batch_key=batch_key,
+                modality=modality,
+                layer=layer,
+                feature_type=feature_type,
+                genome=genome,
+                threads=threads,
+            ),
         )
     from vcelltools.errors import UsageError
     from vcelltools.selection.hvg import HvgResult, compute_hvg, writing
@@ -171,14 +198,16 @@ def hvg(
 
             found = compute_pooled(
                 many, top=top, values=values, min_share=min_share, batch_effect=batch_effect,
-                compare=hvg_info is not None, modality=modality, layer=layer, threads=threads, progress=o.progress,
+                compare=hvg_info is not None, modality=modality, layer=layer,
+                feature_type=feature_type, genome=genome, threads=threads, progress=o.progress,
             )  # fmt: skip
             if hvg_info is not None:
                 write_info(found, hvg_info, many, force=force)
             result: HvgResult = found
         else:
             result = compute_hvg(
-                many, top=top, flavor=flavor, batch_key=batch_key, modality=modality, layer=layer, span=span,
+                many, top=top, flavor=flavor, batch_key=batch_key, modality=modality, layer=layer,
+                feature_type=feature_type, genome=genome, library_size=library_size, span=span,
                 min_share=min_share, theta=theta, stats_dpath=stats, threads=threads, dask=dask,
                 non_integer=non_integer, seed=seed, progress=o.progress,
             )  # fmt: skip

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from vcelltools.cli.options import InFile, Json, Layer, Modality, Quiet, Verbose, refuse
+from vcelltools.cli.options import FeatureType, Genome, InFile, Json, Layer, Modality, Quiet, Verbose, refuse
 
 
 def inspect(
@@ -31,6 +31,8 @@ def inspect(
     ] = None,
     modality: Modality = None,
     layer: Layer = None,
+    feature_type: FeatureType = None,
+    genome: Genome = None,
     json: Json = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
@@ -54,11 +56,12 @@ def inspect(
         from vcelltools.files.card import make_card
 
         found = make_card(
-            file, pert_col=pert_col, control=control, batch_col=batch_col, modality=modality, layer=layer
+            file, pert_col=pert_col, control=control, batch_col=batch_col, modality=modality, layer=layer,
+            feature_type=feature_type, genome=genome
         )  # fmt: skip
         show_card(Output(json=json, quiet=quiet, verbose=verbose), found)
         return None
     refuse({"--pert-col": pert_col, "--control": control, "--batch-col": batch_col}, "a description without --card")
-    report = run(file, modality=modality, layer=layer)
+    report = run(file, modality=modality, layer=layer, feature_type=feature_type, genome=genome)
     show_inspect(Output(json=json, quiet=quiet, verbose=verbose), report)
     return DataError.exit_code if report.opened is None else None

@@ -7,7 +7,19 @@ from typing import Annotated
 
 import typer
 
-from vcelltools.cli.options import Force, InFile, Json, Layer, Modality, Quiet, Threads, Verbose
+from vcelltools.cli.options import (
+    FeatureType,
+    Force,
+    Genome,
+    InFile,
+    Json,
+    Layer,
+    LibraryCol,
+    Modality,
+    Quiet,
+    Threads,
+    Verbose,
+)
 from vcelltools.cli.output import Output
 
 
@@ -17,16 +29,15 @@ def normalize(
     target_sum: Annotated[str, typer.Option(metavar="X", help="Target sum of counts per cell, or median.")] = "10000",
     log: Annotated[bool, typer.Option("--log/--no-log", help="Apply log1p.")] = True,
     base: Annotated[float | None, typer.Option(help="Base of the logarithm [default: e].", show_default=False)] = None,
-    library_size: Annotated[
-        str | None,
-        typer.Option(metavar="COLUMN", help="obs column with the library sizes [default: the row sums of the matrix]."),
-    ] = None,
+    library_size: LibraryCol = None,
     keep_counts: Annotated[
         bool, typer.Option("--keep-counts", help="Keep the counts in a layer named counts.")
     ] = False,
     compression: Annotated[str, typer.Option(help="Compression: none, gzip, lzf or zstd.")] = "none",
     modality: Modality = None,
     layer: Layer = None,
+    feature_type: FeatureType = None,
+    genome: Genome = None,
     threads: Threads = None,
     force: Force = False,
     json: Json = False,
@@ -51,7 +62,7 @@ def normalize(
     r = run(
         file, target_sum=parse_target_sum(target_sum), progress=output.progress,
         out=out, log=log, base=base, library_size=library_size, keep_counts=keep_counts, compression=compression,
-        modality=modality, layer=layer, threads=threads, force=force,
+        modality=modality, layer=layer, feature_type=feature_type, genome=genome, threads=threads, force=force,
     )  # fmt: skip
     for n in r.notes:
         output.note(n)

@@ -28,6 +28,33 @@ Modality = Annotated[
     str | None,
     typer.Option("--modality", metavar="M", help="Modality of an h5mu file [default: the one that holds the counts]."),
 ]
+FeatureType = Annotated[
+    str | None,
+    typer.Option(
+        "--feature-type",
+        metavar="T",
+        show_default=False,
+        help="Type of the features to use as genes, such as 'Antibody Capture', or all [default: Gene Expression, "
+        "where var has types of Cell Ranger].",
+    ),
+]
+Genome = Annotated[
+    str | None,
+    typer.Option(
+        "--genome",
+        metavar="G",
+        show_default=False,
+        help="Genome (species) of the features to use, as var or a 10x file names it [default: all].",
+    ),
+]
+LibraryCol = Annotated[
+    str | None,
+    typer.Option(
+        "--library-col", "--library-size", metavar="C", show_default=False,
+        help="obs column with the total counts of each cell over the whole transcriptome, to divide counts by where "
+        "the file holds only some of the genes [default: the sum of the cell's counts in the file].",
+    ),
+]  # fmt: skip
 Layer = Annotated[
     str | None,
     typer.Option("--layer", metavar="L", help="Matrix to read: X, raw, or the name of a layer [default: X]."),

@@ -68,6 +68,14 @@ def predict(
         bool,
         Opt("--fit-emission/--no-fit-emission", help="Reduce effects that do not stand out below what a test detects."),
     ] = True,
+    direction: Annotated[
+        str | None,
+        Opt(
+            metavar="D",
+            help="How the predicted perturbations change their targets: crispri, knockout, knockdown, crispra, "
+            "overexpression or treatment [default: as the held-out groups, or the other perturbations of the line].",
+        ),
+    ] = None,
     seed: Annotated[int, Opt(min=0, help="Random seed for choosing control cells.")] = 0,
     force: Force = False,
     json: Json = False,
@@ -93,8 +101,8 @@ def predict(
     choose_platform(tpu=False)
     r = predict_run(
         run=run, out=out, perturbations=perturbations, cells=cells, rules=rules, genes=genes, source=source,
-        basis_only=basis_only, control=control, emission=emission, fit_emission=fit_emission, seed=seed, force=force,
-        pert_col=pert_col, lines=tuple(lines or ()), progress=output.progress,
+        basis_only=basis_only, control=control, emission=emission, fit_emission=fit_emission, direction=direction,
+        seed=seed, force=force,        pert_col=pert_col, lines=tuple(lines or ()), progress=output.progress,
     )  # fmt: skip
     output.warn(r.warnings)
     output.result(

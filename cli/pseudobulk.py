@@ -7,7 +7,19 @@ from typing import Annotated
 
 import typer
 
-from vcelltools.cli.options import Dask, Force, InFile, Json, Layer, Modality, Quiet, Threads, Verbose
+from vcelltools.cli.options import (
+    Dask,
+    FeatureType,
+    Force,
+    Genome,
+    InFile,
+    Json,
+    Layer,
+    Modality,
+    Quiet,
+    Threads,
+    Verbose,
+)
 from vcelltools.cli.output import Output
 
 
@@ -21,6 +33,8 @@ def pseudobulk(
     min_cells: Annotated[int, typer.Option(min=1, help="Leave out combinations with fewer cells.")] = 1,
     modality: Modality = None,
     layer: Layer = None,
+    feature_type: FeatureType = None,
+    genome: Genome = None,
     threads: Threads = None,
     dask: Dask = None,
     force: Force = False,
@@ -43,7 +57,8 @@ def pseudobulk(
     o = Output(json=json, quiet=quiet, verbose=verbose)
     columns = [c.strip() for c in by.split(",") if c.strip()]
     r = run(
-        file, out, by=columns, min_cells=min_cells, modality=modality, layer=layer, force=force, threads=threads,
+        file, out, by=columns, min_cells=min_cells, modality=modality, layer=layer,
+        feature_type=feature_type, genome=genome, force=force, threads=threads,
         dask=dask, progress=o.progress,
     )  # fmt: skip
     for n in r.notes:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from vcelltools.cli.options import Force, Json, Layer, Modality, Quiet, Threads, Verbose, refuse
+from vcelltools.cli.options import FeatureType, Force, Genome, Json, Layer, Modality, Quiet, Threads, Verbose, refuse
 
 Files = Annotated[
     list[Path],
@@ -50,6 +50,8 @@ def qc(
     mads: Mads = 5.0,
     modality: Modality = None,
     layer: Layer = None,
+    feature_type: FeatureType = None,
+    genome: Genome = None,
     threads: Threads = None,
     force: Force = False,
     json: Json = False,
@@ -79,13 +81,15 @@ def qc(
     targets = [Target(out, "parquet"), *([Target(write, "hdf5")] if write is not None else [])]
     guard_outputs(targets, reads=files, force=force)
     result = run(
-        files, batch_key=batch_key, modality=modality, layer=layer, threads=threads, progress=o.progress,
+        files, batch_key=batch_key, modality=modality, layer=layer,
+        feature_type=feature_type, genome=genome, threads=threads, progress=o.progress,
         limits=Limits(min_genes=min_genes, max_counts=max_counts, max_mt=max_mt, mads=mads),
     )  # fmt: skip
     result.write(out, force=force)
     if write is not None:
         write_flagged(
-            result, files[0], write, drop=drop, modality=modality, layer=layer, force=force, threads=threads,
+            result, files[0], write, drop=drop, modality=modality, layer=layer,
+            feature_type=feature_type, genome=genome, force=force, threads=threads,
             progress=o.progress,
         )  # fmt: skip
     body = {"out": str(out), "written": None if write is None else str(write), **result.to_json()}

@@ -7,7 +7,19 @@ from typing import Annotated
 
 import typer
 
-from vcelltools.cli.options import Force, InFile, Json, Layer, Modality, Quiet, Threads, Verbose
+from vcelltools.cli.options import (
+    FeatureType,
+    Force,
+    Genome,
+    InFile,
+    Json,
+    Layer,
+    LibraryCol,
+    Modality,
+    Quiet,
+    Threads,
+    Verbose,
+)
 
 
 def responders(
@@ -34,6 +46,9 @@ def responders(
     seed: Annotated[int, typer.Option("--seed", min=0, help="Random seed.")] = 0,
     modality: Modality = None,
     layer: Layer = None,
+    feature_type: FeatureType = None,
+    genome: Genome = None,
+    library_size: LibraryCol = None,
     threads: Threads = None,
     force: Force = False,
     json: Json = False,
@@ -62,7 +77,8 @@ def responders(
     guard_outputs(outputs, reads=[file], force=force)
     result = run(
         file, pert_col=pert_col, control=control, max_genes=max_genes, max_controls=max_controls,
-        max_tested=max_tested, permutations=permutations, seed=seed, modality=modality, layer=layer, threads=threads,
+        max_tested=max_tested, permutations=permutations, seed=seed, modality=modality, layer=layer,
+        feature_type=feature_type, genome=genome, library_size=library_size, threads=threads,
         progress=o.progress,
     )  # fmt: skip
     result.write(out, force=force)
@@ -79,7 +95,15 @@ def responders(
     warnings = []
     if write is not None:
         warnings += result.write_labelled(
-            file, write, modality=modality, layer=layer, force=force, threads=threads, progress=o.progress
+            file,
+            write,
+            modality=modality,
+            layer=layer,
+            feature_type=feature_type,
+            genome=genome,
+            force=force,
+            threads=threads,
+            progress=o.progress,
         ).warnings
     o.result(body)
     o.warn(warnings)

@@ -57,6 +57,8 @@ class DatasetConfig(_Section, frozen=True, kw_only=True, forbid_unknown_fields=T
         Name of a public atlas (:data:`vcelltools.presets.PRESETS`), which supplies the missing keys.
     modality, layer
         The matrix that holds the counts. By default, the modality is detected and the layer is ``X``.
+    feature_type, genome
+        Which features are genes: by default those of type ``Gene Expression``, of all genomes.
     pert_col
         obs column with the perturbation.
     control
@@ -71,6 +73,9 @@ class DatasetConfig(_Section, frozen=True, kw_only=True, forbid_unknown_fields=T
         obs columns within which controls are matched (batch, donor, lane).
     cell_line, cell_line_col
         One cell line for all cells, or the obs column that holds it.
+    direction, direction_col
+        How the perturbations change their targets: ``crispri``, ``knockout``, ``knockdown``, ``crispra``,
+        ``overexpression`` or ``treatment`` for all cells, or the obs column that holds it.
     gene_id_col, gene_name_col
         var columns with Ensembl ids and symbols, or ``"index"`` for the var index; detected by default.
     guides
@@ -96,6 +101,8 @@ class DatasetConfig(_Section, frozen=True, kw_only=True, forbid_unknown_fields=T
     preset: str | None = None
     modality: str | None = None
     layer: str | None = None
+    feature_type: str | None = None
+    genome: str | None = None
     pert_col: str | None = None
     control: Label | list[Label] = field(default_factory=list)
     control_is_missing: bool = False
@@ -104,6 +111,8 @@ class DatasetConfig(_Section, frozen=True, kw_only=True, forbid_unknown_fields=T
     group_by: list[str] = field(default_factory=list)
     cell_line: str | None = None
     cell_line_col: str | None = None
+    direction: str | None = None
+    direction_col: str | None = None
     gene_id_col: str | None = None
     gene_name_col: str | None = None
     guides: Guides | None = None

@@ -46,6 +46,7 @@ _REPLOGLE: dict[str, Any] = {
     "group_by": ["gem_group"],
     "gene_id_col": "index",
     "gene_name_col": "gene_name",
+    "direction": "crispri",
 }
 _FIGSHARE = "Replogle et al., Cell 2022, doi:10.1016/j.cell.2022.05.013; figshare+ 20029387"
 _NADIG = "Nadig et al., Nature Genetics 2025, doi:10.1038/s41588-025-02169-3; GEO GSE264667"
@@ -66,6 +67,7 @@ PRESETS: dict[str, Preset] = {
             "control": ["Non-Targeting"],
             "group_by": ["batch"],
             "cell_line": "KOLF2.1J",
+            "direction": "crispri",
             "gene_id_col": "gene_ids",
             "gene_name_col": "index",
             "guides": Guides(sep="|", n_col="num_features", policy="single"),
@@ -111,6 +113,7 @@ PRESETS: dict[str, Preset] = {
             "control": ["non-targeting"],
             "group_by": ["batch"],
             "cell_line": "H1",
+            "direction": "crispri",
             "gene_name_col": "index",
             "gene_id_col": "gene_id",
         },
@@ -125,6 +128,7 @@ PRESETS: dict[str, Preset] = {
             "control": ["[('DMSO_TF', 0.0, 'uM')]"],
             "group_by": ["plate"],
             "cell_line_col": "cell_line",
+            "direction": "treatment",
             "gene_name_col": "index",
         },
         notes="a perturbation is a drug at a dose; pass_filter ('full' or 'minimal') is text and does not filter cells",
@@ -138,6 +142,7 @@ PRESETS: dict[str, Preset] = {
             "pert_col": "gene_target",
             "control": ["Non-Targeting"],
             "group_by": ["sample"],
+            "direction": "crispri",
             "keep": ["pass_guide_filter"],
         },
         notes="each cell line has its own file, so set cell_line",
@@ -147,7 +152,7 @@ PRESETS: dict[str, Preset] = {
         source="scPerturb, Zenodo 10044268, GasperiniShendure2019_atscale.h5ad",
         checked="perturbation and control in all files of scPerturb; public code reads the guides themselves from "
         "obs/barcode",
-        values={"pert_col": "perturbation", "control": ["control"], "cell_line": "K562"},
+        values={"pert_col": "perturbation", "control": ["control"], "cell_line": "K562", "direction": "crispri"},
         notes="cells carry many guides; set guides to choose how such labels are read",
     ),
     "yao": Preset(
@@ -159,6 +164,7 @@ PRESETS: dict[str, Preset] = {
             "pert_col": "Guides_collapsed_by_gene",
             "control": ["non-targeting"],
             "cell_line": "THP-1",
+            "direction": "knockout",
             "guides": Guides(sep="--", n_col="Total_number_of_guides", policy="single"),
         },
         notes="safe-targeting guides are a second kind of control; add the label to control to pool them",
@@ -192,4 +198,6 @@ def resolve_preset(spec: DatasetConfig) -> DatasetConfig:
         values.pop("cell_line", None)
     if "cell_line" in own:
         values.pop("cell_line_col", None)
+    if "direction_col" in own:
+        values.pop("direction", None)
     return msgspec.structs.replace(spec, **{k: v for k, v in values.items() if k not in own})

@@ -143,3 +143,11 @@ def test_what_has_no_option_is_named_as_in_the_configuration():
     finally:
         speak_flags(None)
     assert spell("layer", "counts") == "layer='counts'" and spell("force", True) == "force=True"
+
+
+def test_whatever_takes_a_modality_takes_a_feature_type_and_a_genome():
+    """``simulate`` writes the modality, and ``guides`` reads guides, which are of no genome."""
+    for name in ALL:
+        if "--modality" in get_flags(name) and name != "simulate":
+            assert "--feature-type" in get_flags(name), name
+            assert "--genome" in get_flags(name) or name == "guides", name

@@ -15,7 +15,7 @@ from vcelltools.atlas._folder import SAMPLES, Folder, open_folder
 from vcelltools.atlas._obs import make_gene_table, make_obs, make_var
 from vcelltools.errors import DataError, UsageError, checked, spell
 from vcelltools.genes.identity import Basis, read_basis
-from vcelltools.genes.union import Member, Union, UnionMatrix, open_union
+from vcelltools.genes.union import Member, Union, UnionGenes, UnionMatrix, open_union
 from vcelltools.io import Dataset, H5adWriter, Span
 from vcelltools.io.chunks import CsrChunk
 from vcelltools.io.formats.zarr import is_zarr
@@ -32,7 +32,7 @@ _DTYPES = {"h5ad": ("uint8", "uint16", "uint32"), "batches": ("int16", "int32", 
 SAMPLE_COLUMNS = ("tissue", "tech_10x", "cell_prep", "disease", "perturbation")
 CONFIG = "config.json"
 _SPAN_VALUES = 1 << 18
-_OPEN_FILES = 4  # both passes read the files in order
+_OPEN_FILES = 16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,7 +169,9 @@ def merge(
     threads: int | None = None,
     progress: Progress = SILENT,
 ) -> MergeResult:
-    """Merge the experiments of a fetched atlas in two passes.
+    """Merge the experiments of a fetched atlas: one pass counts, and a second one writes.
+
+    An h5ad is usually written in the first pass already.
 
     Parameters
     ----------
@@ -222,8 +224,12 @@ def merge(
     kept = None if format == "store" else wanted  # the library sizes of a store cover all genes
     with (
         locked(folder.dpath / "atlas"),
-        open_union(members, wanted=kept, most_open=_OPEN_FILES, threads=threads, progress=progress) as union,
-    ):
+        _Draft(target, dtype, force=force, threads=threads) as draft,
+        open_union(
+            members, wanted=kept, most_open=_OPEN_FILES, threads=threads, progress=progress,
+            draft=draft if format == "h5ad" and wanted is None and dtype != "float32" else None,
+        ) as union,
+    ):  # fmt: skip
         kind = choose_dtype(union, format, dtype)
         samples = folder.read_samples()
         obs, warnings = make_obs(union, samples)
@@ -237,9 +243,61 @@ def merge(
             return _finish(
                 folder, union, samples, _make_result(union, target, format, kind, skipped, warnings), drop_raw
             )
+        if draft.finish(obs, kind):
+            return _finish(
+                folder, union, samples, _make_result(union, target, format, kind, skipped, warnings), drop_raw
+            )
         write = {"h5ad": _write_h5ad, "zarr": _write_zarr, "batches": _write_batches}[format]
         write(union, obs, target, kind, force=force, threads=threads, progress=progress, batch_size=batch_size)
         return _finish(folder, union, samples, _make_result(union, target, format, kind, skipped, warnings), drop_raw)
+
+
+class _Draft:
+    """An h5ad that is written while pass 1 counts, which saves pass 2.
+
+    This works if the stored values are those of the result (no zeros and no duplicates), and if the dtype was given or
+    turns out to be the most frequent one of counts.
+    """
+
+    def __init__(self, target: Path, dtype: str | None, *, force: bool, threads: int | None) -> None:
+        self._target, self._fixed, self._force, self._threads = target, dtype is not None, force, threads
+        self.dtype = np.dtype(dtype or _DTYPES["h5ad"][1])
+        self._out: H5adWriter | None = None
+
+    def __enter__(self) -> _Draft:
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self.drop()
+
+    @property
+    def is_live(self) -> bool:
+        return self._out is not None
+
+    def begin(self, genes: UnionGenes, n_cells: int, nnz: int) -> None:
+        self._out = _open_h5ad(self._target, genes, self.dtype, nnz, force=self._force, threads=self._threads)
+
+    def is_worth(self, largest: int) -> bool:
+        return self._fixed or largest > np.iinfo(_DTYPES["h5ad"][0]).max
+
+    def append(self, indptr: np.ndarray, indices: np.ndarray, data: np.ndarray) -> None:
+        assert self._out is not None
+        self._out.append_csr(indptr, indices, data)
+
+    def drop(self) -> None:
+        out, self._out = self._out, None
+        if out is not None:
+            out.abandon()
+
+    def finish(self, obs: EmptyTable, dtype: np.dtype) -> bool:
+        """Complete the file; return False if there is no draft of that dtype."""
+        if self._out is None or self.dtype != dtype:
+            self.drop()
+            return False
+        with self._out as out:
+            out.finish(obs=obs)
+        self._out = None
+        return True
 
 
 def _add_qc(union: Union, obs: EmptyTable, *, threads: int | None, progress: Progress) -> tuple[EmptyTable, list[str]]:
@@ -327,6 +385,15 @@ def iterate_csr(
     yield from map_spans(union.matrix, spans, take, threads=threads, progress=progress)
 
 
+def _open_h5ad(
+    target: Path, genes: UnionGenes, dtype: np.dtype, nnz: int, *, force: bool, threads: int | None
+) -> H5adWriter:
+    return H5adWriter(
+        target, n_genes=genes.n_kept, var=make_var(genes), dtype=dtype, contiguous=True, nnz=nnz, force=force,
+        need_bytes=nnz * (4 + dtype.itemsize), threads=threads,
+    )  # fmt: skip
+
+
 def _write_h5ad(
     union: Union,
     obs: EmptyTable,
@@ -340,10 +407,8 @@ def _write_h5ad(
 ) -> None:
     m = union.matrix
     progress.start("merging", m.stored_bytes, "bytes")
-    with H5adWriter(
-        target, n_genes=m.shape[1], var=make_var(union), obs=obs, dtype=dtype, contiguous=True, nnz=m.nnz, force=force,
-        need_bytes=m.nnz * (4 + dtype.itemsize), threads=threads,
-    ) as out:  # fmt: skip
+    with _open_h5ad(target, union.genes, dtype, m.nnz, force=force, threads=threads) as out:
+        out.finish(obs=obs)
         for _first, indptr, indices, data in iterate_csr(union, threads=threads, progress=progress, dtype=dtype):
             out.append_csr(indptr, indices, data)
     progress.finish()
@@ -416,7 +481,7 @@ def _write_zarr(
     m = union.matrix
     progress.start("merging", m.stored_bytes, "bytes")
     blocks = ((p, i, d) for _first, p, i, d in iterate_csr(union, threads=threads, progress=progress, dtype=dtype))
-    write_zarr(target, blocks, shape=m.shape, nnz=m.nnz, dtype=dtype, obs=obs, var=make_var(union), force=force)
+    write_zarr(target, blocks, shape=m.shape, nnz=m.nnz, dtype=dtype, obs=obs, var=make_var(union.genes), force=force)
     progress.finish()
 
 
@@ -440,7 +505,7 @@ def _build_store(
         layer="X",
         matrix=union.matrix,
         obs=obs,
-        var=make_var(union),
+        var=make_var(union.genes),
         source=union,
     )
     built = build_store(

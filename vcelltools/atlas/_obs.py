@@ -7,10 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from vcelltools.genes.union import Union, open_member
+from vcelltools.genes.union import Union, UnionGenes
 from vcelltools.io.frame import arrow_numbers, arrow_texts
 from vcelltools.io.hdf5.table import EmptyTable
 from vcelltools.io.table import Column
+from vcelltools.runtime.memory import trim_heap
 
 TABLE_COLUMNS = ("tissue", "tech_10x", "cell_prep", "disease", "perturbation", "cell_line")
 _COUNTED = {
@@ -39,7 +40,8 @@ def make_obs(
     found: dict[str, list[tuple[int, Column]]] = {}
     for k, m in enumerate(members):
         a, b = int(survey.starts[k]), int(survey.starts[k + 1])
-        with open_member(m) as ds:
+        with union.files.use(k) as here:
+            ds = here.dataset
             index = ds.obs.index
             barcodes[a:b] = index
             n_twice += len(index) - len(set(index.tolist()))
@@ -51,6 +53,8 @@ def make_obs(
             for c in ds.obs.columns:
                 if c not in ("experiment", "barcode", *_COUNTED) and (only is None or c in only):
                     found.setdefault(c, []).append((k, ds.obs.column(c)))
+        union.files.close_one(k)
+        trim_heap()  # HDF5 has read every text into a block of its own
     codes = np.repeat(np.arange(len(members), dtype=np.int32), np.diff(survey.starts))
     columns: dict[str, Any] = {
         "experiment": Column(
@@ -110,9 +114,8 @@ def _join_column(name: str, parts: list[tuple[int, Column]], starts: np.ndarray)
     return _categorical(name, labels)
 
 
-def make_var(union: Union) -> EmptyTable:
+def make_var(genes: UnionGenes) -> EmptyTable:
     """Return var of the union: ``gene_symbols``, by gene."""
-    genes = union.genes
     keys, symbols = (np.array(v[: genes.n_kept], dtype=object) for v in (genes.keys, genes.symbols))
     return EmptyTable(keys, where="the merged var", extra={"gene_symbols": symbols})
 

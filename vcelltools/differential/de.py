@@ -235,6 +235,9 @@ def de(
     exact: bool = False,
     modality: str | None = None,
     layer: str | None = None,
+    feature_type: str | None = None,
+    genome: str | None = None,
+    library_size: str | None = None,
     threads: int | None = None,
     dask: str | Client | None = None,
     progress: Progress = SILENT,
@@ -271,6 +274,9 @@ def de(
         Pseudocount added to both means of the fold change, in the units of ``mean_pg``.
     min_cpm
         Exclude genes with at most this pooled CPM in both groups before the p-value adjustment.
+    library_size
+        obs column with the library sizes of the whole transcriptome, by which counts are divided instead of their sum
+        if the file holds only some of the genes.
     continuity, exact
         wilcoxon: apply the continuity correction; compute exact p if a group has at most eight cells without ties.
     dask
@@ -303,8 +309,13 @@ def de(
         "covariates": tuple(covariates), "replicates": replicate_col, "threads": threads, "progress": progress,
     }  # fmt: skip
     _check_options(test, reference, options)
-    with open_dataset(source, modality=modality, layer=layer) as dataset, connect(dask) as client:
-        set_remote(dataset, client, modality, layer)
+    with (
+        open_dataset(
+            source, modality=modality, layer=layer, feature_type=feature_type, genome=genome, library_size=library_size
+        ) as dataset,
+        connect(dask) as client,
+    ):
+        set_remote(dataset, client, modality=modality, layer=layer, feature_type=feature_type, genome=genome)
         notes: list[str] = []
         cells, parts = read_parts(dataset, pert_col, control, keep, context_col, notes)
         found = []
@@ -319,8 +330,8 @@ def de(
     contexts = None
     if context_col is not None:
         contexts = [name for name, f in zip(parts, found, strict=True) for _ in f["n_cells_p"]]
-    extra = {"context_col": context_col, "stratify": stratify, "replicate_col": replicate_col,
-             "covariates": list(covariates) or None}  # fmt: skip
+    extra = {"library_size": library_size, "context_col": context_col, "stratify": stratify,
+             "replicate_col": replicate_col, "covariates": list(covariates) or None}  # fmt: skip
     return DeResult(
         perturbations=rows.pop("perturbations").tolist(),
         genes=genes,

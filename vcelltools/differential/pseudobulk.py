@@ -63,6 +63,8 @@ def pseudobulk(
     min_cells: int = 1,
     modality: str | None = None,
     layer: str | None = None,
+    feature_type: str | None = None,
+    genome: str | None = None,
     compression: str | None = None,
     force: bool = False,
     threads: int | None = None,
@@ -110,8 +112,11 @@ def pseudobulk(
             hint=f"set {spell('by')} to the obs columns whose labels define the groups",
         )
     guard_outputs([Target(path, "hdf5")], reads=[source], force=force)
-    with open_dataset(source, modality=modality, layer=layer) as data, connect(dask) as client:
-        set_remote(data, client, modality, layer)
+    with (
+        open_dataset(source, modality=modality, layer=layer, feature_type=feature_type, genome=genome) as data,
+        connect(dask) as client,
+    ):
+        set_remote(data, client, modality=modality, layer=layer, feature_type=feature_type, genome=genome)
         notes = list(data.notes)
         codes, obs = _find_groups(data, by, min_cells, notes)
         need = _BYTES * len(obs) * data.n_genes

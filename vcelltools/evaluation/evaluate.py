@@ -27,8 +27,8 @@ from vcelltools.io.write.atomic import locked, write_json
 from vcelltools.io.write.guard import Target, guard_outputs
 from vcelltools.model.baselines import BASELINES
 from vcelltools.model.metrics import correlate_rows, evaluate_effects
-from vcelltools.model.nested import Nested, check_objective
-from vcelltools.model.registry import MODELS, fit_model, needs_pseudobulk
+from vcelltools.model.nested import check_objective
+from vcelltools.model.registry import MODELS, fit_model, is_nested, needs_pseudobulk
 from vcelltools.runtime.progress import SILENT, Progress
 from vcelltools.runtime.threads import one_blas_thread
 from vcelltools.sampling.pseudobulk import measure_pseudobulk
@@ -282,9 +282,9 @@ class _Job:
         else:
             setup = self.setup
             effects = screen.get_effects(setup.raw_features_pf, network_pp=setup.effects.network_pp)
-            fitted = fit_model(model.kind, effects, model.objective)
+            fitted: Any = fit_model(model.kind, effects, model.objective)
             predicted = fitted.predict(*ids)
-            if isinstance(fitted, Nested):
+            if is_nested(model.kind, model.objective):
                 more = {"choice": str(fitted.describe(*ids))}
         return [r | more for r in self._score(screen, rows, predicted, split, model.label)]
 

@@ -108,6 +108,8 @@ def make_card(
     batch_col: str | None = None,
     modality: str | None = None,
     layer: str | None = None,
+    feature_type: str | None = None,
+    genome: str | None = None,
 ) -> Card:
     """Read obs and describe the experiment.
 
@@ -121,7 +123,7 @@ def make_card(
     DataError
         If a column or label does not exist.
     """
-    with open_dataset(source, modality=modality, layer=layer) as data:
+    with open_dataset(source, modality=modality, layer=layer, feature_type=feature_type, genome=genome) as data:
         reports = inspect_table(data)
         factors = {r.name: data.obs.column(r.name).factorize() for r in reports if _is_factor(r, data.n_cells)}
         chosen = {

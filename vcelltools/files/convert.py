@@ -68,6 +68,8 @@ def convert(
     *,
     modality: str | None = None,
     layer: str | None = None,
+    feature_type: str | None = None,
+    genome: str | None = None,
     layers: Sequence[str] = (),
     layout: str | None = None,
     dtype: str | None = None,
@@ -120,7 +122,7 @@ def convert(
             "a contiguous matrix has no chunks", hint=f"leave {spell('chunk_len')} or {spell('contiguous')} out"
         )
     packing = {"compression": compression, "level": level, "force": force}
-    with open_dataset(source, modality=modality, layer=layer) as ds:
+    with open_dataset(source, modality=modality, layer=layer, feature_type=feature_type, genome=genome) as ds:
         return copy_cells(ds, out, [source], None, layers, storage, packing, threads, progress)
 
 
@@ -139,6 +141,8 @@ def sample(
     seed: int = 0,
     modality: str | None = None,
     layer: str | None = None,
+    feature_type: str | None = None,
+    genome: str | None = None,
     layers: Sequence[str] = (),
     compression: str | None = None,
     force: bool = False,
@@ -177,7 +181,7 @@ def sample(
     >>> vc.sample("atlas.h5ad", "few.h5ad", n=50, seed=1).n_cells
     50
     """
-    with open_dataset(source, modality=modality, layer=layer) as ds:
+    with open_dataset(source, modality=modality, layer=layer, feature_type=feature_type, genome=genome) as ds:
         allowed_n, rows, groups = None, None, None
         change: Change = copy_chunk
         if thin is not None:
@@ -241,7 +245,7 @@ def copy_cells(
         rewrite_matrix(ds.matrix, w.X, change=change, rows=rows, threads=threads, progress=progress)
         progress.finish()
         for name in names:
-            with open_dataset(ds.source, modality=ds.modality, layer=name) as other:
+            with open_dataset(ds.source, **{**ds.part, "layer": name}) as other:
                 target = w.add_layer(name, **_get_storage(other.matrix, storage, rows))
                 progress.start(f"copy {name}", other.matrix.stored_bytes * share, "bytes")
                 rewrite_matrix(other.matrix, target, rows=rows, threads=threads, progress=progress)

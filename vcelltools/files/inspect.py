@@ -174,7 +174,12 @@ class InspectReport:
 
 @checked
 def inspect(
-    source: str | os.PathLike | AnnData, *, modality: str | None = None, layer: str | None = None
+    source: str | os.PathLike | AnnData,
+    *,
+    modality: str | None = None,
+    layer: str | None = None,
+    feature_type: str | None = None,
+    genome: str | None = None,
 ) -> InspectReport:
     """Describe a data set without reading all of it: matrices, roles of columns, genes and all problems.
 
@@ -182,7 +187,7 @@ def inspect(
     ----------
     source
         A path of any supported kind, or an AnnData.
-    modality, layer
+    modality, layer, feature_type, genome
         The matrix whose obs and var to describe; by default, that of the counts.
 
     Raises
@@ -202,7 +207,8 @@ def inspect(
     matrices = tuple(_inspect_matrix(source, m, k, problems) for m, k in choices)
     if not matrices:
         problems.append("the file holds no matrix (X, layers or raw)")
-    chosen = _choose(source, matrices, modality, layer, problems)
+    part = {"modality": modality, "layer": layer, "feature_type": feature_type, "genome": genome}
+    chosen = _choose(source, matrices, part, problems)
     is_path = isinstance(source, str | os.PathLike)
     common: dict[str, Any] = {
         "path": str(source) if is_path else "AnnData",
@@ -283,11 +289,11 @@ def _inspect_matrix(source: Any, modality: str | None, layer: str, problems: lis
 
 
 def _choose(
-    source: Any, matrices: tuple[MatrixReport, ...], modality: str | None, layer: str | None, problems: list[str]
+    source: Any, matrices: tuple[MatrixReport, ...], part: dict[str, str | None], problems: list[str]
 ) -> Dataset | None:
     """Open the matrix whose tables are described."""
-    if modality is not None or layer is not None:
-        return open_dataset(source, modality=modality, layer=layer)
+    if any(part.values()):
+        return open_dataset(source, **part)
     try:
         ds = open_dataset(source)
     except VcellError as e:

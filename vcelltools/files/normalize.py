@@ -19,6 +19,7 @@ from vcelltools.files.relayout import rewrite_matrix
 from vcelltools.io import Dataset, open_dataset
 from vcelltools.io.chunks import Chunk, CscChunk, CsrChunk, DenseChunk
 from vcelltools.io.faults import raise_fault
+from vcelltools.io.library import check_library, read_library, suggest_library
 from vcelltools.io.matrix import CscMatrix, Matrix, Span
 from vcelltools.io.results import Result
 from vcelltools.io.stream import map_spans, run_spans
@@ -75,6 +76,8 @@ def normalize(
     library_size: str | None = None,
     modality: str | None = None,
     layer: str | None = None,
+    feature_type: str | None = None,
+    genome: str | None = None,
     keep_counts: bool = False,
     compression: str | None = None,
     inplace: bool = True,
@@ -138,11 +141,12 @@ def normalize(
             f"{spell('base')} sets the base of the logarithm, which {spell('log', False)} turns off",
             hint="remove one of the two",
         )
+    part: dict[str, Any] = {"modality": modality, "layer": layer, "feature_type": feature_type, "genome": genome}
     if out is None:
         if not hasattr(source, "n_vars") or getattr(source, "isbacked", False):
             raise UsageError("no output file was given", hint=f"give {spell('out')}", field="out")
         return _normalize_adata(
-            source, target_sum, log, base, library_size, layer, keep_counts, inplace, threads, progress
+            source, part, target_sum, log, base, library_size, keep_counts, inplace, threads, progress
         )
     path = Path(out)
     guard_outputs([Target(path, "hdf5")], reads=[source], force=force)
@@ -186,6 +190,8 @@ def normalize(
         warnings = w.main.notes
         if not whole:
             warnings.append("some counts are fractional (corrected or estimated); they are used unchanged")
+        if library_size is None:
+            warnings += suggest_library(ds, work.seen_n)
         if work.n_repeated:
             warnings.append(f"{work.n_repeated:,} duplicate entries were summed")
         return NormalizeResult(
@@ -200,7 +206,7 @@ def normalize(
             warnings=tuple(warnings),
         )
 
-    with open_dataset(source, modality=modality, layer=layer) as ds:
+    with open_dataset(source, **part) as ds:
         return _run_exactly(ds, write, progress)
 
 
@@ -247,11 +253,11 @@ class _MemoryMatrix:
 
 def _normalize_adata(
     adata: AnnData,
+    part: dict[str, str | None],
     target_sum: float | None,
     log: bool,
     base: float | None,
     library_size: str | None,
-    layer: str | None,
     keep_counts: bool,
     inplace: bool,
     threads: int | None,
@@ -268,12 +274,13 @@ def _normalize_adata(
         work.finish()
         return out.build(), ds.n_genes
 
-    with open_dataset(adata, layer=layer) as ds:
+    layer = part["layer"]
+    with open_dataset(adata, **part) as ds:
         values, n_genes = _run_exactly(ds, change, progress)
     if n_genes != adata.n_vars:
         raise DataError(
             f"the matrix has {n_genes:,} genes, but the AnnData has {adata.n_vars:,} variables",
-            hint="remove antibodies and guides from the AnnData, or write to a file",
+            hint=f"remove antibodies and guides from the AnnData, write a file, or set {spell('feature_type', 'all')}",
         )
     target_adata = adata if inplace else adata.copy()
     if keep_counts:
@@ -304,12 +311,7 @@ def _get_library_size(
 ) -> np.ndarray | None:
     """Return (n,) library sizes if they are needed before the pass (or given by ``column``), otherwise None."""
     if column is not None:
-        values = ds.obs.column(column).values
-        if values is None or values.dtype.kind not in "iuf":
-            raise DataError(f"{ds.label}: obs/{column} does not hold numbers")
-        if not (np.isfinite(values) & (values >= 0)).all():
-            raise DataError(f"{ds.label}: obs/{column} holds a missing or negative library size")
-        return values.astype(np.float64)
+        return read_library(ds, column)
     if isinstance(ds.matrix, CscMatrix) or target_sum is None:
         return count_library_size(ds, whole=whole, threads=threads, progress=progress)
     return None
@@ -364,17 +366,6 @@ def _count_rows(ds: Dataset, chunk: CsrChunk | DenseChunk) -> np.ndarray:
         sizes = np.empty(chunk.n_rows, np.int64)
         _check(ds, chunk, *csr_library_size(chunk.indptr, chunk.indices, chunk.data, chunk.n_genes, sizes))
     return sizes
-
-
-def _check_size(given_b: np.ndarray, counted_b: np.ndarray, start: int, column: str) -> None:
-    """Raise if a given library size is below the sum of the counts of its cell."""
-    low = np.flatnonzero(given_b < counted_b * (1 - 1e-6 * (counted_b.dtype.kind == "f")))
-    if len(low):
-        i = int(low[0])
-        raise DataError(
-            f"obs/{column} is {given_b[i]:g} for cell {start + i:,}, whose counts sum to {counted_b[i]:,.10g}",
-            hint="use the column of the raw library sizes",
-        )
 
 
 def _sum_cells(ds: Dataset, chunk: Chunk) -> tuple[int, np.ndarray]:
@@ -459,7 +450,7 @@ class _Normaliser:
     def finish(self) -> None:
         """Check, after the whole pass, that given library sizes cover the counts."""
         if self.column is not None and isinstance(self.matrix, CscMatrix):
-            _check_size(self.seen_n, self.counted_n, 0, self.column)
+            check_library(self.seen_n, self.counted_n, self.column)
 
     def _get_scale(self, chunk: CsrChunk | DenseChunk) -> np.ndarray:
         from vcelltools.kernels.normalize import make_scale
@@ -468,7 +459,7 @@ class _Normaliser:
         if self.given is None:
             self.seen_n[cells] = _count_rows(self.ds, chunk)
         elif self.column is not None:
-            _check_size(self.seen_n[cells], _count_rows(self.ds, chunk), cells.start, self.column)
+            check_library(self.seen_n[cells], _count_rows(self.ds, chunk), self.column, cells.start)
         return make_scale(self.seen_n[cells], self.target_sum)
 
     def _sum_repeated(self, chunk: CsrChunk | CscChunk) -> CsrChunk | CscChunk:
@@ -508,7 +499,7 @@ class _FractionNormaliser(_Normaliser):
             if self.given is None:
                 self.seen_n[cells] = sums_b
             elif self.column is not None:
-                _check_size(self.seen_n[cells], sums_b, first, self.column)
+                check_library(self.seen_n[cells], sums_b, self.column, first)
             scale = make_scale(self.seen_n[cells], self.target_sum)
         if isinstance(chunk, DenseChunk):
             return replace(chunk, block=self._change(chunk.block, scale[:, None]))

@@ -124,6 +124,8 @@ def qc(
     limits: Limits | None = None,
     modality: str | None = None,
     layer: str | None = None,
+    feature_type: str | None = None,
+    genome: str | None = None,
     threads: int | None = None,
     progress: Progress = SILENT,
 ) -> QcResult:
@@ -151,7 +153,10 @@ def qc(
     (200, True)
     """
     many = files if isinstance(files, list | tuple) else [files]
-    members = name_members(many, layer=layer, modality=modality)  # type: ignore[arg-type]
+    members = name_members(
+        many,  # type: ignore[arg-type]
+        layer=layer, modality=modality, feature_type=feature_type, genome=genome,
+    )  # fmt: skip
     with open_union(members, threads=threads, progress=progress) as union:
         batch, batches = read_batches(union, batch_key)
         return measure(union, batch, batches, limits=limits or Limits(), threads=threads, progress=progress)
@@ -319,6 +324,8 @@ def write_flagged(
     drop: bool = False,
     modality: str | None = None,
     layer: str | None = None,
+    feature_type: str | None = None,
+    genome: str | None = None,
     force: bool = False,
     threads: int | None = None,
     progress: Progress = SILENT,
@@ -340,7 +347,7 @@ def write_flagged(
         If no cell is left, or the file has a different number of cells than the result.
     """
     target = check_output(out, force=force)
-    member = Member(name=Path(file).name, path=Path(file), layer=layer, modality=modality)
+    (member,) = name_members([file], layer=layer, modality=modality, feature_type=feature_type, genome=genome)
     with open_member(member) as ds:
         if ds.n_cells != len(result.batch):
             raise DataError(f"{file} has {ds.n_cells:,} cells, but {len(result.batch):,} were measured")

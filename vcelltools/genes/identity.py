@@ -24,6 +24,7 @@ from vcelltools.io.textfile import parse_json, read_text
 from vcelltools.names import quote_line, read_lines
 
 _ENSEMBL = re.compile(r"^(ENS[A-Z]{0,6}[GT]\d{6,})(\.\d+)?(_PAR_Y)?$")
+_ENSEMBL_PREFIX = "ENS"  # most symbols fail this quick test
 _BARCODE = re.compile(r"^([A-Za-z0-9]+[_#:-])?[ACGTN]{10,}([_.-].*)?$")
 ID_COLUMNS = ("gene_ids", "gene_id", "ensembl_id", "ensembl_ids", "ensembl", "feature_id", "ensg", "ENSEMBL")
 NAME_COLUMNS = ("gene_name", "gene_names", "gene_symbol", "gene_symbols", "symbol", "feature_name", "name", "SYMBOL")
@@ -31,13 +32,13 @@ NAME_COLUMNS = ("gene_name", "gene_names", "gene_symbol", "gene_symbols", "symbo
 
 def strip_version(label: str) -> str:
     """Return an Ensembl id without its version (``ENSG00000141510.18``), or any other label unchanged."""
-    m = _ENSEMBL.match(label)
+    m = _ENSEMBL.match(label) if label[:3] == _ENSEMBL_PREFIX else None
     return m.group(1) + (m.group(3) or "") if m else label
 
 
 def is_ensembl(label: str | None) -> bool:
     """Return whether a label has the form of an Ensembl gene id."""
-    return label is not None and _ENSEMBL.match(label) is not None
+    return label is not None and label[:3] == _ENSEMBL_PREFIX and _ENSEMBL.match(label) is not None
 
 
 @dataclass(frozen=True, kw_only=True)

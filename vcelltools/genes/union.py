@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
@@ -27,7 +27,7 @@ from vcelltools.io.faults import raise_fault_at
 from vcelltools.io.hdf5.probe import start_probe
 from vcelltools.io.matrix import DEFAULT_MAX_VALUES
 from vcelltools.io.spill import Spill
-from vcelltools.io.stream import get_threads, map_spans, run_spans
+from vcelltools.io.stream import get_threads, map_spans
 from vcelltools.io.write.transpose import ColumnSpill
 from vcelltools.runtime.progress import SILENT, Progress
 
@@ -45,14 +45,16 @@ class Member:
     ----------
     name
         The name of the experiment.
-    path, layer, modality
-        The file to open, and its layer and modality.
+    path, layer, modality, feature_type, genome
+        The file to open, and what :func:`vcelltools.io.open_dataset` opens of it.
     """
 
     name: str
     path: Path
     layer: str | None = None
     modality: str | None = None
+    feature_type: str | None = None
+    genome: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,15 +119,14 @@ class Survey:
     at: tuple[int, int, int] = (0, 0, 0)
 
     def add(self, k: int, span: Span, nnz: np.ndarray, found: np.ndarray) -> None:
-        """Note what was counted in some cells of file ``k``; the arrays are those of the kernel."""
+        """Note what was counted in the next cells, of file ``k``; the arrays are those of the kernel."""
         first = int(self.starts[k])
         part = slice(first + span.start, first + span.stop)
         self.gene_count[part], self.umi_count[part], self.kept_count[part] = found[:3]
         self.nnz[part] = nnz
-        i = int(np.argmax(found[3])) if span.stop > span.start else 0
-        top = int(found[3, i])
-        if (top, -k, -span.start - i) > (self.maximum, -self.at[0], -self.at[1]):
-            self.maximum, self.at = top, (k, span.start + i, int(found[4, i]))
+        if span.stop > span.start and found[3].max() > self.maximum:
+            i = int(np.argmax(found[3]))
+            self.maximum, self.at = int(found[3, i]), (k, span.start + i, int(found[4, i]))
 
 
 def make_survey(starts: np.ndarray) -> Survey:
@@ -138,6 +139,37 @@ def make_survey(starts: np.ndarray) -> Survey:
         kept_count=np.empty(n, np.int64),
         nnz=np.empty(n, np.int32),
     )
+
+
+class Draft(Protocol):
+    """Takes the rows of the union while pass 1 counts them, as long as they are what pass 2 would read.
+
+    Attributes
+    ----------
+    dtype
+        Dtype of the values that it takes; rows with a larger count end it.
+    is_live
+        Whether it has begun and takes rows.
+    """
+
+    dtype: np.dtype
+
+    @property
+    def is_live(self) -> bool:
+        """Whether it takes rows."""
+        ...
+
+    def begin(self, genes: UnionGenes, n_cells: int, nnz: int) -> None:
+        """Start, with the numbers of cells and of stored values of all files."""
+
+    def is_worth(self, largest: int) -> bool:
+        """Return whether to go on after the first file, given its largest count."""
+
+    def append(self, indptr: np.ndarray, indices: np.ndarray, data: np.ndarray) -> None:
+        """Take the next rows."""
+
+    def drop(self) -> None:
+        """Give up, and remove what was written."""
 
 
 @dataclass
@@ -180,6 +212,13 @@ class _Files:
         for k in [k for k, o in self._open.items() if not o.users][: max(0, len(self._open) - self._most)]:
             self._open.pop(k).rows.close()
 
+    def close_one(self, k: int) -> None:
+        """Close member ``k`` unless it is in use; HDF5 holds the texts that were read from an open file."""
+        with self._opening[k], self._lock:
+            here = self._open.get(k)
+            if here is not None and not here.users:
+                self._open.pop(k).rows.close()
+
     def close(self) -> None:
         for o in self._open.values():
             o.rows.close()
@@ -188,7 +227,7 @@ class _Files:
 
 def open_member(m: Member) -> Dataset:
     """Open a member, and name it in errors."""
-    return open_dataset(m.path, layer=m.layer, modality=m.modality)
+    return open_dataset(m.path, layer=m.layer, modality=m.modality, feature_type=m.feature_type, genome=m.genome)
 
 
 class _Rows:
@@ -433,22 +472,21 @@ def unite_genes(datasets: Iterator[Dataset], *, wanted: Basis | None = None) -> 
                 matched.append(match_genes(wanted, genes).gene_of)
         list_of.append(known[key])
         sizes.append(ds.n_cells)
+    ids = {key for m in merged for key in m.first if is_ensembl(key)}
+    has_symbols = any(key not in ids for m in merged for key in m.first)  # genes without an id
     ids_of: dict[str, set[str]] = {}
     symbol_of: dict[str, str] = {}
-    ids = {key for m in merged for key in m.first if is_ensembl(key)}
     for m in merged:
-        for key, k in m.first.items():
+        for key, name in zip(m.first, m.names.tolist(), strict=True):
             if key in ids:
-                name = str(m.names[k])
-                ids_of.setdefault(name, set()).add(key)
+                if has_symbols:
+                    ids_of.setdefault(name, set()).add(key)
                 if name != key and not is_ensembl(name):
                     symbol_of.setdefault(key, name)
+    unique = {name: next(iter(of)) for name, of in ids_of.items() if len(of) == 1 and name not in ids}
 
     def get_key(key: str) -> str:
-        if key in ids:
-            return key
-        same = ids_of.get(key, ())
-        return next(iter(same)) if len(same) == 1 else key
+        return unique.get(key, key)
 
     claimed: dict[tuple[int, int], int] = {}
     if wanted is None:
@@ -495,7 +533,8 @@ def _sign(ds: Dataset) -> str:
     """Return a hash of everything that determines the gene of each column."""
     from vcelltools.io.fingerprint import hash_names
 
-    return hash_names(ds.var, [c for c in (*ID_COLUMNS, *NAME_COLUMNS) if c in ds.var.columns])
+    columns = [c for c in (*ID_COLUMNS, *NAME_COLUMNS) if c in ds.var.columns]
+    return ds.var.hash_stored(columns) or hash_names(ds.var, columns)
 
 
 def _put_first(
@@ -508,32 +547,50 @@ def _put_first(
 
 
 def survey_cells(
-    files: _Files, genes: UnionGenes, sizes: Sequence[int], *, threads: int | None = None, progress: Progress = SILENT
+    files: _Files,
+    genes: UnionGenes,
+    sizes: Sequence[int],
+    *,
+    draft: Draft | None = None,
+    threads: int | None = None,
+    progress: Progress = SILENT,
 ) -> Survey:
-    """Count every cell of the union once (pass 1)."""
+    """Count every cell of the union once (pass 1), and pass its rows to ``draft`` as long as it takes them."""
     starts = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
     n = int(starts[-1])
     out = make_survey(starts)
-    lock = threading.Lock()
     local = threading.local()
-    progress.start("counting", n, "cells")
+    progress.start("counting" if draft is None else "counting and merging", n, "cells")
     for k in range(len(files.members)):
         with files.use(k) as here:
             view = _RowView(here, sizes[k])
 
-            def visit(state: None, rows: tuple, span: Span, k=k, here=here) -> None:
+            def visit(rows: tuple, span: Span, k=k, here=here) -> tuple[Span, np.ndarray, np.ndarray, Any]:
                 nnz, found = _count(here.dataset, rows, span.start, genes, k, local)
-                with lock:
-                    out.add(k, span, nnz, found)
+                n_here = int(nnz.sum())
+                if draft is None or not draft.is_live:
+                    return span, nnz, found, None
+                if n_here < len(rows[2]) or found[3].max(initial=0) > np.iinfo(draft.dtype).max:
+                    return span, nnz, found, None
+                room = np.empty(n_here, np.int32), np.empty(n_here, draft.dtype)
+                return span, nnz, found, (_map(here.dataset, rows, span.start, genes, k, room, local), *room)
 
-            run_spans(view, view.plan(), lambda: None, visit, threads=threads, progress=SILENT)  # type: ignore[arg-type]
+            for span, nnz, found, mapped in map_spans(view, view.plan(), visit, threads=threads):  # type: ignore[arg-type]
+                out.add(k, span, nnz, found)
+                if draft is not None and draft.is_live:
+                    if mapped is None:
+                        draft.drop()
+                    else:
+                        draft.append(*mapped)
+        if draft is not None and k == 0 and not draft.is_worth(out.maximum):
+            draft.drop()
         progress.advance(sizes[k])
     progress.finish()
     return out
 
 
 class _RowView:
-    """The rows of an open file, as :func:`run_spans` reads a matrix."""
+    """The rows of an open file, as :func:`map_spans` reads a matrix."""
 
     def __init__(self, here: _Opened, n: int) -> None:
         self._here, self._n, self.cold = here, n, here.dataset.matrix.cold
@@ -640,6 +697,7 @@ def open_union(
     *,
     wanted: Basis | None = None,
     most_open: int = _OPEN_FILES,
+    draft: Draft | None = None,
     threads: int | None = None,
     progress: Progress = SILENT,
 ) -> Union:
@@ -653,6 +711,8 @@ def open_union(
         The genes to keep, in order; by default all, sorted by id.
     most_open
         Number of idle files that stay open; HDF5 holds some megabytes of each.
+    draft
+        Takes the rows of the union during pass 1.
 
     Raises
     ------
@@ -663,19 +723,33 @@ def open_union(
         raise UsageError("no file was given")
     get_threads(threads)
     sizes: list[int] = []
+    stored: list[int | None] = []
+
+    files = _Files(members, most_open)
 
     def iterate() -> Iterator[Dataset]:
-        for m, following in zip(members, [*members[1:], None], strict=True):
+        for k, following in enumerate([*members[1:], None]):
             if following is not None:
                 start_probe(following.path)  # in a process of its own, meanwhile
-            with open_member(m) as ds:  # closed again: HDF5 holds some megabytes of every open file's texts
-                sizes.append(ds.n_cells)
-                yield ds
+            with files.use(k) as here:
+                sizes.append(here.dataset.n_cells)
+                stored.append(here.dataset.matrix.nnz)
+                yield here.dataset
 
-    genes = unite_genes(iterate(), wanted=wanted)
-    files = _Files(members, most_open)
-    starts = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
-    return Union(members=list(members), genes=genes, starts=starts, files=files, threads=threads, progress=progress)
+    survey = None
+    try:
+        genes = unite_genes(iterate(), wanted=wanted)
+        nnz = None if None in stored else sum(stored)  # type: ignore[arg-type]
+        if draft is not None and nnz is not None:
+            draft.begin(genes, sum(sizes), nnz)
+            survey = survey_cells(files, genes, sizes, draft=draft, threads=threads, progress=progress)
+    except BaseException:
+        files.close()
+        raise
+    return Union(
+        members=list(members), genes=genes, starts=np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64),
+        files=files, threads=threads, progress=progress, _survey=survey,
+    )  # fmt: skip
 
 
 def read_rows(ds: Dataset, *, max_values: int = DEFAULT_MAX_VALUES) -> Iterator[tuple[int, Any, Any, Any]]:
@@ -691,7 +765,12 @@ def read_rows(ds: Dataset, *, max_values: int = DEFAULT_MAX_VALUES) -> Iterator[
 
 
 def name_members(
-    files: Sequence[str | os.PathLike], *, layer: str | None = None, modality: str | None = None
+    files: Sequence[str | os.PathLike],
+    *,
+    layer: str | None = None,
+    modality: str | None = None,
+    feature_type: str | None = None,
+    genome: str | None = None,
 ) -> list[Member]:
     """Return files as members of a union, named after the files, with their folders if names repeat.
 
@@ -707,7 +786,10 @@ def name_members(
         raise UsageError(f"{twice} is given twice", hint="list every file once")
     names = [p.name for p in paths]
     names = [str(p) if names.count(p.name) > 1 else p.name for p in paths]
-    return [Member(name=n, path=p, layer=layer, modality=modality) for n, p in zip(names, paths, strict=True)]
+    return [
+        Member(name=n, path=p, layer=layer, modality=modality, feature_type=feature_type, genome=genome)
+        for n, p in zip(names, paths, strict=True)
+    ]
 
 
 def read_batches(union: Union, column: str | None) -> tuple[np.ndarray, list[str]]:

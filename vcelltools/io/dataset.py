@@ -37,6 +37,9 @@ def open_dataset(
     *,
     modality: str | None = None,
     layer: str | None = None,
+    feature_type: str | None = None,
+    genome: str | None = None,
+    library_size: str | None = None,
     name: str | None = None,
 ) -> Dataset:
     """Open a data set and validate its structure.
@@ -48,10 +51,18 @@ def open_dataset(
         or backed by its file; or a data set that is open already, which is returned as it is.
     modality
         The modality of a MuData file; by default, the one that holds the counts of the transcriptome. For any other
-        kind, the feature type or genome to use as genes, or ``all``; by default, ``Gene Expression`` if there are
-        several types.
+        kind, a short form of ``feature_type`` or ``genome``.
     layer
         ``"X"`` (default), ``"raw"`` or the name of a layer.
+    feature_type
+        The type of the features to use as genes (``Antibody Capture``, ...) or ``all``; by default, ``Gene Expression``
+        if var distinguishes several types of Cell Ranger. In a MuData file it also chooses the modality.
+    genome
+        The genome of the features to use, or ``all``; by default, those of all genomes. A 10x file of version 2 has a
+        matrix for each genome, one of which must be chosen.
+    library_size
+        The obs column of library sizes by which a command that normalises counts divides them; by default, it divides
+        by their sum (:mod:`vcelltools.io.library`).
     name
         What messages call an AnnData in memory when a command reads several; a file goes by its path.
 
@@ -64,17 +75,24 @@ def open_dataset(
     """
     if isinstance(source, Dataset):
         return source
-    ds = _open(source, modality, layer, name)
-    ds.obs.notes = ds.notes
+    ds = _open(source, modality, layer, feature_type, genome, name)
+    ds.obs.notes, ds.library_col = ds.notes, library_size
     try:
-        choose_features(ds, modality if ds.modality is None else None)
+        choose_features(ds, modality if ds.modality is None else None, feature_type, None if ds.genome else genome)
     except BaseException:
         ds.close()
         raise
     return ds
 
 
-def _open(source: str | os.PathLike | AnnData, modality: str | None, layer: str | None, name: str | None) -> Dataset:
+def _open(
+    source: str | os.PathLike | AnnData,
+    modality: str | None,
+    layer: str | None,
+    feature_type: str | None,
+    genome: str | None,
+    name: str | None,
+) -> Dataset:
     if not isinstance(source, str | os.PathLike):
         return _open_memory(source, layer or "X", "AnnData" if name is None else f"AnnData ({name})")
     path = Path(source)
@@ -83,7 +101,7 @@ def _open(source: str | os.PathLike | AnnData, modality: str | None, layer: str 
     elif is_text(path):
         ds = open_text(path, layer)
     else:
-        ds = _open_known(path, modality, layer)
+        ds = _open_known(path, modality, layer, feature_type, genome)
     ds.source = path
     return ds
 
@@ -138,7 +156,9 @@ def _refuse_foreign(path: Path, file: File) -> None:
             )
 
 
-def _open_known(path: Path, modality: str | None, layer: str | None) -> Dataset:
+def _open_known(
+    path: Path, modality: str | None, layer: str | None, feature_type: str | None, genome: str | None
+) -> Dataset:
     file, close = open_container(path)
     source: FileBytes | None = None
     try:
@@ -146,13 +166,13 @@ def _open_known(path: Path, modality: str | None, layer: str | None) -> Dataset:
             source = FileBytes(path)
         with reading(path, "its structure"):
             if is_tenx(file):
-                ds = open_tenx(path, file, source, modality, layer)
+                ds = open_tenx(path, file, source, modality, layer, genome)
             elif is_loom(file):
                 ds = open_loom(path, file, source, layer)
             elif modality is None and layer in (None, "X") and is_batch(file):
                 ds = open_batch(path, file, source)
             else:
-                ds = open_annotated(path, file, source, modality, layer or "X")
+                ds = open_annotated(path, file, source, modality, layer or "X", feature_type)
     except BaseException:
         close()
         if source is not None:
@@ -167,7 +187,7 @@ def _open_known(path: Path, modality: str | None, layer: str | None) -> Dataset:
 
 def _open_backed(adata: AnnData) -> Dataset:
     """Open an AnnData whose X is on disk: the matrix of the file, with obs and var from memory."""
-    ds = _open(str(adata.filename), None, "X", None)
+    ds = _open(str(adata.filename), None, "X", None, None, None)
     if ds.matrix.shape != adata.shape:
         ds.close()
         raise DataError(

@@ -4,9 +4,9 @@ A path does not identify the content of a file. Therefore everything that is der
 statistics, a run, a truth pack, a prediction) keeps the fingerprint of the source, and later commands compare it.
 
 The fingerprint is the xxh3-128 of the stored bytes (of a file, or of all files of a zarr store or a 10x folder, with
-their names) or, for an AnnData in memory, of the matrix, the gene names and the whole of obs; the modality and the
-layer that were opened are part of it. For a source above 4 GiB, 8,192 evenly spaced pieces of 64 KiB are hashed along
-with the sizes, unless the complete hash is requested; the fingerprint records which of the two it is.
+their names) or, for an AnnData in memory, of the matrix, the gene names and the whole of obs; the modality, layer,
+feature type and genome that were opened are part of it. For a source above 4 GiB, 8,192 evenly spaced pieces of 64 KiB
+are hashed along with the sizes, unless the complete hash is requested; the fingerprint records which of the two it is.
 """
 
 from __future__ import annotations
@@ -55,6 +55,8 @@ def get_fingerprint(ds: Dataset, *, whole: bool | None = None, over: threading.E
     from xxhash import xxh3_128
 
     digest = xxh3_128(f"{ds.modality}\0{ds.layer}\0".encode())
+    if ds.feature_type is not None or ds.genome is not None:
+        digest.update(f"{ds.feature_type}\0{ds.genome}\0".encode())
     scheme = _WHOLE
     try:
         if ds.path is not None:
@@ -108,14 +110,13 @@ def fingerprint_matrix(ds: Dataset) -> str:
 def describe_source(ds: Dataset) -> dict[str, Any]:
     """Return the location of a source and what was opened; :func:`get_fingerprint` identifies its content.
 
-    Keys: ``path`` (absolute, or None), ``kind`` (``memory`` for an AnnData), ``modality``, ``layer``, ``layout``,
-    ``bytes`` (or None), ``n_cells``, ``n_genes``.
+    Keys: ``path`` (absolute, or None), ``kind`` (``memory`` for an AnnData), ``modality``, ``layer``,
+    ``feature_type``, ``genome``, ``layout``, ``bytes`` (or None), ``n_cells``, ``n_genes``.
     """
     return {
         "path": None if ds.path is None else os.path.abspath(ds.path),
         "kind": "memory" if _is_memory(ds) else ds.kind,
-        "modality": ds.modality,
-        "layer": ds.layer,
+        **ds.part,
         "layout": ds.matrix.layout,
         "bytes": None if ds.path is None else sum(size for _, _, size in _list_files(ds.path)),
         "n_cells": ds.n_cells,
@@ -147,7 +148,7 @@ def find_difference(ds: Dataset, kept: Mapping[str, Any]) -> str | None:
     ``kept`` is the earlier result of :func:`identify`.
     """
     now = describe_source(ds)
-    for key in ("modality", "layer", "n_cells", "n_genes"):
+    for key in (*ds.part, "n_cells", "n_genes"):
         if kept.get(key) != now[key]:
             return f"{key} was {kept.get(key)!r} and is {now[key]!r}"
     fingerprint = str(kept.get("fingerprint"))

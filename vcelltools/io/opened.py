@@ -30,6 +30,8 @@ class Dataset:
         The modality that was opened (h5mu), or None.
     layer
         ``X``, ``raw`` or a layer's name.
+    feature_type, genome
+        The type and the genome of the features that were requested as genes, or None.
     matrix
         Cells × genes.
     obs, var
@@ -45,6 +47,8 @@ class Dataset:
         What messages call it when it has no path.
     root
         The key of the AnnData in its file: empty, or a path such as ``mod/rna/``.
+    library_col
+        The obs column of library sizes to divide counts by, or None for the sums of the counts.
     var_rows
         (n_genes,) positions among the features of the file, if only some of them are used as genes.
     file_bytes
@@ -57,6 +61,8 @@ class Dataset:
     kind: str
     modality: str | None
     layer: str
+    feature_type: str | None = None
+    genome: str | None = None
     matrix: Matrix
     obs: Table
     var: Table
@@ -65,6 +71,7 @@ class Dataset:
     stated_base: float | None = None
     name: str = "AnnData"
     root: str = ""
+    library_col: str | None = None
     var_rows: np.ndarray | None = field(default=None, repr=False)
     file_bytes: FileBytes | None = field(default=None, repr=False)
     remote: Any = field(default=None, repr=False)
@@ -74,6 +81,13 @@ class Dataset:
         """Read through the page cache, because the same values will be read again and again."""
         if self.file_bytes is not None:
             self.file_bytes.cold = False
+
+    @property
+    def part(self) -> dict[str, Any]:
+        """The arguments of :func:`vcelltools.io.open_dataset` that open the same part of the source again."""
+        return {
+            "modality": self.modality, "layer": self.layer, "feature_type": self.feature_type, "genome": self.genome,
+        }  # fmt: skip
 
     @property
     def n_cells(self) -> int:

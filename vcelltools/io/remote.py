@@ -36,8 +36,7 @@ class Source(NamedTuple):
     """What a worker opens, and what it must be equal to."""
 
     path: str
-    modality: str | None
-    layer: str | None
+    how: tuple[tuple[str, str | None], ...]
     fingerprint: str
     version: str
 
@@ -51,8 +50,8 @@ class Remote:
         A client of the cluster.
     dataset
         The open file.
-    modality, layer
-        The arguments with which it was opened.
+    how
+        The arguments with which it was opened: modality, layer, feature_type, genome.
 
     Raises
     ------
@@ -60,12 +59,12 @@ class Remote:
         If the data set is an AnnData in memory.
     """
 
-    def __init__(self, client: Client, dataset: Dataset, modality: str | None, layer: str | None) -> None:
+    def __init__(self, client: Client, dataset: Dataset, **how: str | None) -> None:
         if not isinstance(dataset.source, str | os.PathLike):
             raise UsageError("a cluster cannot read an AnnData in memory", hint="write it to a file first")
         self.client = client
         self.source = Source(
-            os.path.abspath(dataset.source), modality, layer, get_fingerprint(dataset, whole=False), __version__
+            os.path.abspath(dataset.source), tuple(how.items()), get_fingerprint(dataset, whole=False), __version__
         )
 
     def cut(self, matrix: Matrix) -> list[Part]:
@@ -98,10 +97,10 @@ class Remote:
         progress.finish()
 
 
-def set_remote(dataset: Dataset, client: Client | None, modality: str | None, layer: str | None) -> None:
+def set_remote(dataset: Dataset, client: Client | None, **how: str | None) -> None:
     """Let the workers of a cluster read an open file, if there is a client; arguments as in :class:`Remote`."""
     if client is not None:
-        dataset.remote = Remote(client, dataset, modality, layer)
+        dataset.remote = Remote(client, dataset, **how)
 
 
 def choose_groups(codes: np.ndarray, n_groups: int) -> tuple[np.ndarray, np.ndarray]:
@@ -133,7 +132,7 @@ _CHECKED: set[tuple[Source, int]] = set()
 
 def _run(source: Source, work: Work, part: Part, shared: Any) -> Any:
     """Run a task; the file is closed afterwards, because a worker that held it would keep others from writing it."""
-    with open_dataset(source.path, modality=source.modality, layer=source.layer) as dataset:
+    with open_dataset(source.path, **dict(source.how)) as dataset:
         key = source, os.stat(source.path).st_mtime_ns
         if key not in _CHECKED:
             if (source.fingerprint, source.version) != (get_fingerprint(dataset, whole=False), __version__):

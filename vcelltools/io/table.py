@@ -12,7 +12,7 @@ from vcelltools.errors import DataError
 from vcelltools.names import fold
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     import pandas as pd
 
@@ -238,6 +238,13 @@ class Table(Protocol):
         """Free row names that can be read again."""
         ...
 
+    def hash_stored(self, columns: Sequence[str]) -> str | None:
+        """Return a hash of the row names and of some columns as they are stored, or None.
+
+        Equal hashes mean equal values; different ones mean nothing.
+        """
+        ...
+
     def list_readable(self, notes: list[str]) -> list[str]:
         """Return the columns that can be read; problems of the others are added to ``notes``."""
         ...
@@ -271,6 +278,10 @@ class TableBase:
 
     def _load(self, name: str, rows: slice | None = None) -> Column:  # pragma: no cover  overridden
         raise NotImplementedError
+
+    def hash_stored(self, columns: Sequence[str]) -> str | None:
+        """Return None: what is stored is not known."""
+        return None
 
     def column(self, name: str) -> Column:
         """Return one column, after checking its length."""

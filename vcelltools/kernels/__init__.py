@@ -4,7 +4,7 @@
   ``pairwise``, ``mixture``.
 - Tests: ``bucket`` (values by gene), ``ranksum``, ``strata``, ``labelings``, ``pvalues``, ``sorting``, ``tieorder``.
 - Values: ``normalize``, ``transform``, ``thinning``, ``simulate``, ``tokens``, ``distance``, ``checks``.
-- Layout and files: ``store``, ``cells``, ``transpose``, ``union``, ``lzf``, ``deflate``, ``crc32c``.
+- Layout and files: ``store``, ``cells``, ``transpose``, ``union``, ``heaps``, ``lzf``, ``deflate``, ``crc32c``.
 - Tissue: ``received``, ``bilinear``, ``lasso``, ``transition``.
 
 Only ``_jit`` compiles, ``cache`` manages compiled code, and ``load_numba`` loads numba.

@@ -11,8 +11,8 @@ from vcelltools.kernels.faults import BAD_INDEX, OK
 
 
 @kernel()
-def spread_cells(starts, stops, indices, data, position, factor, logarithm, out, first, last):
-    """Write ``f(count × factor)`` of the cells ``first .. last - 1`` into dense rows; f is the identity or log1p.
+def spread_cells(starts, stops, indices, data, position, factor, logarithm, out, to, first, last):
+    """Write ``f(count × factor)`` of the cells ``first .. last - 1`` as dense rows; f is the identity or log1p.
 
     Parameters
     ----------
@@ -23,7 +23,9 @@ def spread_cells(starts, stops, indices, data, position, factor, logarithm, out,
     factor
         (c,) float64.
     out
-        (c, w) float32, zero on entry; values are added.
+        (n, w) float32. A row is cleared just before its values are added, while it is in the processor's cache.
+    to
+        (c,) int64: the row of ``out`` of each cell.
 
     Returns
     -------
@@ -31,7 +33,8 @@ def spread_cells(starts, stops, indices, data, position, factor, logarithm, out,
     """
     g = len(position)
     for i in range(first, last):
-        f = factor[i]
+        f, row = factor[i], out[to[i]]
+        row[:] = 0
         for j in range(starts[i], stops[i]):
             c = np.int64(indices[j])
             if c < 0 or c >= g:
@@ -41,13 +44,13 @@ def spread_cells(starts, stops, indices, data, position, factor, logarithm, out,
                 x = data[j] * f
                 if logarithm:
                     x = math.log1p(x)
-                out[i, at] += np.float32(x)
+                row[at] += np.float32(x)
     return OK
 
 
 @kernel()
 def spread_dense(block, rows, position, factor, logarithm, out, to):
-    """Write ``f(count × factor)`` of some rows of a dense block into rows of ``out``; f is the identity or log1p.
+    """Write ``f(count × factor)`` of some rows of a dense block as rows of ``out``; f is the identity or log1p.
 
     Parameters
     ----------
@@ -60,13 +63,14 @@ def spread_dense(block, rows, position, factor, logarithm, out, to):
     factor
         (c,) float64.
     out
-        (n, w) float32, zero before.
+        (n, w) float32; columns that no stored gene goes to are 0.
     """
     for i in range(len(rows)):
-        f = factor[i]
+        f, row = factor[i], out[to[i]]
+        row[:] = 0
         for c in range(block.shape[1]):
             x = block[rows[i], c]
             at = position[c]
             if x != 0 and at >= 0:
                 v = x * f
-                out[to[i], at] = np.float32(math.log1p(v) if logarithm else v)
+                row[at] = np.float32(math.log1p(v) if logarithm else v)

@@ -101,9 +101,10 @@ def _count_distinct(i, indices, data, lo, hi, gene_of, n_out, n_union, nnz, foun
             largest = max(largest, v)
     largest_gene = np.int64(-1)
     for j in range(lo, hi):
-        u = np.int64(gene_of[indices[j]])
-        if data[j] == largest and largest > 0 and (largest_gene < 0 or u < largest_gene):
-            largest_gene = u
+        if data[j] == largest and largest > 0:
+            u = np.int64(gene_of[indices[j]])
+            if u < n_out and (largest_gene < 0 or u < largest_gene):
+                largest_gene = u
     nnz[i] = n_kept
     found[0, i], found[1, i], found[2, i], found[3, i], found[4, i] = genes, total, kept, largest, largest_gene
 

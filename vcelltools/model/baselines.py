@@ -57,14 +57,28 @@ class Effects:
     """float (p, p): edge weights of a network between perturbations; the diagonal is ignored."""
     pseudobulk: Pseudobulk | None = None
     """Mean CP10K values, which only models of ratios need."""
+    direction_k: np.ndarray | None = None
+    """int (k,): direction of each run, -1 if it is unknown; None if no direction is known."""
+    direction_pc: np.ndarray | None = None
+    """int (p, c): direction in which each perturbation is requested in each context."""
+    borrowed_k: np.ndarray | None = None
+    """bool (k,): runs that were converted from another direction; models learn from them, but are not scored on them.
+    See :mod:`vcelltools.model.direction`."""
 
     def select(self, rows: np.ndarray) -> Effects:
         """Return a copy with only the given training runs (positions or a mask)."""
-        part = {k: getattr(self, k)[rows] for k in ("effect_kg", "pert_k", "context_k", "cells_k")}
+        by_run = ("effect_kg", "pert_k", "context_k", "cells_k", "direction_k", "borrowed_k")
+        part = {k: values[rows] for k in by_run if (values := getattr(self, k)) is not None}
         bulk = self.pseudobulk
         if bulk is not None:
             bulk = replace(bulk, cp10k_kg=bulk.cp10k_kg[rows], base_kg=bulk.base_kg[rows])
         return replace(self, **part, pseudobulk=bulk)
+
+    def get_directions(self, pert_q: np.ndarray, context_q: np.ndarray) -> np.ndarray:
+        """Return the directions (q,) of requests, -1 if they are unknown."""
+        if self.direction_k is None or self.direction_pc is None:
+            return np.full(len(pert_q), -1)
+        return self.direction_pc[pert_q, context_q]
 
     @property
     def known_p(self) -> np.ndarray:
@@ -79,13 +93,6 @@ class EffectModel(Protocol):
 
     def predict(self, pert_q: np.ndarray, context_q: np.ndarray) -> np.ndarray:
         """Return the predicted effects (q, g) of perturbations in contexts, float64."""
-
-
-def fit_baseline(kind: str, effects: Effects) -> EffectModel:
-    """Fit and return the baseline ``control-mean``, ``perturbation-mean`` or ``ridge``."""
-    if kind not in BASELINES:
-        raise UsageError(f"baseline {kind!r} is not known", hint=f"one of: {', '.join(BASELINES)}")
-    return BASELINES[kind](effects)
 
 
 def fit_prior(kind: str, effects: Effects) -> EffectModel:
@@ -119,6 +126,12 @@ def average_runs(effects: Effects, values_kg: np.ndarray) -> tuple[np.ndarray, n
     return total / np.maximum(cells, 1)[:, None], cells
 
 
+def mean_by_context(effects: Effects, values_kg: np.ndarray) -> np.ndarray:
+    """Return the mean (c, g) of values over each context's runs, and over all runs for a context without any."""
+    sums, counts = _mean_by(values_kg, np.ones(len(effects.pert_k)), effects.context_k, len(effects.control_cg))
+    return np.where(counts[:, None] > 0, sums / np.maximum(counts, 1)[:, None], values_kg.mean(axis=0))
+
+
 class PerturbationMean:
     """Predict the mean effect of the perturbation in the other contexts, weighted by cells.
 
@@ -128,15 +141,11 @@ class PerturbationMean:
 
     def __init__(self, effects: Effects) -> None:
         e = self._e = effects
-        self._n_contexts = len(e.control_cg)
         self.weight_k = e.cells_k.astype(np.float64)
         self._sum_pg, self._weight_p = _mean_by(e.effect_kg, self.weight_k, e.pert_k, e.n_perturbations)
         self._run = {(int(p), int(c)): k for k, (p, c) in enumerate(zip(e.pert_k, e.context_k, strict=True))}
-        ones = np.ones(len(e.pert_k))
-        sums, counts = _mean_by(e.effect_kg, ones, e.context_k, self._n_contexts)
-        overall = e.effect_kg.mean(axis=0)
-        self.common_cg = np.where(counts[:, None] > 0, sums / np.maximum(counts, 1)[:, None], overall)
-        self._count_c = counts
+        self.common_cg = mean_by_context(e, e.effect_kg)
+        self._count_c = np.bincount(e.context_k, minlength=len(e.control_cg))
 
     def elsewhere(self, pert_q: np.ndarray, context_q: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return the mean effects (q, g) over the other contexts and their numbers of cells (q,), which may be 0."""
@@ -180,7 +189,7 @@ class Ridge:
         shared = self._mean.common(e.pert_k, e.context_k)
         residual_kg = e.effect_kg - shared
         self.ratio_g = _signal_to_noise(residual_kg, e.pert_k, e.context_k, e.cells_k)
-        centred = Effects(**{**e.__dict__, "effect_kg": residual_kg})
+        centred = replace(e, effect_kg=residual_kg)
         self._residual = PerturbationMean(centred)
         self._kernel = _KernelRidge(e, residual_kg) if e.features_pf is not None else None
         self._knockdown = get_mean_knockdown(e)

@@ -240,6 +240,7 @@ class Nested:
         value = -np.inf
         for index in self._list_parameters(kind):
             known, shared, own = self._crossed(kind, index)
+            known = known if e.borrowed_k is None else known & ~e.borrowed_k
             rows = _thin(np.flatnonzero(known), e.context_k)
             if len(rows) < _LEAST:
                 break

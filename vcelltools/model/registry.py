@@ -7,10 +7,12 @@ A class without ``GRID`` is fitted and used as it is (the baselines that every t
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from vcelltools.errors import UsageError
 from vcelltools.model.baselines import BASELINES, EffectModel, Effects, PerturbationMean
+from vcelltools.model.direction import Directed
 from vcelltools.model.kernel_ridge import KernelRidge
 from vcelltools.model.neighbours import Neighbours
 from vcelltools.model.nested import Nested
@@ -35,7 +37,7 @@ def needs_pseudobulk(kind: str) -> bool:
 
 
 def fit_model(kind: str, effects: Effects, objective: str | None = None) -> EffectModel:
-    """Return a fitted model of effects.
+    """Return a fitted model of effects, which answers each request from runs of its direction if some are known.
 
     Raises
     ------
@@ -44,13 +46,13 @@ def fit_model(kind: str, effects: Effects, objective: str | None = None) -> Effe
     """
     if kind not in MODELS:
         raise UsageError(f"model {kind!r} is not known", hint=f"one of: {', '.join(MODELS)}", field="model")
-    made = MODELS[kind]
-    if not is_nested(kind, objective):
-        return made(effects)
-    if not hasattr(made, "GRID"):
-        made = _give_parts(made)
-    made(effects, **made.GRID[0])  # raises an error for missing inputs before any fold is fitted
-    return Nested(made, effects, objective or "balanced")
+    made, fit = MODELS[kind], MODELS[kind]
+    if is_nested(kind, objective):
+        if not hasattr(made, "GRID"):
+            made = _give_parts(made)
+        made(effects, **made.GRID[0])  # raises an error for missing inputs before any fold is fitted
+        fit = partial(Nested, made, objective=objective or "balanced")
+    return fit(effects) if effects.direction_k is None else Directed(fit, effects)
 
 
 def _give_parts(made: Callable[[Effects], EffectModel]) -> Any:

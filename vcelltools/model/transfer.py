@@ -9,6 +9,8 @@ is therefore computed from the share of expressing controls and their level.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from vcelltools.model.baselines import Effects, PerturbationMean
@@ -31,7 +33,7 @@ class Transfer:
         self._p = pseudocount / _PER_MILLION
         ratio = np.log((self._bulk.cp10k_kg + self._p) / (self._bulk.base_kg + self._p))
         cells = np.minimum(effects.cells_k, _MOST_WEIGHT * np.median(effects.cells_k))
-        self._ratio = PerturbationMean(_with(effects, ratio, cells))
+        self._ratio = PerturbationMean(replace(effects, effect_kg=ratio, cells_k=cells))
 
     def parts(self, pert_q: np.ndarray, context_q: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return the shared effects, and the perturbation-specific effects transferred from other contexts."""
@@ -67,7 +69,3 @@ class Transfer:
         changed = np.log1p(np.expm1(np.minimum(level, 20.0)) * each) * now
         absent = base <= 1e-9  # without a baseline, the new expression itself is the change
         return np.where(absent, np.log1p(np.maximum(np.expm1(ratio_qg) * self._p, 0.0)), changed - mean)
-
-
-def _with(effects: Effects, values_kg: np.ndarray, cells_k: np.ndarray) -> Effects:
-    return Effects(**{**effects.__dict__, "effect_kg": values_kg, "cells_k": cells_k})

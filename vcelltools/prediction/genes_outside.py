@@ -23,6 +23,7 @@ from vcelltools.errors import DataError, spell
 from vcelltools.io import Dataset, open_dataset
 from vcelltools.io.fingerprint import find_difference
 from vcelltools.io.rounding import round_matrix
+from vcelltools.stores.directions import get_senses
 
 if TYPE_CHECKING:
     from scipy import sparse
@@ -76,9 +77,12 @@ _FEW = 5  # minimum degrees of freedom for a variance between lines
 
 
 class Fill:
-    """Shrunken training effects of perturbations on all genes of a panel."""
+    """Shrunken training effects of perturbations on all genes of a panel.
 
-    def __init__(self, stores: tuple[Store, ...], split: Split, panel: Panel) -> None:
+    With a ``direction``, groups that were measured in another one are left out.
+    """
+
+    def __init__(self, stores: tuple[Store, ...], split: Split, panel: Panel, direction: int = -1) -> None:
         self._panel = panel
         self._groups: dict[str, list[tuple[Store, int, int, np.ndarray]]] = {}
         position = {k: i for i, k in enumerate(panel.keys)}
@@ -86,7 +90,9 @@ class Fill:
             there = np.array([position.get(k, -1) for k in _get_keys(store)], np.int64)
             trains, runs = split.get_train_groups(store), store.runs
             control = runs[runs["is_control"]].drop_duplicates("cell_line").set_index("cell_line")["sums_row"]
-            perturbed = runs[~runs["is_control"]].drop_duplicates("sums_row")
+            sense = get_senses(store.directions)
+            fits = (sense == direction) | (sense < 0) | (direction < 0)
+            perturbed = runs[~runs["is_control"] & fits].drop_duplicates("sums_row")
             for r in perturbed.itertuples():
                 if trains[r.sums_row] and r.cell_line in control.index:
                     entry = (store, int(r.sums_row), int(control[r.cell_line]), there)
@@ -192,7 +198,9 @@ def open_source(store: Store, path: Path | None, *, compare: bool = True) -> Dat
             f"{fpath}: the source of the store {store.name} is missing",
             hint=f"pass {spell('source')} FILE, or {spell('basis_only', True)}",
         )
-    source = open_dataset(fpath, modality=facts["modality"], layer=None if facts["layer"] == "X" else facts["layer"])
+    layer = None if facts["layer"] == "X" else facts["layer"]
+    features = {k: facts.get(k) for k in ("modality", "feature_type", "genome")}
+    source = open_dataset(fpath, layer=layer, **features)
     if facts.get("non_integer") == "round":
         source.matrix = round_matrix(source.matrix, store.manifest["seed"])
     # an AnnData in memory has no fingerprint; `read_cells` compares its cells

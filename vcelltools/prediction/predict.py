@@ -15,9 +15,9 @@ from __future__ import annotations
 import gc
 import os
 import shlex
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -29,7 +29,7 @@ from vcelltools.io import open_dataset
 from vcelltools.io.origin import describe_origin
 from vcelltools.io.textfile import read_text
 from vcelltools.io.write.guard import Target, guard_outputs
-from vcelltools.model.baselines import BASELINES, PerturbationMean
+from vcelltools.model.baselines import BASELINES
 from vcelltools.names import read_lines
 from vcelltools.prediction.emission import EMISSIONS, draw_counts, estimate_dispersion, get_factors
 from vcelltools.prediction.emitter import Emitter, fit_emitter
@@ -40,6 +40,7 @@ from vcelltools.prediction.unseen import MEASURED, Vocabulary, extend
 from vcelltools.runtime.memory import peak_memory, trim_heap
 from vcelltools.runtime.progress import SILENT, Progress
 from vcelltools.sampling.lines import find_line
+from vcelltools.stores.directions import get_senses, parse_direction
 from vcelltools.training.inputs import Setup, get_inputs, make_setup
 from vcelltools.training.run_folder import RunFolder
 from vcelltools.training.train import final_part, load_best, predict_effects
@@ -73,6 +74,7 @@ class _Options:
     context_col: str = "context"
     emission: str = "resampled"
     fit_emission: bool = True
+    direction: str | None = None
     seed: int = 0
 
     def get_control(self, store: Store) -> str:
@@ -106,6 +108,7 @@ def predict(
     context_col: str = "context",
     emission: str = "resampled",
     fit_emission: bool = True,
+    direction: str | None = None,
     stores: Sequence[Store] | None = None,
     force: bool = False,
     seed: int = 0,
@@ -137,6 +140,9 @@ def predict(
     fit_emission
         Shrink small effects so that predicted cells have as many significant genes as true ones; see
         :mod:`vcelltools.prediction.emitter`.
+    direction
+        How the perturbations to predict change their targets, such as ``crispri`` or ``crispra``. By default it is that
+        of the held-out group, or of the other perturbations in the line. It needs stores that record directions.
 
     Raises
     ------
@@ -153,7 +159,7 @@ def predict(
     options = _Options(
         perturbations=perturbations, lines=tuple(lines), cells=cells, rules=rules, genes=genes, source=source,
         basis_only=basis_only, pert_col=pert_col, control=control, context_col=context_col, emission=emission,
-        fit_emission=fit_emission, seed=seed,
+        fit_emission=fit_emission, direction=direction, seed=seed,
     )  # fmt: skip
     if emission not in EMISSIONS:
         raise UsageError(
@@ -165,6 +171,7 @@ def predict(
         from vcelltools.prediction.diffusion import draw_cells
 
         given = {"rules": rules, "genes": genes, "source": source, "basis_only": basis_only, "control": control}
+        given["direction"] = direction
         given["emission"] = emission if emission != EMISSIONS[0] else None
         if refused := [spell(k) for k, v in given.items() if v]:
             raise UsageError(
@@ -230,10 +237,10 @@ def _predict(
         )
     store = setup.stores[used.pop()]
     writer = _Writer(setup, folder, store, requests, options)
-    vocabulary = extend(setup, [r.perturbation for r in requests])
+    vocabulary = extend(setup, [(r.perturbation, r.line) for r in requests], _read_direction(setup, options.direction))
     effects = _add_parts(folder, vocabulary, requests)
     writer.warnings += vocabulary.warn()
-    writer.evidence = vocabulary.evidence
+    writer.evidence, writer.vocabulary = vocabulary.evidence, vocabulary
     if options.fit_emission:
         writer.emitter = fit_emitter(
             setup, store, partial(_get_part_effects, folder, setup), seed=options.seed, progress=progress
@@ -256,6 +263,22 @@ def _predict(
         warnings=(*writer.warnings, *warnings),
         peak_memory_bytes=peak_memory(),
     )
+
+
+def _read_direction(setup: Setup, text: str | None) -> int | None:
+    """Return the direction of the option; raise a UsageError if it is not known, or the stores have no directions."""
+    if text is None:
+        return None
+    try:
+        name = parse_direction(text, where=spell("direction"))
+    except DataError as e:
+        raise UsageError(e.message, hint=e.hint, field="direction") from e
+    if setup.effects.direction_k is None:
+        raise UsageError(
+            f"{spell('direction', text)}: no store records the direction of its perturbations",
+            hint=f"build the stores with {spell('direction')} or {spell('direction_col')}", field="direction",
+        )  # fmt: skip
+    return int(get_senses(np.array([name]))[0])
 
 
 def _make_requests(setup: Setup, options: _Options) -> list[Request]:
@@ -299,7 +322,7 @@ def get_effects(folder: RunFolder | None, setup: Setup, requests: list[Request])
     of all perturbations in its line (or in all lines, if none was measured in it), as scaled by the model. The effects
     of the parts of a combination, ``A+B`` or ``A|B``, are added.
     """
-    return _add_parts(folder, extend(setup, [r.perturbation for r in requests]), requests)
+    return _add_parts(folder, extend(setup, [(r.perturbation, r.line) for r in requests]), requests)
 
 
 def _add_parts(folder: RunFolder | None, vocabulary: Vocabulary, requests: list[Request]) -> np.ndarray:
@@ -318,7 +341,12 @@ def _add_parts(folder: RunFolder | None, vocabulary: Vocabulary, requests: list[
 
 
 def _get_part_effects(
-    folder: RunFolder | None, setup: Setup, pert: np.ndarray, line: np.ndarray, *, shared: frozenset[int] = frozenset()
+    folder: RunFolder | None,
+    setup: Setup,
+    pert: np.ndarray,
+    line: np.ndarray,
+    *,
+    shared: frozenset[tuple[int, int]] = frozenset(),
 ) -> np.ndarray:
     """Return the effects (k, g) of perturbations in lines; those of ``shared`` are predicted by the mean effect."""
     kind = setup.settings.model
@@ -328,9 +356,9 @@ def _get_part_effects(
 
     from vcelltools.model.step import make_effect
 
-    known = np.array([p not in shared for p in pert.tolist()], bool)
+    known = np.array([pair not in shared for pair in zip(pert.tolist(), line.tolist(), strict=True)], bool)
     effects = np.zeros((len(pert), len(setup.genes)))
-    effects[~known] = PerturbationMean(setup.effects).common_cg[line[~known]]
+    effects[~known] = setup.get_shared(pert[~known], line[~known])
     if known.any():
         model = setup.model_config()
         effect = make_effect(model, setup.step_config(jax.default_backend()))
@@ -412,18 +440,19 @@ class _Writer:
         self.control, self.counts = options.get_control(store), options.rules == 2026
         self.warnings: list[str] = []
         self.emitter = Emitter()
-        self.evidence: dict[str, str] = {}
+        self.evidence: dict[tuple[str, str], str] = {}
+        self.vocabulary: Vocabulary | None = None
         self._source = Path(options.source) if options.source else None
         if options.basis_only:
             genes = setup.genes
             everything = np.arange(len(genes))
             self.panel = Panel(names=genes, basis_m=everything, sums_m=np.full(len(genes), -1), keys=[])
-            self.fill = None
+            self.get_fill: Callable[[int], Fill] | None = None
         else:
             with open_source(store, self._source) as file:
                 self.panel = make_panel(store, file)
             assert setup.sampler.split is not None
-            self.fill = Fill(setup.stores, setup.sampler.split, self.panel)
+            self.get_fill = cache(partial(Fill, setup.stores, setup.sampler.split, self.panel))
         self.names = self.panel.names
         self.order: np.ndarray | None = None
         self.moved_m = np.zeros(len(self.panel.names), bool)
@@ -504,7 +533,7 @@ class _Writer:
                 index=[f"cell_{i}" for i in range(sum(sizes))],
             )
             if set(self.evidence.values()) - {MEASURED}:  # a column is written unless everything was measured
-                said = [self.evidence.get(p, "controls") for p, _, _ in parts]
+                said = [self.evidence.get((p, line), "controls") for p, line, _ in parts]
                 obs["evidence"] = pd.Categorical(np.repeat(said, sizes))
             file.finish(obs=obs)
         progress.finish()
@@ -523,7 +552,9 @@ class _Writer:
         rounds = [rng.permutation(pool.n_cells) for _ in range(-(-request.n_cells // pool.n_cells))]
         picked = np.concatenate(rounds)[: request.n_cells]
         basis = self.panel.basis_m
-        effect = self.fill.effect(request.perturbation) if self.fill else np.zeros(len(basis))
+        effect = np.zeros(len(basis))
+        if self.get_fill is not None:
+            effect = self.get_fill(self._get_direction(request)).effect(request.perturbation)
         effect[basis >= 0] = effect_g[basis[basis >= 0]]
         self.moved_m |= effect != 0
         if self.options.fit_emission:
@@ -544,6 +575,13 @@ class _Writer:
         for rows in self._blocks(picked):
             cells = move_cells(pool.log1p(rows).toarray(), effect, stats, rng)
             yield self._pack(self._round(cells, pool, rows, rng) if self.counts else cells)
+
+    def _get_direction(self, request: Request) -> int:
+        """Return the direction in which a perturbation is requested, -1 if it is unknown."""
+        assert self.vocabulary is not None
+        setup = self.vocabulary.setup
+        line = np.array([setup.screen.lines.index(request.line)])
+        return int(setup.effects.get_directions(np.array(self.vocabulary.parts[request.perturbation][:1]), line)[0])
 
     def _round(self, cells: np.ndarray, pool: Pool, rows: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """Return log1p CP10K as counts with the library sizes of the cells, rounded at random."""

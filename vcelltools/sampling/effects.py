@@ -24,6 +24,7 @@ from vcelltools.names import fold
 from vcelltools.runtime.progress import SILENT, Progress
 from vcelltools.sampling.lines import list_lines, name_line
 from vcelltools.sampling.splits import Split, hold_out, rank_perturbations
+from vcelltools.stores.directions import get_senses
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -42,7 +43,8 @@ class Screen:
     Attributes
     ----------
     groups
-        One row per group: ``store_id, line_id, pert_id, cells, part, perturbation, line``.
+        One row per group: ``store_id, line_id, pert_id, cells, part, perturbation, line, direction`` (a position in
+        :data:`vcelltools.stores.directions.SENSES`, -1 if it is unknown).
     effect_kg
         (k, g) float32: effects of the groups, log1p CP10K.
     control_cg
@@ -53,6 +55,8 @@ class Screen:
         The vocabularies; perturbation 0 is the control, a line is ``STORE.LINE``.
     target_p
         (p,) int64: position of the targeted gene, -1 if it is not in the basis.
+    direction_c
+        (lines,) int64: the direction of the perturbations of each line, -1 if it is unknown or differs.
     pseudobulk
         Mean CP10K of all groups, if they were requested.
     """
@@ -65,6 +69,7 @@ class Screen:
     perturbations: list[str]
     lines: list[str]
     target_p: np.ndarray
+    direction_c: np.ndarray
     pseudobulk: Pseudobulk | None = None
 
     @cached_property
@@ -101,7 +106,7 @@ class Screen:
 
         rows = self.rows("train")
         pert, line = self.ids(rows)
-        bulk = self.pseudobulk
+        bulk, direction = self.pseudobulk, self.groups["direction"].to_numpy(np.int64)
         if bulk is not None:
             bulk = replace(bulk, cp10k_kg=bulk.cp10k_kg[rows], base_kg=bulk.base_kg[rows])
         return Effects(
@@ -115,7 +120,16 @@ class Screen:
             features_pf=features_pf,
             network_pp=network_pp,
             pseudobulk=bulk,
+            direction_k=direction[rows] if (direction >= 0).any() else None,
+            direction_pc=self._list_directions() if (direction >= 0).any() else None,
         )
+
+    def _list_directions(self) -> np.ndarray:
+        """Return the direction (p, lines) of every group, and that of its line for groups that were not measured."""
+        out = np.tile(self.direction_c, (len(self.perturbations), 1))
+        pert, line = self.ids(np.arange(len(self.groups)))
+        out[pert, line] = self.groups["direction"].to_numpy(np.int64)
+        return out
 
 
 def make_screen(
@@ -128,11 +142,16 @@ def make_screen(
     line_id = {name: i for i, name in enumerate(lines)}
     n_genes = stores[0].n_genes
     control_cg = np.zeros((len(lines), n_genes))
+    direction_c = np.full(len(lines), -1)
     records, effects = [], []
     progress.start("measure effects", sum(s.n_cells for s in stores), "cells")
     for k, store in enumerate(stores):
         runs, parts = store.runs, split.get_run_parts(store)
-        controls, held = _mean_controls(store), 0
+        controls, held, sense = _mean_controls(store), 0, get_senses(store.directions)
+        for line, members in runs.groupby("cell_line"):
+            some = np.unique(sense[members.index])
+            some = some[some >= 0]
+            direction_c[line_id[name_line(store.name, line)]] = some[0] if len(some) == 1 else -1
         for (line, pert), members in runs[~runs["is_control"]].groupby(["cell_line", "perturbation"], sort=True):
             part = parts[members.index[0]]
             if part is None or (line, None) not in controls:
@@ -148,7 +167,7 @@ def make_screen(
                 store.release()
                 held = 0
             name = name_line(store.name, line)
-            records.append((k, line_id[name], pert_id[pert], cells, part, pert, name))
+            records.append((k, line_id[name], pert_id[pert], cells, part, pert, name, sense[members.index[0]]))
             effects.append(((total - baseline) / cells).astype(np.float32))
         for (line, context), mean in controls.items():
             if context is None:
@@ -157,7 +176,7 @@ def make_screen(
     progress.finish()
     if not records:
         raise DataError("no perturbation has both cells and controls in its cell line")
-    columns = ["store_id", "line_id", "pert_id", "cells", "part", "perturbation", "line"]
+    columns = ["store_id", "line_id", "pert_id", "cells", "part", "perturbation", "line", "direction"]
     return Screen(
         stores=tuple(stores),
         groups=pd.DataFrame(records, columns=columns),
@@ -167,6 +186,7 @@ def make_screen(
         perturbations=perturbations,
         lines=lines,
         target_p=find_targets(stores[0], perturbations),
+        direction_c=direction_c,
     )
 
 

@@ -8,6 +8,7 @@ runs; an uncompressed h5ad is memory-mapped, so that the cost of a cell depends 
 from __future__ import annotations
 
 import os
+import sys
 import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -24,6 +25,9 @@ VALUES = ("counts", "log1p", "cp10k", "log1p-cp10k")
 _EXPERIMENT = ("experiment", "SRX_accession")
 _GAP = 4  # largest gap, in cells, between requested cells that are read together
 _CACHED_BYTES = 64 << 20
+_KEPT_BYTES = 256 << 20  # the largest batch whose memory is used again
+_MOST_ROOMS = 2
+_UNUSED = 2  # references to a room that only the list holds: the list's, and the call's that counts them
 Item = tuple[np.ndarray, dict[str, Any]]
 
 
@@ -72,6 +76,7 @@ class CellDataset:
         self._paths = _find_files(source)
         self._wanted = _read_wanted(genes)
         self._lock = threading.Lock()
+        self._rooms: list[np.ndarray] = []
         self._pid = -1
         self._files: list[_File] = []
         files = self._get_files()
@@ -82,7 +87,7 @@ class CellDataset:
         return int(self.starts[-1])
 
     def __getstate__(self) -> dict[str, Any]:
-        return {k: v for k, v in self.__dict__.items() if k != "_lock"} | {"_files": [], "_pid": -1}
+        return {k: v for k, v in self.__dict__.items() if k != "_lock"} | {"_files": [], "_rooms": [], "_pid": -1}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -123,7 +128,7 @@ class CellDataset:
         files = self._get_files()
         file = np.searchsorted(self.starts, at, side="right") - 1
         local = at - self.starts[file]
-        X = np.zeros((len(at), len(self.genes)), np.float32)
+        X = self._get_room(len(at))
         about: dict[str, Any] = {"cell_id": [""] * len(at), "experiment_id": [""] * len(at)}
         genes, umis = np.zeros(len(at), np.int64), np.zeros(len(at), np.int64)
         for k in np.unique(file).tolist():
@@ -131,13 +136,27 @@ class CellDataset:
             f = files[k]
             cells = local[rows]
             genes[rows], umis[rows] = f.gene_count[cells], f.umi_count[cells]
-            block = X if len(rows) == len(at) else np.zeros((len(rows), X.shape[1]), np.float32)
-            f.fill(cells, self._get_factors(umis[rows]), self.values.startswith("log1p"), block, threads)
-            if block is not X:
-                X[rows] = block
+            f.fill(cells, self._get_factors(umis[rows]), self.values.startswith("log1p"), X, rows, threads)
             for i, cell in zip(rows.tolist(), cells.tolist(), strict=True):
                 about["cell_id"][i], about["experiment_id"][i] = f.barcodes[cell], f.experiments[cell]
         return X, {**about, "gene_count": genes, "umi_count": umis, "batch_idx": file, "local_idx": local}
+
+    def _get_room(self, n: int) -> np.ndarray:
+        """Return (n, genes) float32, in the memory of an earlier batch if nothing refers to it any more.
+
+        The system clears fresh memory page by page, which costs more than the values of a cell.
+        """
+        with self._lock:
+            rooms = self._rooms
+            unused = [k for k in range(len(rooms)) if sys.getrefcount(rooms[k]) == _UNUSED]  # views refer to their room
+            fitting = [k for k in unused if len(rooms[k]) >= n]
+            if fitting:
+                return rooms[fitting[0]][:n]
+            room = np.empty((n, len(self.genes)), np.float32)
+            if room.nbytes <= _KEPT_BYTES:
+                used = [rooms[k] for k in range(len(rooms)) if k not in unused]
+                self._rooms = [*used[1 - _MOST_ROOMS :], room]
+            return room[:n]
 
     def _get_factors(self, library: np.ndarray) -> np.ndarray:
         if "cp10k" not in self.values:
@@ -234,8 +253,10 @@ class _File:
         self.position = np.array([at.get(g, -1) for g in self.names], np.int32)
         return {g for g in self.names if g in at}
 
-    def fill(self, cells: np.ndarray, factor: np.ndarray, log: bool, out: np.ndarray, threads: int | None) -> None:
-        """Write the values of some cells to ``out``, which is zero on entry."""
+    def fill(
+        self, cells: np.ndarray, factor: np.ndarray, log: bool, out: np.ndarray, to: np.ndarray, threads: int | None
+    ) -> None:
+        """Write some cells as the rows ``to`` of ``out``, whatever they held."""
         raise NotImplementedError
 
 
@@ -286,27 +307,26 @@ class _MatrixFile(_File):
                 genes[a : a + len(block)] += (block != 0).sum(axis=1)
         return genes, counts
 
-    def fill(self, cells: np.ndarray, factor: np.ndarray, log: bool, out: np.ndarray, threads: int | None) -> None:
+    def fill(
+        self, cells: np.ndarray, factor: np.ndarray, log: bool, out: np.ndarray, to: np.ndarray, threads: int | None
+    ) -> None:
         m = self._ds.matrix
         if isinstance(m, DenseMatrix):
-            self._fill_dense(m, cells, factor, log, out)
+            self._fill_dense(m, cells, factor, log, out, to)
         elif self._whole is not None:
-            self._spread(m.indptr[cells], m.indptr[cells + 1], *self._whole, factor, log, out, threads)
+            self._spread(m.indptr[cells], m.indptr[cells + 1], *self._whole, factor, log, out, to, threads)
         else:
             for a, b, rows in _get_runs(cells):
                 chunk = m.read(Span(a, b, 0, 0), Buffers())  # type: ignore[union-attr]
                 at = cells[rows] - a
-                block = np.zeros((len(rows), out.shape[1]), np.float32)
-                self._spread(
-                    chunk.indptr[at], chunk.indptr[at + 1], chunk.indices, chunk.data, factor[rows], log, block, threads
-                )
-                out[rows] = block
+                ends = chunk.indptr[at], chunk.indptr[at + 1]
+                self._spread(*ends, chunk.indices, chunk.data, factor[rows], log, out, to[rows], threads)
 
-    def _spread(self, starts, stops, indices, data, factor, log, out, threads: int | None) -> None:
+    def _spread(self, starts, stops, indices, data, factor, log, out, to, threads: int | None) -> None:
         from vcelltools.kernels.cells import BAD_INDEX, spread_cells
 
         def work(span: tuple[int, int]) -> int:
-            return spread_cells(starts, stops, indices, data, self.position, factor, log, out, *span)
+            return spread_cells(starts, stops, indices, data, self.position, factor, log, out, to, *span)
 
         n = get_threads(threads)
         cuts = np.linspace(0, len(starts), n + 1).astype(int)
@@ -319,12 +339,14 @@ class _MatrixFile(_File):
         if BAD_INDEX in found:
             raise DataError(f"{self.path}: an index is outside the {len(self.names):,} genes; the file is damaged")
 
-    def _fill_dense(self, m: DenseMatrix, cells: np.ndarray, factor: np.ndarray, log: bool, out: np.ndarray) -> None:
+    def _fill_dense(
+        self, m: DenseMatrix, cells: np.ndarray, factor: np.ndarray, log: bool, out: np.ndarray, to: np.ndarray
+    ) -> None:
         from vcelltools.kernels.cells import spread_dense
 
         for a, b, rows in _get_runs(cells):
             block = self._read_block(m, a, b)
-            spread_dense(block, cells[rows] - a, self.position, factor[rows], log, out, rows)
+            spread_dense(block, cells[rows] - a, self.position, factor[rows], log, out, to[rows])
 
     def _read_block(self, m: DenseMatrix, a: int, b: int) -> np.ndarray:
         """Return the cells ``a:b``; their chunk is kept, because the next cell is often in it."""
@@ -363,14 +385,16 @@ class _StoreFile(_File):
             parts = [np.diff(self._store.counts(slice(a, a + (1 << 14))).indptr) for a in steps]
             self.gene_count = np.concatenate(parts).astype(np.int64)
 
-    def fill(self, cells: np.ndarray, factor: np.ndarray, log: bool, out: np.ndarray, threads: int | None) -> None:
+    def fill(
+        self, cells: np.ndarray, factor: np.ndarray, log: bool, out: np.ndarray, to: np.ndarray, threads: int | None
+    ) -> None:
         from vcelltools.kernels.cells import spread_cells
 
         m = self._store.counts(cells)
         ends = m.indptr.astype(np.int64)
         spread_cells(
             ends[:-1], ends[1:], m.indices, m.data, self.position,
-            factor, log, out, 0, len(cells),
+            factor, log, out, to, 0, len(cells),
         )  # fmt: skip
 
 

@@ -21,8 +21,8 @@ from vcelltools.files.convert import ConvertResult, copy_cells
 from vcelltools.io import Dataset, open_dataset
 from vcelltools.io.chunks import Chunk
 from vcelltools.io.dataset import list_choices
+from vcelltools.io.features import read_types
 from vcelltools.io.frame import write_frame
-from vcelltools.io.hdf5.table import PickedTable
 from vcelltools.io.results import Shown
 from vcelltools.io.stream import map_spans
 from vcelltools.io.table import Column
@@ -49,7 +49,9 @@ class GuideResult(Shown):
     Attributes
     ----------
     source, modality, method
-        The source, the modality of the guides, and the method of assignment.
+        The source, the modality or feature type of the guides, and the method of assignment.
+    part
+        The arguments of :func:`vcelltools.io.open_dataset` that open the guides.
     cells, guides, targets
         (n,) names of the cells; (g,) names of the guides, and (g,) their targets.
     how
@@ -66,6 +68,7 @@ class GuideResult(Shown):
 
     source: str
     modality: str | None
+    part: dict[str, str | None]
     method: str
     cells: np.ndarray
     guides: np.ndarray
@@ -183,6 +186,8 @@ class GuideResult(Shown):
         single: bool = False,
         modality: str | None = None,
         layer: str | None = None,
+        feature_type: str | None = None,
+        genome: str | None = None,
         force: bool = False,
         threads: int | None = None,
         progress: Progress = SILENT,
@@ -195,7 +200,7 @@ class GuideResult(Shown):
             The file with the transcriptome; cells are matched by name.
         single
             Keep only cells whose guides have exactly one target.
-        modality, layer
+        modality, layer, feature_type, genome
             The matrix to write as X; by default the counts of the transcriptome. Layers, obsm and uns are copied.
 
         Raises
@@ -203,7 +208,7 @@ class GuideResult(Shown):
         DataError
             If names of cells are not unique, no cell has a guide, or no cell is left.
         """
-        with open_dataset(source, modality=modality, layer=layer) as ds:
+        with open_dataset(source, modality=modality, layer=layer, feature_type=feature_type, genome=genome) as ds:
             at = match_cells(ds.obs.index, self.cells, ds.label)
             columns = {k: _take(c, at) for k, c in self.get_columns().items()}
             rows = np.flatnonzero(columns["single_target"].values) if single else None  # type: ignore[arg-type]
@@ -244,13 +249,17 @@ def _take(column: Column, at: np.ndarray) -> Column:
 
 
 def open_guides(
-    source: str | os.PathLike | AnnData, *, modality: str | None = None, layer: str | None = None
+    source: str | os.PathLike | AnnData,
+    *,
+    modality: str | None = None,
+    layer: str | None = None,
+    feature_type: str | None = None,
 ) -> Dataset:
     """Open the counts of the guides: a modality of an h5mu file, or the features of type ``CRISPR Guide Capture``.
 
     Parameters
     ----------
-    modality
+    modality, feature_type
         The modality or the feature type; by default the only one whose name indicates guides.
     layer
         As in :func:`vcelltools.io.open_dataset`.
@@ -260,8 +269,8 @@ def open_guides(
     DataError
         If there are no guides, or several candidates.
     """
-    if modality is not None:
-        return open_dataset(source, modality=modality, layer=layer)
+    if modality is not None or feature_type is not None:
+        return open_dataset(source, modality=modality, layer=layer, feature_type=feature_type)
     names = list(dict.fromkeys(m for m, _ in list_choices(source) if m is not None))
     if not names:
         names = _list_types(source)
@@ -282,10 +291,9 @@ def open_guides(
 
 def _list_types(source: str | os.PathLike | AnnData) -> list[str]:
     """Return the feature types of a file that is not an h5mu file."""
-    with open_dataset(source) as ds:
-        var = ds.var.whole if isinstance(ds.var, PickedTable) else ds.var
-        column = next((c for c in ("feature_types", "feature_type") if c in var.columns), None)
-        types = [] if column is None else list(dict.fromkeys(v for v in var.column(column).labels() if v))
+    with open_dataset(source, feature_type="all") as ds:
+        found = read_types(ds.var)
+        types = [] if found is None else list(dict.fromkeys(v for v in found[1] if v))
         return [] if "protein_coding" in types else types  # the types are biotypes, which include guide_RNA
 
 
@@ -308,6 +316,7 @@ def guides(
     target_col: str | None = None,
     modality: str | None = None,
     layer: str | None = None,
+    feature_type: str | None = None,
     threads: int | None = None,
     progress: Progress = SILENT,
 ) -> GuideResult:
@@ -327,7 +336,7 @@ def guides(
         A CSV file of guides and their targets.
     target_col
         Column of the guides' var with their targets; by default a usual one, or else their names are parsed.
-    modality
+    modality, feature_type
         Modality or feature type of the guides, if it is not found by its name.
     layer
         Layer with the counts of the guides.
@@ -353,7 +362,7 @@ def guides(
         verb = "needs" if threshold is None else "can only be used with"
         raise UsageError(f"{spell('threshold')} {verb} {spell('method', 'threshold')}", hint="pass both or neither")
     check_number("threshold", threshold, low=1)
-    with open_guides(source, modality=modality, layer=layer) as ds:
+    with open_guides(source, modality=modality, layer=layer, feature_type=feature_type) as ds:
         stats = scan(ds, threads=threads, progress=progress, phase="counting guides")
         names = ds.var.index
         if len(set(names.tolist())) < len(names):
@@ -365,8 +374,9 @@ def guides(
         fits = fit(stats.histograms, method, threshold, threads=threads)
         indptr, indices = _assign(ds, fits.threshold_g, threads=threads, progress=progress)
         return GuideResult(
-            source=ds.label, modality=ds.modality, method=method, cells=ds.obs.index, guides=names,
-            targets=said.labels, how=said.how, indptr=indptr, indices=indices, counts_n=stats.library_size,
+            source=ds.label, modality=ds.modality or ds.feature_type, part=ds.part, method=method,
+            cells=ds.obs.index, guides=names, targets=said.labels, how=said.how, indptr=indptr, indices=indices,
+            counts_n=stats.library_size,
             fits=fits, notes=[*ds.notes, *said.notes], warnings=_find_doubts(indptr, fits, said),
         )  # fmt: skip
 
@@ -443,7 +453,7 @@ def compare_assignments(
     DataError
         If the layer does not exist, or has other guides.
     """
-    with open_dataset(source, modality=result.modality, layer=layer) as ds:
+    with open_dataset(source, **{**result.part, "layer": layer}) as ds:
         if not np.array_equal(ds.var.index, result.guides):
             raise DataError(f"{ds.label}: layer {layer} has other guides than those that were assigned")
         indptr, indices = _assign(ds, np.ones(ds.n_genes), threads=threads, progress=SILENT)

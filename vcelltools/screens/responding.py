@@ -146,6 +146,8 @@ class RespondersResult(Shown):
         *,
         modality: str | None = None,
         layer: str | None = None,
+        feature_type: str | None = None,
+        genome: str | None = None,
         force: bool = False,
         threads: int | None = None,
         progress: Progress = SILENT,
@@ -157,7 +159,7 @@ class RespondersResult(Shown):
         DataError
             If the cells of the file differ from those that were measured.
         """
-        with open_dataset(source, modality=modality, layer=layer) as ds:
+        with open_dataset(source, modality=modality, layer=layer, feature_type=feature_type, genome=genome) as ds:
             if not np.array_equal(ds.obs.index, self.cells):
                 raise DataError(f"the cells of {ds.label} differ from those whose response was measured")
             packing = {"compression": None, "level": None, "force": force}
@@ -178,6 +180,9 @@ def responders(
     seed: int = 0,
     modality: str | None = None,
     layer: str | None = None,
+    feature_type: str | None = None,
+    genome: str | None = None,
+    library_size: str | None = None,
     threads: int | None = None,
     progress: Progress = SILENT,
 ) -> RespondersResult:
@@ -197,6 +202,9 @@ def responders(
         Permutations for the p-value of each energy distance (:func:`vcelltools.differential.energy.test_energy`).
     seed
         Random seed of all draws.
+    library_size
+        obs column with the library sizes of the whole transcriptome, by which counts are divided instead of their sum
+        if the file holds only some of the genes.
 
     Raises
     ------
@@ -220,7 +228,9 @@ def responders(
     check_limits(
         max_genes=max_genes, max_controls=max_controls, max_tested=max_tested, permutations=permutations, seed=seed
     )
-    with open_dataset(source, modality=modality, layer=layer) as ds:
+    with open_dataset(
+        source, modality=modality, layer=layer, feature_type=feature_type, genome=genome, library_size=library_size
+    ) as ds:
         cells = read_cells(ds, pert_col, control)
         found = Screen(ds, cells, control, max_genes, max_controls, seed, threads, progress)
         notes = [*ds.notes, *found.scale.notes]

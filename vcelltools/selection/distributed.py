@@ -33,6 +33,8 @@ def scan_on_cluster(
     batch_key: str | None = None,
     modality: str | None = None,
     layer: str | None = None,
+    feature_type: str | None = None,
+    genome: str | None = None,
     part_cells: int = PART_CELLS,
     progress: Progress = SILENT,
 ) -> Statistics:
@@ -41,14 +43,15 @@ def scan_on_cluster(
     A file stored gene by gene is divided into as many ranges of genes as another would be into ranges of cells.
     """
     path = str(Path(source).absolute())
-    with open_dataset(path, modality=modality, layer=layer) as ds:
+    part = {"modality": modality, "layer": layer, "feature_type": feature_type, "genome": genome}
+    with open_dataset(path, **part) as ds:
         labels, batch_n = get_batches(ds, batch_key)
         parts, unit = cut(0, ds.n_cells, part_cells), "cells"
         if ds.matrix.by_gene:
             parts, unit = cut(0, ds.n_genes, -(-ds.n_genes // len(parts))), "genes"
         total = ds.matrix.stored_bytes
         progress.start("reading on the cluster", parts[-1][1], unit)
-        task = {"path": path, "modality": modality, "layer": layer, "batch_key": batch_key}
+        task = {"path": path, "part": part, "batch_key": batch_key}
         futures = client.map(_scan_part, parts, task=task, pure=False)
         library_size = np.zeros(ds.n_cells, np.int64)
         genes_per_cell = np.zeros(ds.n_cells, np.int64)
@@ -76,7 +79,7 @@ def scan_on_cluster(
 def _scan_part(part: tuple[int, int], *, task: dict[str, Any]):
     """Count the cells or the genes of one part (on a worker)."""
     a, b = part
-    with open_dataset(task["path"], modality=task["modality"], layer=task["layer"]) as ds:
+    with open_dataset(task["path"], **task["part"]) as ds:
         labels, batch_n = get_batches(ds, task["batch_key"])
         widths = get_layout_of_pass(ds.matrix, 1, 1).widths
         spans = ds.matrix.plan(start=a, stop=b)

@@ -26,6 +26,8 @@ def plan_hvg(
     batch_key: str | None = None,
     modality: str | None = None,
     layer: str | None = None,
+    feature_type: str | None = None,
+    genome: str | None = None,
     threads: int | None = None,
 ) -> dict[str, Any]:
     """Return sizes, batches, bytes to read, passes, and estimated seconds and peak memory, without the full pass.
@@ -34,7 +36,7 @@ def plan_hvg(
     """
     files, warnings, seconds, memory = [], [], 0.0, 0
     for source in sources:
-        with open_dataset(source, modality=modality, layer=layer) as ds:
+        with open_dataset(source, modality=modality, layer=layer, feature_type=feature_type, genome=genome) as ds:
             require_counts(ds)
             one = _plan_file(ds, batch_key, flavor, get_threads(threads))
             warnings += ds.notes
@@ -65,8 +67,7 @@ def _plan_file(ds: Dataset, batch_key: str | None, flavor: str, threads: int) ->
     census = {} if batch_key is None else dict(zip(labels, np.bincount(codes, minlength=len(labels)), strict=True))
     return {
         "path": ds.label,
-        "modality": ds.modality,
-        "layer": ds.layer,
+        **ds.part,
         "layout": ds.matrix.layout,
         "filters": list(ds.matrix.filters),
         "n_cells": ds.n_cells,

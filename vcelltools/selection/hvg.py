@@ -215,6 +215,9 @@ def compute_hvg(
     batch_key: str | None = None,
     modality: str | None = None,
     layer: str | None = None,
+    feature_type: str | None = None,
+    genome: str | None = None,
+    library_size: str | None = None,
     span: float = 0.3,
     min_share: float = 0.001,
     theta: float = 100.0,
@@ -251,6 +254,9 @@ def compute_hvg(
         Number of worker threads, and of values that each reads at once; neither changes the result.
     dask
         ``local``, or the address of a Dask scheduler whose workers can access the file and count ranges of cells.
+    library_size
+        Flavours that normalise: obs column with the library sizes of the whole transcriptome, by which the counts are
+        divided instead of their sum if the file holds only some of the genes.
     non_integer
         How to handle fractional counts: ``refuse`` them; ``round`` them stochastically with ``seed``; or ``keep`` them,
         with moments of floats instead of exact counts. The last two need a single file, without ``stats_dpath`` and
@@ -270,9 +276,16 @@ def compute_hvg(
     check_number("theta", theta, low=1e-6)
     many = list(sources) if isinstance(sources, list | tuple) else [sources]
     _check_request(many, top, flavor, span, non_integer, stats_dpath, dask)
+    if library_size is not None and not FLAVORS[flavor].needs_values:
+        raise UsageError(
+            f"{spell('library_size')} cannot be used with {spell('flavor', flavor)}, which ranks counts as they are",
+            hint=f"one of: {', '.join(k for k, f in FLAVORS.items() if f.needs_values)}",
+        )
+
+    part: dict[str, Any] = {"modality": modality, "layer": layer, "feature_type": feature_type, "genome": genome}
 
     def opener() -> Dataset:
-        ds = open_dataset(many[0], modality=modality, layer=layer)
+        ds = open_dataset(many[0], **part)
         if non_integer == "round":
             ds.matrix = round_matrix(ds.matrix, seed)
         return ds
@@ -280,9 +293,10 @@ def compute_hvg(
     warnings: list[str] = []
     notes: list[str] = []
     rounded = False
-    as_log = FLAVORS[flavor].takes_log and len(many) == 1 and _holds_log(many[0], modality, layer)
+    as_log = FLAVORS[flavor].takes_log and len(many) == 1 and _holds_log(many[0], part)
     if as_log:
-        refused = {"stats_dpath": stats_dpath, "dask": dask, "non_integer": non_integer != "refuse"}
+        refused = {"stats_dpath": stats_dpath, "dask": dask, "non_integer": non_integer != "refuse",
+                   "library_size": library_size}  # fmt: skip
         if wrong := [spell(k) for k, v in refused.items() if v]:
             raise UsageError(f"{', '.join(wrong)}: not with log1p values", hint="leave it out, or pass counts")
         with opener() as ds:
@@ -292,8 +306,8 @@ def compute_hvg(
         parts = []
         for source in many:
             stats, said = _get_statistics(
-                source, batch_key, modality, layer, stats_dpath, threads=threads, progress=progress,
-                max_values=max_values, dask=dask,
+                source, batch_key, part, stats_dpath, threads=threads, progress=progress, max_values=max_values,
+                dask=dask,
             )  # fmt: skip
             parts.append(stats)
             notes += said
@@ -307,6 +321,8 @@ def compute_hvg(
         of = f"{_label(source)}: " if len(many) > 1 else ""
         warnings += [of + w for w in p.warnings]
         notes += [of + n for n in p.notes]
+    if FLAVORS[flavor].needs_values and not as_log:
+        merged = _divide_by_library(merged, opener, library_size, warnings)
     if top > merged.n_genes:
         warnings.append(f"top is {top:,}, but there are only {merged.n_genes:,} genes; all of them were selected")
     with_batches = batch_key is not None or len(parts) > 1
@@ -329,10 +345,10 @@ def compute_hvg(
         "flavor": flavor,
         "top": top,
         "batch_key": batch_key,
-        "modality": modality,
+        **part,
         "layer": layer or "X",
     }
-    settings |= own
+    settings |= own | ({} if library_size is None else {"library_size": library_size})
     if as_log:
         settings["values"] = "log1p"
     if rounded or non_integer == "keep":
@@ -363,6 +379,9 @@ def hvg(
     batch_key: str | None = None,
     modality: str | None = None,
     layer: str | None = None,
+    feature_type: str | None = None,
+    genome: str | None = None,
+    library_size: str | None = None,
     span: float = 0.3,
     min_share: float = 0.001,
     theta: float = 100.0,
@@ -411,9 +430,10 @@ def hvg(
     if inplace and not hasattr(source, "n_vars"):
         raise UsageError("only an AnnData can be changed in place", hint="remove inplace", field="inplace")
     result = compute_hvg(
-        source, top=top, flavor=flavor, batch_key=batch_key, modality=modality, layer=layer, span=span,
-        min_share=min_share, theta=theta, stats_dpath=stats_dpath, non_integer=non_integer, seed=seed, threads=threads,
-        dask=dask, progress=progress,
+        source, top=top, flavor=flavor, batch_key=batch_key, modality=modality, layer=layer,
+        feature_type=feature_type, genome=genome, library_size=library_size, span=span, min_share=min_share,
+        theta=theta, stats_dpath=stats_dpath,
+        non_integer=non_integer, seed=seed, threads=threads, dask=dask, progress=progress,
     )  # fmt: skip
     frame = result.to_frame()
     if inplace:
@@ -450,8 +470,7 @@ def _label(source: Any) -> str:
 def _get_statistics(
     source: Any,
     batch_key: str | None,
-    modality: str | None,
-    layer: str | None,
+    part: dict[str, Any],
     stats_dpath: str | os.PathLike | None,
     *,
     threads: int | None,
@@ -465,7 +484,7 @@ def _get_statistics(
     from vcelltools.io.survey import require_counts
     from vcelltools.io.write.atomic import locked
 
-    with locked(stats_dpath), open_dataset(source, modality=modality, layer=layer) as ds:
+    with locked(stats_dpath), open_dataset(source, **part) as ds:
         notes = list(ds.notes)
         if stats_dpath is not None and (Path(stats_dpath) / "manifest.json").is_file():
             saved, stale = _load_saved(stats_dpath, ds, batch_key)
@@ -479,9 +498,7 @@ def _get_statistics(
                 from vcelltools.selection.distributed import scan_on_cluster
 
                 with open_cluster(dask) as client:
-                    stats = scan_on_cluster(
-                        source, client, batch_key=batch_key, modality=ds.modality, layer=layer, progress=progress
-                    )
+                    stats = scan_on_cluster(source, client, batch_key=batch_key, progress=progress, **ds.part)
             else:
                 stats = scan(
                     ds,
@@ -496,6 +513,22 @@ def _get_statistics(
                 stats.source["fingerprint"] = fingerprint.result()
                 save_statistics(stats, stats_dpath, force=True)  # new, or replacing stale ones
         return stats, notes
+
+
+def _divide_by_library(
+    stats: Statistics, opener: Callable[[], Dataset], column: str | None, warnings: list[str]
+) -> Statistics:
+    """Return statistics with the library sizes of an obs column; without one, warn of a column with larger totals."""
+    from vcelltools.io.library import check_library, read_library, suggest_library
+
+    with opener() as ds:
+        if column is None:
+            warnings += suggest_library(ds, stats.library_size)
+            return stats
+        given = read_library(ds, column)
+        check_library(given, stats.library_size, column)
+    whole = given.astype(np.int64)
+    return replace(stats, library_size=whole if np.array_equal(whole, given) else given)
 
 
 def _scan_fractions(
@@ -520,13 +553,13 @@ def _scan_fractions(
     return replace(stats, warnings=(*stats.warnings, "fractional counts were rounded up or down at random"))
 
 
-def _holds_log(source: Any, modality: str | None, layer: str | None) -> bool:
+def _holds_log(source: Any, part: dict[str, str | None]) -> bool:
     """Return whether what is opened holds log1p values."""
     from vcelltools.io.counts import get_count_evidence
 
     if isinstance(source, str | os.PathLike) and (Path(source) / "manifest.json").is_file():
         return False
-    with open_dataset(source, modality=modality, layer=layer) as ds:
+    with open_dataset(source, **part) as ds:
         return get_count_evidence(ds.matrix).looks_like in ("log1p", "log1p CP10K")
 
 
@@ -559,7 +592,7 @@ def _load_saved(stats_dpath: str | os.PathLike, ds: Dataset, batch_key: str | No
     saved = load_statistics(stats_dpath)
     differs = find_difference(ds, saved.source)
     now = describe_source(ds)
-    if differs is not None and all(saved.source.get(k) == now[k] for k in ("path", "modality", "layer")):
+    if differs is not None and all(saved.source.get(k) == now[k] for k in ("path", *ds.part)):
         return saved, differs
     if differs is None and saved.source.get("batch_key") != batch_key:
         differs = f"batch_key was {saved.source.get('batch_key')!r} and is {batch_key!r}"

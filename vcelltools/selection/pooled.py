@@ -75,6 +75,8 @@ def compute_pooled(
     compare: bool = False,
     modality: str | None = None,
     layer: str | None = None,
+    feature_type: str | None = None,
+    genome: str | None = None,
     threads: int | None = None,
     progress: Progress = SILENT,
 ) -> PooledResult:
@@ -106,7 +108,8 @@ def compute_pooled(
         raise UsageError(f"values {values!r} are not known", hint=f"one of: {', '.join(VALUES)}")
     if top < 1:
         raise UsageError(f"top is {top}, but must be at least 1")
-    members = name_members(files, layer=layer, modality=modality)
+    part = {"modality": modality, "layer": layer, "feature_type": feature_type, "genome": genome}
+    members = name_members(files, **part)
     with open_union(members, threads=threads, progress=progress) as union:
         batch, labels = read_batches(union, batch_effect)
         kinds = {"counts", values, *(["log1p-cp10k"] if compare else [])}
@@ -127,7 +130,7 @@ def compute_pooled(
     }  # fmt: skip
     warnings = _describe(chosen, eligible, m.between_share, labels, batch_effect, top, least)
     settings = {"flavor": "dispersion", "pooled": True, "top": top, "values": values, "min_share": min_share,
-                "batch_effect": batch_effect, "modality": modality, "layer": layer or "X"}  # fmt: skip
+                "batch_effect": batch_effect, **part, "layer": layer or "X"}  # fmt: skip
     return PooledResult(
         genes=names,
         labels=names,

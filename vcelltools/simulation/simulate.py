@@ -63,6 +63,7 @@ class Settings:
     inert: float = 0.2
     escape: float = 0.0
     shared: float = 0.7
+    activated: int = 0
     genes_drop: float = 0.0
     depth: float | None = None
     density: float | None = None
@@ -81,6 +82,7 @@ class Settings:
             value = getattr(self, name)
             if value is not None and not 0 <= value <= 1:
                 raise UsageError(f"{name} is {value}, but must be a fraction between 0 and 1")
+        check_number("activated", self.activated, low=0, high=self.cell_lines)
         check_number("depth", self.depth)
         check_number("density", self.density)
         check_number("seed", self.seed)
@@ -328,6 +330,9 @@ def _make_obs(s: Settings, world: World, plan: _Plan) -> pd.DataFrame:
     columns["batch"] = pd.Categorical.from_codes(plan.batch_n, categories=batches)
     if s.like != "kolf" or s.cell_lines > 1:
         columns["cell_line"] = pd.Categorical.from_codes(plan.line_n, categories=lines)
+    if s.activated:
+        raised = plan.line_n >= s.cell_lines - s.activated
+        columns["direction"] = pd.Categorical(np.where(raised, "crispra", "crispri"))
     return pd.DataFrame(columns, index=_make_barcodes(s.cells, s.seed))
 
 
@@ -419,6 +424,7 @@ def simulate(
     inert: float = 0.2,
     escape: float = 0.0,
     shared: float = 0.7,
+    activated: int = 0,
     genes_drop: float = 0.0,
     depth: float | None = None,
     density: float | None = None,
@@ -463,6 +469,9 @@ def simulate(
     inert, shared, escape
         Fraction of perturbations that only lower their target (0.2); fraction of an effect common to all
         lines (0.7); fraction of perturbed cells that do not respond (0).
+    activated
+        Number of cell lines, the last ones, that are screened by CRISPRa instead of CRISPRi: targets rise, and the
+        effects on other genes are reversed, 0.7 times as large. The obs column ``direction`` is then written.
     depth, density
         Median number of molecules per cell (6,819, or less with fewer than 12,000 genes), or the fraction of non-zeros.
     seed
@@ -504,6 +513,7 @@ def simulate(
         inert=inert,
         escape=escape,
         shared=shared,
+        activated=activated,
         genes_drop=genes_drop,
         depth=depth,
         density=density,
@@ -542,6 +552,7 @@ def simulate(
         n_batches=s.batches,
         shared=s.shared,
         inert=s.inert,
+        activated=s.activated,
         drop=s.genes_drop,
         seed=s.seed,
         effect_seed=s.seed if s.effect_seed is None else s.effect_seed,

@@ -34,10 +34,12 @@ _DIRECT_LOG_MEAN, _DIRECT_LOG_SD = -0.7, 0.5  # parameters of abs(natural-log fo
 _RESIDUAL = (0.1, 0.35)  # remaining expression of the target
 _STRENGTH_LOG_MEAN, _STRENGTH_LOG_SD = -0.5, 0.7  # few strong effects, most weak
 _MAX_LFC = 4.0
+_ACTIVATION = (2.0, 6.0)  # range of the fold change of a target that CRISPRa activates
+_ACTIVATION_SIZE = 0.7  # CRISPRa: size of the reversed downstream effects
 _EMBEDDING_NOISE = 0.3
 N_FEATURES = 32
 
-_GENES, _LINE, _PERT, _PERT_LINE, _PROGRAMMES, _EMBED, _BATCH, _STATES, _TARGETS = range(1, 10)
+_GENES, _LINE, _PERT, _PERT_LINE, _PROGRAMMES, _EMBED, _BATCH, _STATES, _TARGETS, _ACTIVATED = range(1, 11)
 
 
 def rng(seed: int, what: int, which: int = 0, sub: int = 0) -> np.random.Generator:
@@ -156,9 +158,20 @@ def _draw_programmes(means_g: np.ndarray, seed: int) -> list[tuple[np.ndarray, n
 
 
 def _draw_effects(
-    means_g: np.ndarray, targets: np.ndarray, which: np.ndarray, lines: range, *, shared: float, inert: float, seed: int
+    means_g: np.ndarray,
+    targets: np.ndarray,
+    which: np.ndarray,
+    lines: range,
+    *,
+    activated: int,
+    shared: float,
+    inert: float,
+    seed: int,
 ) -> tuple[Effects, np.ndarray]:
-    """Return the effects of perturbations ``which`` in ``lines``, and the (g, d) latent vectors of all genes."""
+    """Return the effects of perturbations ``which`` in ``lines``, and the (g, d) latent vectors of all genes.
+
+    The last ``activated`` lines are screened by CRISPRa: effects are reversed.
+    """
     n_genes = len(means_g)
     latent = rng(seed, _EMBED).normal(size=(n_genes, N_LATENT))
     answer = rng(seed, _PROGRAMMES, 1).normal(size=(N_LATENT, _N_PROGRAMMES)) / np.sqrt(N_LATENT)
@@ -188,6 +201,9 @@ def _draw_effects(
                 lfc[genes] += strength * mixed[k] * loadings
             np.clip(lfc, -_MAX_LFC, _MAX_LFC, out=lfc)
             lfc[target] = np.log(residual)
+            if line >= lines.stop - activated:
+                lfc *= -_ACTIVATION_SIZE
+                lfc[target] = np.log(rng(seed, _ACTIVATED, int(p), line).uniform(*_ACTIVATION))
             support = np.flatnonzero(np.abs(lfc) > 1e-3)
             indices.append(support.astype(np.int32))
             data.append(lfc[support].astype(np.float32))
@@ -241,6 +257,7 @@ def make_world(
     n_batches: int,
     shared: float,
     inert: float,
+    activated: int,
     drop: float,
     seed: int,
     effect_seed: int,
@@ -257,6 +274,8 @@ def make_world(
         Index of the first cell line.
     shared, inert
         Fraction of the effects common to all lines; fraction of perturbations without a downstream effect.
+    activated
+        Number of lines, the last ones, whose perturbations activate their targets.
     seed, effect_seed
         ``effect_seed`` determines genes, lines and effects; ``seed`` determines everything else.
     """
@@ -265,7 +284,9 @@ def make_world(
     r = rng(seed, _TARGETS, 1)
     which = np.sort(r.permutation(n_universe)[:n_perturbations])
     lines = range(first_line, first_line + n_lines)
-    effects, latent = _draw_effects(means, targets, which, lines, shared=shared, inert=inert, seed=effect_seed)
+    effects, latent = _draw_effects(
+        means, targets, which, lines, activated=activated, shared=shared, inert=inert, seed=effect_seed
+    )
     keep = np.ones(n_genes, bool)
     if drop > 0:
         free = np.setdiff1d(np.arange(n_genes), targets)

@@ -162,12 +162,14 @@ def rank_dataset(
     from vcelltools.stores.building.labels import read_labels
 
     path = base / spec.path
+    part: dict[str, Any] = {
+        "modality": spec.modality, "layer": spec.layer, "feature_type": spec.feature_type, "genome": spec.genome
+    }  # fmt: skip
     result = compute_hvg(
         path,
         top=1 << 40,
         flavor=flavor,
-        modality=spec.modality,
-        layer=spec.layer,
+        **part,
         stats_dpath=base / spec.stats if spec.stats else None,
         threads=threads,
         progress=progress,
@@ -178,7 +180,7 @@ def rank_dataset(
         ids = np.array([strip_version(x) if is_ensembl(x) else None for x in names], dtype=object)
         genes = Genes(ids=ids, names=names, id_source=None, name_source="statistics")
     else:
-        with open_dataset(path, modality=spec.modality, layer=spec.layer) as ds:
+        with open_dataset(path, **part) as ds:
             genes = read_genes(ds.var, id_col=spec.gene_id_col, name_col=spec.gene_name_col)
             if targets:
                 labels = tuple(read_labels(ds.obs, spec, where=ds.label).perturbations[1:])

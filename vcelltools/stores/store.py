@@ -14,6 +14,7 @@ from vcelltools.config import load_config
 from vcelltools.errors import DataError, UsageError, checked
 from vcelltools.io.hdf5.direct import DirectFile, get_resident_share, pread_into
 from vcelltools.kernels.store import counts_to_csr
+from vcelltools.stores.directions import UNKNOWN
 from vcelltools.stores.files import trim
 from vcelltools.stores.format import (
     MANIFEST,
@@ -155,12 +156,19 @@ class Store:
 
     @cached_property
     def runs(self) -> pd.DataFrame:
-        """(cell_line, perturbation, context) -> start, length, is_control, sums_row; in store order."""
+        """(cell_line, perturbation, context) -> start, length, is_control, sums_row (and direction, if given)."""
         runs = self._read_table("runs.parquet")
         start, length = runs["start"].to_numpy(), runs["length"].to_numpy()
         if len(runs) == 0 or start[0] != 0 or (start + length != np.append(start[1:], self.n_cells)).any():
             raise DataError(f"{self.path / 'runs.parquet'}: its runs do not tile the cells")
         return runs
+
+    @property
+    def directions(self) -> np.ndarray:
+        """(runs,) object: how each run's perturbation changes its target, such as ``crispri``, or ``unknown``."""
+        if "direction" not in self.runs:
+            return np.full(len(self.runs), UNKNOWN, object)
+        return self.runs["direction"].to_numpy(dtype=object)
 
     @cached_property
     def library_size(self) -> np.ndarray:

@@ -56,9 +56,10 @@ def choose_share(scores: list[Slice]) -> int:
 
 def evaluate_baselines(effects: Effects, screen: Screen, part: str) -> dict[str, dict[str, Any]]:
     """Return the scores of control-mean, perturbation-mean and ridge, with intervals."""
-    from vcelltools.model.baselines import BASELINES, fit_baseline
+    from vcelltools.model.baselines import BASELINES
+    from vcelltools.model.registry import fit_model
 
-    return {kind: describe(evaluate(fit_baseline(kind, effects).predict, screen, part)) for kind in BASELINES}
+    return {kind: describe(evaluate(fit_model(kind, effects).predict, screen, part)) for kind in BASELINES}
 
 
 def describe(scores: Slice, seed: int = 0) -> dict[str, Any]:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +27,8 @@ from vcelltools.training.length import set_length
 from vcelltools.training.settings import TrainSettings
 
 if TYPE_CHECKING:
-    from vcelltools.model.baselines import EffectModel, Effects
+    from vcelltools.model.baselines import EffectModel, Effects, PerturbationMean
+    from vcelltools.model.direction import Views
     from vcelltools.model.network import ModelConfig
     from vcelltools.model.step import StepConfig
 
@@ -88,11 +89,31 @@ class Setup:
         return fit_model(self.settings.model, effects, self.settings.objective)
 
     @cached_property
-    def prior_model(self) -> EffectModel:
-        """The model that the priors come from."""
-        from vcelltools.model.baselines import fit_prior
+    def views(self) -> Views:
+        """The training groups as seen from each direction of perturbations."""
+        from vcelltools.model.direction import Views
 
-        return fit_prior(self.settings.prior, self.effects)
+        return Views(self.effects)
+
+    @cached_property
+    def get_prior(self) -> Callable[[int], tuple[EffectModel, PerturbationMean] | None]:
+        """Return the model of the priors and the mean effects for a direction; None if nothing was measured in it."""
+        from vcelltools.model.baselines import PerturbationMean, fit_prior
+
+        @cache
+        def get(direction: int) -> tuple[EffectModel, PerturbationMean] | None:
+            view = self.views.get(direction)
+            return None if view is None else (fit_prior(self.settings.prior, view), PerturbationMean(view))
+
+        return get
+
+    def get_shared(self, pert_k: np.ndarray, line_k: np.ndarray) -> np.ndarray:
+        """Return the mean effect (k, g) of all perturbations in lines, without the requested groups themselves."""
+        out = np.zeros((len(pert_k), self.effects.effect_kg.shape[1]))
+        for rows, direction in self.views.split(pert_k, line_k):
+            if (prior := self.get_prior(direction)) is not None:
+                out[rows] = prior[1].common(pert_k[rows], line_k[rows])
+        return out
 
     @cached_property
     def evidence(self) -> dict[str, np.ndarray]:
@@ -118,28 +139,38 @@ class Setup:
 
     def make_tables(self, by_run: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Return the tables of evidence: those by run from :meth:`judge`, and those by line and by gene."""
-        from vcelltools.model.baselines import Ridge
         from vcelltools.model.evidence import make_tables
 
-        model = self.prior_model
-        ratio_g = model.ratio_g if isinstance(model, Ridge) else Ridge(self.effects).ratio_g
-        screen = self.screen
-        return make_tables(**by_run, control_cg=screen.control_cg, variance_g=screen.variance_g, ratio_g=ratio_g)
+        by_gene = {"variance_g": self.screen.variance_g, "ratio_g": self._ratio_g}
+        return make_tables(**by_run, control_cg=self.screen.control_cg, **by_gene)
+
+    @cached_property
+    def _ratio_g(self) -> np.ndarray:
+        from vcelltools.model.baselines import Ridge
+
+        return Ridge(self.views.largest).ratio_g
 
     def judge(self, pert_k: np.ndarray, line_k: np.ndarray, *, unseen: bool = False) -> dict[str, np.ndarray]:
         """Return the arguments of :func:`vcelltools.model.evidence.make_tables` for perturbations in lines.
 
         ``unseen`` ignores all measurements of the perturbations themselves.
         """
-        from vcelltools.model.baselines import PerturbationMean, Ridge
+        from vcelltools.model.baselines import Ridge
 
-        model, mean = self.prior_model, PerturbationMean(self.effects)
-        if unseen and isinstance(model, Ridge):
-            prior_kg = model.predict_unseen(pert_k, line_k)
-        else:
-            prior_kg = model.predict(pert_k, line_k)
-        shared_kg = np.zeros_like(prior_kg) if self.settings.prior == "none" else mean.common(pert_k, line_k)
-        cells_k = np.zeros(len(pert_k)) if unseen else mean.elsewhere(pert_k, line_k)[1]
+        shared_kg = self.get_shared(pert_k, line_k)
+        prior_kg, cells_k = np.zeros_like(shared_kg), np.zeros(len(pert_k))
+        for rows, direction in self.views.split(pert_k, line_k):
+            if (prior := self.get_prior(direction)) is None:
+                continue
+            (model, mean), some = prior, (pert_k[rows], line_k[rows])
+            if unseen and isinstance(model, Ridge):
+                prior_kg[rows] = model.predict_unseen(*some)
+            else:
+                prior_kg[rows] = model.predict(*some)
+            if not unseen:
+                cells_k[rows] = mean.elsewhere(*some)[1]
+        if self.settings.prior == "none":
+            shared_kg[:] = 0.0
         return {
             "prior_kg": prior_kg, "shared_kg": shared_kg, "cells_k": cells_k, "target_k": self.screen.target_p[pert_k],
         }  # fmt: skip
@@ -148,12 +179,11 @@ class Setup:
         self, effect_kg: np.ndarray, prior_kg: np.ndarray, pert_k: np.ndarray, line_k: np.ndarray
     ) -> np.ndarray:
         """Return the final effects of the network, with restored spread if the settings say so."""
-        from vcelltools.model.baselines import PerturbationMean, restore_spread
+        from vcelltools.model.baselines import restore_spread
 
         if not self.settings.restore_spread:
             return effect_kg
-        shared = PerturbationMean(self.effects).common(pert_k, line_k)
-        return restore_spread(effect_kg, prior_kg, shared)
+        return restore_spread(effect_kg, prior_kg, self.get_shared(pert_k, line_k))
 
     @property
     def genes(self) -> list[str]:

@@ -15,7 +15,7 @@ import numpy as np
 from vcelltools.errors import DataError, EnvironmentFault, InterruptedRun, UsageError, spell
 from vcelltools.io.write.atomic import locked, write_json
 from vcelltools.model.baselines import BASELINES
-from vcelltools.model.nested import OBJECTIVES, Nested
+from vcelltools.model.nested import OBJECTIVES
 from vcelltools.model.registry import is_nested
 from vcelltools.runtime.memory import peak_memory
 from vcelltools.runtime.prefetch import Prefetch
@@ -118,14 +118,14 @@ def _finish_baseline(setup: Setup, folder: RunFolder) -> TrainResult:
     baselines = evaluate_baselines(setup.effects, setup.screen, part)
     more: dict[str, Any] = {}
     if is_nested(kind, objective):
-        model = setup.fitted
-        assert isinstance(model, Nested)
+        model: Any = setup.fitted  # nested, for each direction
         ids = setup.screen.ids(setup.screen.rows(part))
         more["objectives"] = {
             name: describe(evaluate(partial(model.predict_for, name), setup.screen, part)) for name in OBJECTIVES
         }
         more["choices"] = model.describe(*ids)
-        final = {**more["objectives"][model.objective], "objective": model.objective}
+        objective = objective or "balanced"
+        final = {**more["objectives"][objective], "objective": objective}
     else:
         final = baselines[kind]
     summary = make_summary(setup, steps=0, params_sha256=None, final=final, baselines=baselines, **more)
@@ -537,7 +537,7 @@ class Trainer:
         ids = self.setup.screen.ids(self.setup.screen.rows(part))
         predicted = predict_effects(self.setup, self._effect, best.params, *ids, [float(best.share)])[0]
         final = describe(evaluate(lambda *_: predicted, self.setup.screen, part))
-        prior = evaluate(self.setup.prior_model.predict, self.setup.screen, part)
+        prior = evaluate(lambda *ids: self.setup.judge(*ids)["prior_kg"], self.setup.screen, part)
         summary = make_summary(
             self.setup,
             steps=steps,

@@ -163,6 +163,67 @@ def test_the_bytes_do_not_depend_on_threads(mixed, tmp_path):
     assert len(digests) == 1
 
 
+def make_drafted(case: str) -> dict[str, ad.AnnData]:
+    """Write three experiments, of which ``case`` says why pass 1 can or cannot write the result."""
+    ids = make_ids(50)
+    out = {f"SRX{k}": make_experiment(k, 30, ids if k else ids[::-1], top=700) for k in range(3)}
+    if case == "zeros":
+        X = out["SRX1"].X.copy()
+        X.data[5] = 0
+        out["SRX1"].X = X
+    if case == "columns of one gene":
+        both = make_experiment(2, 30, [*ids[:30], f"{ids[0]}.1"], top=700, layout="dense")
+        both.X[0, 30] = 5
+        out["SRX2"] = ad.AnnData(sparse.csr_matrix(both.X), both.obs, both.var)
+    if case == "small counts":
+        out = {f"SRX{k}": make_experiment(k, 30, ids) for k in range(3)}
+    if case == "small counts at first":
+        out["SRX0"] = make_experiment(0, 30, ids)
+    if case == "large counts later":
+        out["SRX2"] = make_experiment(2, 30, ids, top=70_000)
+    return out
+
+
+@pytest.mark.parametrize(
+    ("case", "dtype", "drafted", "result"),
+    [("usual", None, True, "uint16"), ("zeros", None, False, "uint16"), ("columns of one gene", None, False, "uint16"),
+     ("small counts", None, False, "uint8"), ("small counts", "uint16", True, "uint16"),
+     ("small counts at first", None, False, "uint16"), ("large counts later", None, False, "uint32"),
+     ("large counts later", "int64", True, "int64"), ("usual", "float32", False, "float32")],
+)  # fmt: skip
+def test_writing_in_pass_1_gives_the_bytes_of_two_passes(tmp_path, monkeypatch, case, dtype, drafted, result):
+    from vcelltools.atlas import _merge
+
+    a = fetch_all(write_atlas(tmp_path / "src", make_drafted(case)), tmp_path / "a")
+    passes = []
+    second = _merge._write_h5ad
+    monkeypatch.setattr(_merge, "_write_h5ad", lambda *args, **kw: passes.append(2) or second(*args, **kw))
+    one = merge(a, out=tmp_path / "one.h5ad", dtype=dtype)
+    assert (passes == []) == drafted and one.dtype == result
+    monkeypatch.setattr(_merge._Draft, "is_worth", lambda self, largest: False)
+    two = merge(a, out=tmp_path / "two.h5ad", dtype=dtype)
+    assert passes and (tmp_path / "one.h5ad").read_bytes() == (tmp_path / "two.h5ad").read_bytes()
+    assert {**one.to_json(), "out": ""} == {**two.to_json(), "out": ""}
+    wanted, _ = read_naive(a)
+    assert np.array_equal(ad.read_h5ad(tmp_path / "one.h5ad").X.toarray(), wanted.to_numpy())
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a", "one.h5ad", "src", "two.h5ad"]
+
+
+def test_a_fault_after_the_first_rows_leaves_the_old_file(tmp_path):
+    experiments = make_drafted("usual")
+    X = experiments["SRX2"].X.copy()
+    X.data[7] = -1
+    experiments["SRX2"].X = X
+    a = fetch_all(write_atlas(tmp_path / "src", experiments), tmp_path / "a")
+    (tmp_path / "out").mkdir()
+    out = tmp_path / "out" / "m.h5ad"
+    ad.AnnData(np.ones((2, 2), np.float32)).write_h5ad(out)
+    before = out.read_bytes()
+    with pytest.raises(DataError, match="negative"):
+        merge(a, out=out, force=True)
+    assert out.read_bytes() == before and [p.name for p in out.parent.iterdir()] == ["m.h5ad"]
+
+
 def test_missing_experiments_are_refused_or_skipped(mixed, tmp_path):
     import shutil
 

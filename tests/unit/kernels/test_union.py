@@ -78,9 +78,10 @@ def test_dense_rows_are_scaled_and_placed(log):
     block = rng.integers(0, 3, (6, 9)).astype(np.int32)
     position = np.array([2, -1, 0, 3, -1, 1, 4, -1, -1], np.int32)
     rows, to, factor = np.array([4, 0, 4]), np.array([1, 3, 0]), np.array([2.0, 0.5, 1.0])
-    out = np.zeros((4, 5), np.float32)
+    out = np.full((4, 5), 7, np.float32)
     spread_dense(block, rows, position, factor, log, out, to)
-    wanted = np.zeros((4, 5))
+    wanted = np.full((4, 5), 7.0)  # the row that no cell goes to
+    wanted[to] = 0
     for r, t, f in zip(rows, to, factor, strict=True):
         for c, p in enumerate(position):
             if p >= 0:

@@ -12,11 +12,11 @@ from vcelltools.model.baselines import (
     Effects,
     PerturbationMean,
     Ridge,
-    fit_baseline,
     fit_prior,
     restore_spread,
 )
 from vcelltools.model.metrics import Slice, evaluate_effects
+from vcelltools.model.registry import fit_model
 from vcelltools.training.evaluate import choose_share
 
 P, C, G, F = 40, 3, 60, 6
@@ -71,7 +71,7 @@ def test_ridge_shrinks_noise_and_knows_the_context(rng):
     effects, truth = make_effects(rng, noise=2.0, held=held, features=False)
     pert, context = np.arange(10, P), np.zeros(P - 10, int)
     error = {
-        kind: np.mean((fit_baseline(kind, effects).predict(pert, context) - truth[pert, 0]) ** 2)
+        kind: np.mean((fit_model(kind, effects).predict(pert, context) - truth[pert, 0]) ** 2)
         for kind in ("control-mean", "perturbation-mean", "ridge")
     }
     assert error["ridge"] < 0.8 * min(error["perturbation-mean"], error["control-mean"])
@@ -115,12 +115,12 @@ def test_own_gene_of_an_unseen_perturbation_is_knocked_down(rng):
 def test_one_context_alone_works(rng):
     effects, _ = make_effects(rng, held={(p, c) for p in range(P) for c in (1, 2)})
     for kind in ("control-mean", "perturbation-mean", "ridge"):
-        assert np.isfinite(fit_baseline(kind, effects).predict(np.array([0, 1]), np.array([0, 0]))).all()
+        assert np.isfinite(fit_model(kind, effects).predict(np.array([0, 1]), np.array([0, 0]))).all()
 
 
 def test_names():
     with pytest.raises(UsageError, match="not known"):
-        fit_baseline("median", None)
+        fit_model("median", None)
     with pytest.raises(UsageError, match="not known"):
         fit_prior("median", None)
     effects, _ = make_effects(np.random.default_rng(0))

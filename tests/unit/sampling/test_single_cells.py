@@ -65,6 +65,30 @@ def test_values_of_every_kind(merged, kind, values):
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_memory_is_used_again_only_when_nothing_refers_to_it(merged, kind):
+    sources = merged[0]
+    cells = vc.CellDataset(sources[kind])
+    fresh = [vc.CellDataset(sources[kind]).take(range(a, a + 20))[0] for a in (0, 20, 40)]
+    first = cells.take(range(20))[0]
+    rows = [x for x, _about in cells.__getitems__(range(20, 40))]
+    last = rows[-1][5:]
+    del rows[:-1]
+    for _ in range(4):  # other batches, held and dropped, smaller and larger
+        held = cells.take(range(40, 60))[0]
+        cells.take(range(60))
+        cells.take([3])
+        assert np.array_equal(held, fresh[2])
+    assert np.array_equal(first, fresh[0]) and np.array_equal(last, fresh[1][-1][5:])
+    del first, held, rows, last
+    cells.take(range(60))  # a larger one replaces those that nothing refers to
+    again = cells.take(range(20))[0]
+    assert np.array_equal(again, fresh[0]) and len(cells._rooms) <= 2
+    at = again.__array_interface__["data"][0]
+    del again
+    assert cells.take(range(20, 40))[0].__array_interface__["data"][0] == at
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_a_library_is_the_cells_total_not_that_of_the_chosen_genes(merged, kind):
     sources, X, names, adata = merged
     genes = adata.var_names[[30, 3, 17]].tolist()

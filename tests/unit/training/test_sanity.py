@@ -55,7 +55,7 @@ def test_shuffled_labels_discriminate_nothing_where_true_ones_do(settings, store
     assert found.holds, found
     assert found.figures["standard_error"] < 0.09  # twelve groups
     setup = make_setup(chosen, [store])
-    true = evaluate(setup.prior_model.predict, setup.screen, "test").pds
+    true = evaluate(lambda *ids: setup.judge(*ids)["prior_kg"], setup.screen, "test").pds
     assert true > 0.8
     assert found.figures["pds"] < true - 0.15
 

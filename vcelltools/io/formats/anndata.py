@@ -8,6 +8,7 @@ import h5py
 import numpy as np
 
 from vcelltools.errors import DataError, NotCountsError, VcellError, spell
+from vcelltools.io.features import ALL, list_types
 from vcelltools.io.formats.zarr import ZarrArray, ZarrDense
 from vcelltools.io.hdf5.arrays import Array1D, Hdf5Array, Hdf5Dense
 from vcelltools.io.hdf5.direct import FileBytes
@@ -20,10 +21,12 @@ from vcelltools.io.opened import Dataset, check_shape
 RNA_NAMES = ("rna", "gex", "gene", "genes", "gene expression", "expression", "transcriptome")
 
 
-def open_annotated(path: Path, file: File, source: FileBytes | None, modality: str | None, layer: str) -> Dataset:
-    """Open an h5ad or h5mu file, or a zarr store of either layout."""
+def open_annotated(
+    path: Path, file: File, source: FileBytes | None, modality: str | None, layer: str, feature_type: str | None
+) -> Dataset:
+    """Open an h5ad or h5mu file, or a zarr store of either layout; a feature type chooses among modalities."""
     if get_node(file, "mod") is not None:
-        return _open_h5mu(path, file, source, modality, layer)
+        return _open_h5mu(path, file, source, modality, layer, feature_type)
     matrix, obs, var = _open_anndata_group(file, source, "", layer)
     kind = "h5ad" if isinstance(file, h5py.File) else "zarr"
     return Dataset(
@@ -41,7 +44,9 @@ def _read_stated_base(file: File, root: str) -> float | None:
         return None
 
 
-def _open_h5mu(path: Path, file: File, source: FileBytes | None, modality: str | None, layer: str) -> Dataset:
+def _open_h5mu(
+    path: Path, file: File, source: FileBytes | None, modality: str | None, layer: str, feature_type: str | None
+) -> Dataset:
     mod = get_node(file, "mod")
     if not is_group(mod):
         raise DataError(
@@ -51,6 +56,9 @@ def _open_h5mu(path: Path, file: File, source: FileBytes | None, modality: str |
     notes = []
     if not names:
         raise DataError(f"{path} has no modalities")
+    if modality is None and feature_type not in (None, ALL):
+        modality = _find_type(path, file, source, names, layer, str(feature_type))
+        notes.append(f"modality {modality!r} of {', '.join(names)}: it holds features of type {feature_type}")
     if modality is None:
         modality, note = _choose_modality(path, file, source, names, layer)
         notes.append(note)
@@ -100,6 +108,31 @@ def _choose_modality(path: Path, file: File, source: FileBytes | None, names: li
     raise DataError(
         f"{path}: it is not clear which modality is the transcriptome; {which}",
         hint=f"{spell('modality')}, one of: {', '.join(names)}",
+    )
+
+
+def _find_type(
+    path: Path, file: File, source: FileBytes | None, names: list[str], layer: str, feature_type: str
+) -> str:
+    """Return the modality whose var has features of a type."""
+    types: dict[str, list[str]] = {}
+    for m in names:
+        if get_node(file, _get_matrix_keys(file, f"mod/{m}/", layer)[0]) is not None:
+            types[m] = list_types(_open_anndata_group(file, source, f"mod/{m}/", layer)[2])
+    found = [m for m, of in types.items() if feature_type in of]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise DataError(
+            f"{path}: {', '.join(found)} hold features of type {feature_type!r}",
+            hint=f"{spell('modality')}, one of them",
+        )
+    known = list(dict.fromkeys(t for of in types.values() for t in of))
+    raise DataError(
+        f"{path}: no modality holds features of type {feature_type!r}",
+        hint=f"{spell('feature_type')}, one of: {', '.join(known)}"
+        if known
+        else f"{spell('modality')}, one of: {', '.join(names)}",
     )
 
 

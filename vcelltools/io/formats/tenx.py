@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import h5py
 import numpy as np
 
-from vcelltools.errors import DataError, spell
+from vcelltools.errors import DataError, UsageError, spell
 from vcelltools.io.formats.anndata import open_array
 from vcelltools.io.hdf5.arrays import MemoryArray
 from vcelltools.io.hdf5.direct import FileBytes
@@ -64,13 +64,15 @@ def list_parts(file: File) -> list[str | None]:
     return [None] if types is None else list(dict.fromkeys(types))
 
 
-def open_tenx(path: Path, file: File, source: FileBytes | None, modality: str | None, layer: str | None) -> Dataset:
+def open_tenx(
+    path: Path, file: File, source: FileBytes | None, modality: str | None, layer: str | None, genome: str | None
+) -> Dataset:
     """Open a 10x h5 file.
 
     Parameters
     ----------
-    modality
-        A genome of a version 2 file; for a version 3 file, the caller chooses.
+    modality, genome
+        A genome of a version 2 file, under either name; for a version 3 file, the caller chooses.
 
     Raises
     ------
@@ -81,7 +83,7 @@ def open_tenx(path: Path, file: File, source: FileBytes | None, modality: str | 
     notes: list[str] = []
     root = "matrix"
     if get_node(file, "matrix/barcodes") is None:
-        root = _choose_genome(path, _list_genomes(file), modality)
+        root = _choose_genome(path, _list_genomes(file), modality, genome)
     for part in _PARTS:
         need_dataset(file, f"{root}/{part}", what="a 10x matrix needs it", hint=_HINT)
     shape = read_small(file, get_node(file, f"{root}/shape"))
@@ -116,16 +118,21 @@ def _need_x(path: Path, layer: str | None) -> None:
         )
 
 
-def _choose_genome(path: Path, genomes: list[str], wanted: str | None) -> str:
+def _choose_genome(path: Path, genomes: list[str], modality: str | None, genome: str | None) -> str:
     listed = ", ".join(genomes)
-    if wanted is not None:
+    for wanted in filter(None, (genome, modality)):
+        if genome is not None and wanted != genome:
+            raise UsageError(
+                f"{spell('modality', modality)} and {spell('genome', genome)} differ", hint="remove one of the two"
+            )
         if wanted not in genomes:
-            raise DataError(f"{path} has no genome {wanted!r}", hint=f"genomes: {listed}")
-        return wanted
+            raise DataError(f"{path} has no genome {wanted!r}", hint=f"{spell('genome')}, one of: {listed}")
+    if genome or modality:
+        return str(genome or modality)
     if len(genomes) > 1:
         raise DataError(
             f"{path} holds {len(genomes)} genomes, each with its own matrix",
-            hint=f"{spell('modality')}, one of: {listed}",
+            hint=f"{spell('genome')}, one of: {listed}",
         )
     return genomes[0]
 
@@ -175,6 +182,7 @@ def _make(
         kind=kind,
         modality=genome,
         layer="X",
+        genome=genome,
         matrix=matrix,
         obs=EmptyTable(barcodes, where=f"{path}: barcodes", extra=obs),
         var=EmptyTable(names, where=f"{path}: features", extra=columns),

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import h5py
 import numpy as np
 
 from vcelltools.errors import DataError
@@ -167,6 +168,21 @@ class H5Table(TableBase):
         self._index = None
         self._categories.clear()
         self._merged.clear()
+
+    def hash_stored(self, columns: Sequence[str]) -> str | None:
+        """Return a hash of the row names and of some columns as they are stored, or None in unusual cases."""
+        from xxhash import xxh3_128
+
+        from vcelltools.io.hdf5.signature import hash_stored
+
+        if not isinstance(self._file, h5py.File) or get_node(self._file, f"{self._key}/__categories") is not None:
+            return None
+        digest = xxh3_128()
+        for name in (self._index_key, *columns):
+            digest.update(name.encode("utf-8", "surrogatepass") + b"\0")
+            if not hash_stored(self._file, get_node(self._file, f"{self._key}/{name}"), digest):
+                return None
+        return f"stored:{digest.hexdigest()}"
 
     @property
     def columns(self) -> list[str]:

@@ -46,27 +46,31 @@ def check_text(file: h5py.File, dset: h5py.Dataset) -> None:
 
 def _iterate_bytes(file: h5py.File, dset: h5py.Dataset, size: int) -> Iterator[int]:
     """Yield the bytes of text in consecutive pieces of the dataset."""
-    offset = None if dset.chunks else dset.id.get_offset()
-    raw = dset.chunks is not None and set(get_filters(dset)) <= RAW_FILTERS
-    if not (raw or offset is not None):
-        step = max(FREE_BYTES // size, 1) if size < FREE_BYTES // 64 else 4096
-        for a in range(0, dset.size, step):  # with unusual filters, read the strings themselves, a few at a time
-            yield sum(len(v) for v in dset[a : a + step])
-        return
     source = FileBytes(file.filename)
     try:
-        if raw:
-            chunks = RawChunks(file, dset, source, storage=_REFERENCE)
-            for k in range(len(chunks.offsets)):
-                yield _sum_lengths(chunks.unpack(k))
+        parts = iterate_references(file, dset, source)
+        if parts is not None:
+            yield from (int(p.view("<u4").reshape(-1, 4)[:, 0].sum(dtype=np.int64)) for p in parts)
             return
-        assert offset is not None
-        for a in range(0, dset.size, _PIECE):
-            n = min(_PIECE, dset.size - a)
-            yield _sum_lengths(source.read(offset + 16 * a, 16 * n).view(_REFERENCE))
     finally:
         source.close()
+    step = max(FREE_BYTES // size, 1) if size < FREE_BYTES // 64 else 4096
+    for a in range(0, dset.size, step):  # with unusual filters, read the strings themselves, a few at a time
+        yield sum(len(v) for v in dset[a : a + step])
 
 
-def _sum_lengths(references: np.ndarray) -> int:
-    return int(references.view("<u4").reshape(-1, 4)[:, 0].sum(dtype=np.int64))
+def iterate_references(file: h5py.File, dset: h5py.Dataset, source: FileBytes) -> Iterator[np.ndarray] | None:
+    """Yield the references of strings of variable length, in consecutive pieces; None if they cannot be read directly.
+
+    A piece is (n,) of 16 bytes: length, address of the heap, number in the heap. The last chunk is padded.
+    """
+    if dset.chunks is not None:
+        if not set(get_filters(dset)) <= RAW_FILTERS:
+            return None
+        chunks = RawChunks(file, dset, source, storage=_REFERENCE)
+        return (chunks.unpack(k) for k in range(len(chunks.offsets)))
+    offset = dset.id.get_offset()
+    if offset is None:
+        return None
+    cuts = [(a, min(_PIECE, dset.size - a)) for a in range(0, dset.size, _PIECE)]
+    return (source.read(offset + 16 * a, 16 * n).view(_REFERENCE) for a, n in cuts)

@@ -390,6 +390,10 @@ class H5adWriter:
             self.main.obs = obs
         self.main.obs_rows = obs_rows
 
+    def abandon(self) -> None:
+        """Remove what was written; an existing target stays."""
+        self._abort(RuntimeError("abandoned"))
+
     def __enter__(self) -> H5adWriter:
         return self
 

@@ -12,6 +12,7 @@ import resource
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -111,6 +112,12 @@ class Space:
         self._since = 0
         self.check(_CHECK_EVERY + n_bytes)
 
+    def start_writeback(self, offset: int, n_bytes: int) -> None:
+        """Start to write a range of the file to the disk, without waiting, if the system can do that."""
+        if hasattr(os, "posix_fadvise"):
+            with suppress(OSError), open(self._tmp, "rb", buffering=0) as file:
+                os.posix_fadvise(file.fileno(), offset, n_bytes, os.POSIX_FADV_DONTNEED)  # dirty pages are kept
+
     def check(self, n_bytes: int) -> None:
         """Raise an :class:`EnvironmentFault` unless ``n_bytes`` and a margin are free."""
         stat = os.statvfs(self._tmp.parent)
@@ -165,6 +172,7 @@ class Sink:
         self.chunk = chunk
         self.n = 0  # rows received
         self._stored = 0  # rows passed to HDF5
+        self._flushed = 0  # rows whose way to the disk has begun
         self._fill = np.empty((self.band, *row), dtype)
         self._filled = 0
         self._pending: deque[tuple[tuple[int, ...], Future, int]] = deque()
@@ -209,6 +217,7 @@ class Sink:
         if self.contiguous:
             self.space.spend(band[:m].nbytes)
             self.dset[start : start + m] = band[:m]
+            self._start_writeback()
             return
         self.dset.resize(self._stored, axis=0)
         for offset, tile in self._cut(band, start):
@@ -219,6 +228,13 @@ class Sink:
                 self._pending.append((offset, self.codec.submit(tile.reshape(-1)), tile.nbytes))
                 if len(self._pending) > _AHEAD:
                     self._store_next()
+
+    def _start_writeback(self) -> None:
+        """Let the system write the last values to the disk meanwhile, so that the flush at the end has little to do."""
+        size = self.dtype.itemsize * int(np.prod(self.row, dtype=np.int64))
+        if (self._stored - self._flushed) * size >= _CHECK_EVERY:
+            self.space.start_writeback(self.dset.id.get_offset() + self._flushed * size, _CHECK_EVERY)
+            self._flushed += _CHECK_EVERY // size
 
     def _cut(self, band: np.ndarray, start: int):
         """Yield (offset, whole chunk) of a band; there is one if it is one-dimensional or as wide as the chunks."""

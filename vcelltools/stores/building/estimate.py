@@ -27,6 +27,7 @@ def describe(layout: Layout) -> dict[str, Any]:
         "of_cells": layout.ds.n_cells,
         "left_out": plan.labels.dropped,
         "cell_lines": plan.labels.lines,
+        **({"directions": sorted(set(runs["direction"]))} if "direction" in runs else {}),
         "perturbations": len(plan.labels.perturbations) - 1,
         "contexts": len(plan.labels.contexts),
         "runs": len(runs),

@@ -14,6 +14,7 @@ import numpy as np
 from vcelltools.config import DatasetConfig, Guides
 from vcelltools.errors import DataError, UsageError, spell
 from vcelltools.io.table import RANGE, Table
+from vcelltools.stores.directions import UNKNOWN, parse_direction
 
 _CENSUS = 12
 _MAX_TABLE = 1 << 26  # maximum number of combinations of contexts for a lookup table
@@ -33,6 +34,8 @@ class Labels:
         Reason -> number of dropped cells.
     small
         (cell line, perturbation, cells) of the groups below ``min_cells``.
+    direction
+        (lines, perturbations) object: the direction of each group, or None if none was given.
     """
 
     line: np.ndarray
@@ -43,6 +46,7 @@ class Labels:
     contexts: list[tuple[str, ...]]
     dropped: dict[str, int]
     small: list[tuple[str, str, int]]
+    direction: np.ndarray | None = None
 
     def without_cells(self) -> Labels:
         """Return the lists without the codes, which are not needed once the order is known."""
@@ -161,6 +165,7 @@ def read_labels(obs: Table, spec: DatasetConfig, *, where: str) -> Labels:
         part[~keep] = -1
     if not (perturbation == 0).any():
         raise DataError(f"{where}: no control cell is left", hint=_census(codes, found))
+    direction = _read_directions(obs, spec, line, perturbation, lines, perturbations, where)
     return Labels(
         line=line,
         perturbation=perturbation,
@@ -170,6 +175,7 @@ def read_labels(obs: Table, spec: DatasetConfig, *, where: str) -> Labels:
         contexts=contexts,
         dropped=dropped,
         small=small,
+        direction=direction,
     )
 
 
@@ -213,6 +219,49 @@ def _read_lines(obs: Table, spec: DatasetConfig) -> tuple[np.ndarray, list[str]]
     if spec.cell_line_col is not None:
         return _factorize(obs, spec.cell_line_col)
     return np.zeros(obs.n, np.int32), [spec.cell_line or spec.name]
+
+
+def _read_directions(
+    obs: Table,
+    spec: DatasetConfig,
+    line: np.ndarray,
+    perturbation: np.ndarray,
+    lines: list[str],
+    perturbations: list[str],
+    where: str,
+) -> np.ndarray | None:
+    """Return the direction (lines, perturbations) of each group, or None if the description has none.
+
+    Raises
+    ------
+    DataError
+        If a direction is not known, or a perturbation has cells of two directions in a line.
+    """
+    if spec.direction is not None and spec.direction_col is not None:
+        raise UsageError("direction and direction_col are both given", hint="use one of them")
+    shape = len(lines), len(perturbations)
+    if spec.direction is not None:
+        return np.full(shape, parse_direction(spec.direction, where=where), object)
+    if spec.direction_col is None:
+        return None
+    codes, found = obs.factorize(spec.direction_col)
+    names = [*(parse_direction(x, where=f"{where}: obs/{spec.direction_col}") for x in found), UNKNOWN]
+    every = sorted(set(names))
+    codes = np.array([every.index(x) for x in names], np.int32)[codes]  # a missing label, -1, is unknown
+    kept = line >= 0
+    group = line[kept].astype(np.int64) * len(perturbations) + perturbation[kept]
+    of_group = np.full(shape[0] * shape[1], -1, np.int32)
+    of_group[group] = codes[kept]
+    mixed = np.unique(group[of_group[group] != codes[kept]])
+    if len(bad := mixed[mixed % len(perturbations) > 0]):
+        at, p = divmod(int(bad[0]), len(perturbations))
+        raise DataError(
+            f"{where}: obs/{spec.direction_col}: {perturbations[p]!r} has cells of two directions in {lines[at]!r}",
+            hint="build one store for each direction, from the cells that a boolean obs column keeps: "
+            f"{spell('keep')} COLUMN",
+        )
+    of_group[mixed] = every.index(UNKNOWN) if UNKNOWN in every else -1  # controls that several directions share
+    return np.array([*every, UNKNOWN], object)[of_group].reshape(shape)
 
 
 def _read_contexts(obs: Table, columns: list[str]) -> tuple[np.ndarray, list[tuple[str, ...]]]:

@@ -9,12 +9,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from vcelltools.config import NAME_PATTERN, DatasetConfig, Guides, convert
 from vcelltools.errors import DataError, UsageError, checked, spell
 from vcelltools.genes.identity import Basis, make_basis, read_basis
 from vcelltools.genes.table import read_aliases
 from vcelltools.io import Dataset
 from vcelltools.io.fingerprint import describe_source, fingerprinting
+from vcelltools.io.library import suggest_library
 from vcelltools.io.results import Result
 from vcelltools.io.write.atomic import check_space, locked, translate_os_errors
 from vcelltools.io.write.guard import Target, guard_outputs
@@ -132,6 +135,8 @@ def build_store(
     preset: str | None = None,
     modality: str | None = None,
     layer: str | None = None,
+    feature_type: str | None = None,
+    genome: str | None = None,
     pert_col: str | None = None,
     control: str | Sequence[str] | None = None,
     control_is_missing: bool | None = None,
@@ -140,6 +145,8 @@ def build_store(
     group_by: str | Sequence[str] | None = None,
     cell_line: str | None = None,
     cell_line_col: str | None = None,
+    direction: str | None = None,
+    direction_col: str | None = None,
     gene_id_col: str | None = None,
     gene_name_col: str | None = None,
     guides: Guides | Mapping[str, Any] | None = None,
@@ -162,9 +169,9 @@ def build_store(
         The store is the folder ``out/name``; the default name is that of ``spec``, or of the file.
     spec
         The complete description of the data set, which replaces the arguments from ``preset`` on.
-    preset, modality, layer, pert_col, control, control_is_missing, unperturbed, non_integer, group_by, cell_line
+    preset, modality, layer, feature_type, genome, pert_col, control, control_is_missing, unperturbed, non_integer
         See :class:`vcelltools.config.DatasetConfig`, which also has the defaults of arguments that are None.
-    cell_line_col
+    group_by, cell_line, cell_line_col, direction, direction_col
         See :class:`vcelltools.config.DatasetConfig`, which also has the defaults of arguments that are None.
     gene_id_col, gene_name_col, guides, min_cells, keep, library_size, stats, sums, duplicates
         See the same class.
@@ -209,11 +216,12 @@ def build_store(
     began = time.monotonic()
     genes = _as_basis(basis)
     fields = {
-        "preset": preset, "modality": modality, "layer": layer, "pert_col": pert_col, "control": control,
-        "control_is_missing": control_is_missing, "unperturbed": unperturbed, "non_integer": non_integer,
-        "group_by": group_by,
-        "cell_line": cell_line, "cell_line_col": cell_line_col, "gene_id_col": gene_id_col,
-        "gene_name_col": gene_name_col, "guides": guides, "min_cells": min_cells, "keep": keep,
+        "preset": preset, "modality": modality, "layer": layer, "feature_type": feature_type, "genome": genome,
+        "pert_col": pert_col, "control": control, "control_is_missing": control_is_missing,
+        "unperturbed": unperturbed, "non_integer": non_integer, "group_by": group_by, "cell_line": cell_line,
+        "cell_line_col": cell_line_col, "direction": direction, "direction_col": direction_col,
+        "gene_id_col": gene_id_col, "gene_name_col": gene_name_col, "guides": guides,
+        "min_cells": min_cells, "keep": keep,
         "library_size": library_size, "stats": stats, "sums": sums, "duplicates": duplicates,
     }  # fmt: skip
     if spec is not None and (given := [k for k, v in fields.items() if v is not None]):
@@ -267,6 +275,7 @@ def build_store(
                 builder.run(client, part_cells)
         if not kept:
             builder.publish(target)
+        larger = _suggest_library(layout, target)
     manifest = read_manifest(target)
     return BuildResult(
         path=target,
@@ -280,7 +289,7 @@ def build_store(
         sha256=manifest["sha256"],
         bytes=sum(f["bytes"] for f in manifest["files"].values()),
         seconds=time.monotonic() - began,
-        warnings=_get_warnings(plan, manifest),
+        warnings=(*_get_warnings(plan, manifest), *larger),
         kept=kept,
     )
 
@@ -300,6 +309,15 @@ def _is_of(target: Path, fingerprint: str) -> bool:
     return manifest["plan"] == fingerprint and all(
         (target / name).exists() and (target / name).stat().st_size == facts["bytes"] for name, facts in parts
     )
+
+
+def _suggest_library(layout: Layout, target: Path) -> list[str]:
+    """Return a warning if obs holds larger totals than those by which the counts were divided."""
+    if layout.plan.libsize_from.startswith("obs/"):
+        return []
+    counted_n = np.full(layout.ds.n_cells, np.nan)
+    counted_n[np.load(target / "source_row.npy")] = np.load(target / "libsize.npy")
+    return suggest_library(layout.ds, counted_n)
 
 
 def _get_warnings(plan: StorePlan, manifest: dict[str, Any]) -> tuple[str, ...]:

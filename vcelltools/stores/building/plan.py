@@ -19,6 +19,7 @@ from vcelltools.genes.identity import Basis, Genes, Reconciliation, find_doubts,
 from vcelltools.io import CsrMatrix, Dataset, open_dataset
 from vcelltools.io.counts import get_count_evidence
 from vcelltools.io.fingerprint import find_difference
+from vcelltools.io.library import read_library
 from vcelltools.io.rounding import round_matrix
 from vcelltools.io.survey import require_counts
 from vcelltools.io.table import RANGE, Table, TableBase
@@ -67,7 +68,8 @@ class Order:
     row_of_cell
         (cells,) int32: store row of each source cell, or -1 for dropped cells.
     runs
-        One row per run: cell_line, perturbation, the context columns, context, start, length, is_control, sums_row.
+        One row per run: cell_line, perturbation, the context columns, context, start, length, is_control, sums_row,
+        and direction if directions were given.
     """
 
     source: np.ndarray
@@ -133,6 +135,8 @@ def make_order(labels: Labels, keys: np.ndarray, *, group_by: list[str]) -> Orde
     for i, name in enumerate(group_by):
         columns[f"context.{name}"] = [t[i] for t in tuples]
     columns |= {"start": start, "length": length, "is_control": r_pert == 0, "sums_row": sums_row}
+    if labels.direction is not None:
+        columns["direction"] = labels.direction[r_line, r_pert].tolist()
     row_of_cell = np.full(len(labels.line), -1, np.int32)
     row_of_cell[source] = np.arange(len(source), dtype=np.int32)
     return Order(source=source, row_of_cell=row_of_cell, runs=pd.DataFrame(columns))
@@ -162,6 +166,7 @@ class StorePlan:
 
     def describe_labels(self) -> dict[str, Any]:
         """Return the entry of the manifest on how the cells were labelled."""
+        given = {k: v for k in ("direction", "direction_col") if (v := getattr(self.spec, k)) is not None}
         return {
             "pert_col": self.spec.pert_col,
             "control": self.labels.perturbations[0],
@@ -172,6 +177,7 @@ class StorePlan:
             "cell_line_col": self.spec.cell_line_col,
             "dropped": self.labels.dropped,
             "small_groups": [list(x) for x in self.labels.small],
+            **given,
         }
 
     @property
@@ -192,11 +198,8 @@ def read_libsize(ds: Dataset, spec: DatasetConfig) -> tuple[np.ndarray | None, s
         If the column does not hold whole counts, or the statistics belong to another file.
     """
     if spec.library_size != "matrix":
-        col = ds.obs.column(spec.library_size)
-        values = col.values
-        if values is None or values.dtype.kind not in "iuf" or col.missing is not None:
-            raise DataError(f"{ds.label}: obs/{spec.library_size} does not hold a total count for every cell")
-        whole = np.isfinite(values) & (values >= 0) & (values == np.floor(values))
+        values = read_library(ds, spec.library_size)
+        whole = values == np.floor(values)
         if not whole.all():
             i = int(np.argmin(whole))
             raise DataError(
@@ -220,7 +223,9 @@ def read_libsize(ds: Dataset, spec: DatasetConfig) -> tuple[np.ndarray | None, s
 
 def open_source(source: str | os.PathLike | AnnData, spec: DatasetConfig, seed: int) -> Dataset:
     """Open the counts of a data set, and round fractional ones if its description says so; others are refused."""
-    ds = open_dataset(source, modality=spec.modality, layer=spec.layer)
+    ds = open_dataset(
+        source, modality=spec.modality, layer=spec.layer, feature_type=spec.feature_type, genome=spec.genome
+    )
     if spec.non_integer == "refuse":
         try:
             if get_count_evidence(ds.matrix).non_integer_share > _RARE:  # the passes name the cell of a rare one
