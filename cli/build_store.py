@@ -7,7 +7,19 @@ from typing import Annotated
 
 import typer
 
-from vcelltools.cli.options import FeatureType, Force, GeneTable, Genome, Json, Layer, Modality, Quiet, Threads, Verbose
+from vcelltools.cli.options import (
+    FeatureType,
+    Force,
+    GeneTable,
+    Genome,
+    Json,
+    Layer,
+    LibraryCol,
+    Modality,
+    Quiet,
+    Threads,
+    Verbose,
+)
 
 File = Annotated[
     Path | None,
@@ -129,6 +141,7 @@ def build_store(
     layer: Layer = None,
     feature_type: FeatureType = None,
     genome: Genome = None,
+    library_size: LibraryCol = None,
     min_cells: MinCells = None,
     keep: Keep = None,
     preset: Preset = None,
@@ -166,6 +179,7 @@ def build_store(
         "direction": direction, "direction_col": direction_col,
         "gene_id_col": gene_id_col, "gene_name_col": gene_name_col,
         "modality": modality, "layer": layer, "feature_type": feature_type, "genome": genome,
+        "library_size": library_size,
         "min_cells": min_cells, "keep": keep, "preset": preset, "stats": stats, "sums": sums,
     }  # fmt: skip
     job = choose_datasets(file, basis=basis, out=out, name=name, options=options, aliases=gene_table)

@@ -14,6 +14,7 @@ from vcelltools.cli.options import (
     InFile,
     Json,
     Layer,
+    LibraryCol,
     Modality,
     Quiet,
     Threads,
@@ -98,6 +99,7 @@ def de(
     layer: Layer = None,
     feature_type: FeatureType = None,
     genome: Genome = None,
+    library_size: LibraryCol = None,
     threads: Threads = None,
     force: Force = False,
     json: Json = False,
@@ -143,7 +145,8 @@ def de(
         chosen = {k: v for k, v in (("permutations", permutations), ("seed", seed)) if v is not None}
         distances = energy(
             file, pert_col=pert_col, control=control, context_col=context_col, keep=keep, modality=modality,
-            layer=layer, feature_type=feature_type, genome=genome, threads=threads, progress=o.progress, **chosen,
+            layer=layer, feature_type=feature_type, genome=genome, library_size=library_size, threads=threads,
+            progress=o.progress, **chosen,
         )  # fmt: skip
         distances.write(out, force=force)
         o.note(*distances.notes)
@@ -157,7 +160,7 @@ def de(
         file, test=test, pert_col=pert_col, control=control, reference=reference, context_col=context_col,
         stratify=stratify, covariates=columns, replicate_col=replicate_col, keep=keep, epsilon=epsilon,
         min_cpm=min_cpm, continuity=continuity, exact=exact, modality=modality, layer=layer,
-        feature_type=feature_type, genome=genome, threads=threads,
+        feature_type=feature_type, genome=genome, library_size=library_size, threads=threads,
         progress=o.progress,
     )  # fmt: skip
     result.write(out, force=force)

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from vcelltools.cli.options import Force, Json, Layer, Quiet, Threads, Verbose, refuse, refuse_same
+from vcelltools.cli.options import Force, Json, Layer, LibraryCol, Quiet, Threads, Verbose, refuse, refuse_same
 
 Pred = Annotated[Path, typer.Argument(metavar="PRED", show_default=False, help="Prediction: an h5ad.")]
 TruthFile = Annotated[
@@ -121,6 +121,7 @@ def score(
     anchors: Anchors = True,
     target_gene_map: GeneMap = None,
     layer: Layer = None,
+    library_size: LibraryCol = None,
     threads: Threads = None,
     force: Force = False,
     json: Json = False,
@@ -148,7 +149,8 @@ def score(
     is_2026 = common["compat"] == "vcc2026"
     # the 2026 rules do what --ceiling and --allow-discrete ask for in any case
     of_others = {"--baseline": baseline, "--epsilon": epsilon, "--cpm-filter": cpm_filter is not None,
-                 "--ceiling-seed": ceiling_seed, "--to-cp10k": to_cp10k, "--skip-metrics": skip}  # fmt: skip
+                 "--ceiling-seed": ceiling_seed, "--to-cp10k": to_cp10k, "--skip-metrics": skip,
+                 "--library-col": library_size}  # fmt: skip
     of_2026 = {"--no-continuity": not continuity, "--no-anchors": not anchors, "--target-gene-map": target_gene_map}
     refuse(of_others if is_2026 else of_2026, f"--compat {common['compat']}")
     if is_2026:
@@ -159,6 +161,7 @@ def score(
         common |= {
             "baseline": baseline, "epsilon": epsilon, "cpm_filter": cpm_filter, "ceiling": ceiling,
             "ceiling_seed": ceiling_seed, "allow_discrete": allow_discrete, "to_cp10k": to_cp10k,
+            "library_size": library_size,
             "skip": tuple(m.strip() for m in skip.split(",") if m.strip()),
         }  # fmt: skip
     if context_col is not None:

@@ -232,6 +232,7 @@ def de(
     layer: str | None = None,
     feature_type: str | None = None,
     genome: str | None = None,
+    library_size: str | None = None,
     threads: int | None = None,
     progress: Progress = SILENT,
 ) -> DeResult:
@@ -267,6 +268,9 @@ def de(
         Pseudocount added to both means of the fold change, in the units of ``mean_pg``.
     min_cpm
         Exclude genes with at most this pooled CPM in both groups before the p-value adjustment.
+    library_size
+        obs column with the library sizes of the whole transcriptome, by which counts are divided instead of their sum
+        if the file holds only some of the genes.
     continuity, exact
         wilcoxon: apply the continuity correction; compute exact p if a group has at most eight cells without ties.
 
@@ -291,7 +295,9 @@ def de(
         "covariates": tuple(covariates), "replicates": replicate_col, "threads": threads, "progress": progress,
     }  # fmt: skip
     _check_options(test, reference, options)
-    with open_dataset(source, modality=modality, layer=layer, feature_type=feature_type, genome=genome) as dataset:
+    with open_dataset(
+        source, modality=modality, layer=layer, feature_type=feature_type, genome=genome, library_size=library_size
+    ) as dataset:
         notes: list[str] = []
         cells, parts = read_parts(dataset, pert_col, control, keep, context_col, notes)
         found = []
@@ -306,8 +312,8 @@ def de(
     contexts = None
     if context_col is not None:
         contexts = [name for name, f in zip(parts, found, strict=True) for _ in f["n_cells_p"]]
-    extra = {"context_col": context_col, "stratify": stratify, "replicate_col": replicate_col,
-             "covariates": list(covariates) or None}  # fmt: skip
+    extra = {"library_size": library_size, "context_col": context_col, "stratify": stratify,
+             "replicate_col": replicate_col, "covariates": list(covariates) or None}  # fmt: skip
     return DeResult(
         perturbations=rows.pop("perturbations").tolist(),
         genes=genes,

@@ -12,11 +12,12 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from vcelltools.errors import DataError
+from vcelltools.errors import DataError, spell
 from vcelltools.io import CscMatrix, Dataset, DenseMatrix
 from vcelltools.io.chunks import Chunk, CscChunk, CsrChunk, DenseChunk
 from vcelltools.io.counts import find_log_base
 from vcelltools.io.faults import raise_fault
+from vcelltools.io.library import check_library, read_library, suggest_library
 from vcelltools.io.matrix import Matrix, Span
 from vcelltools.io.stream import plan_blocks, run_spans
 from vcelltools.kernels.scan import csc_row_sums, csr_row_sums, scan_values
@@ -36,7 +37,7 @@ class Scale:
     kind
         ``"log1p"`` or ``"counts"``.
     library_n
-        (n,) float64 total of each cell in natural units, if it was needed.
+        (n,) float64 total of each cell in natural units, if it was needed; for counts, the requested library size.
     log_base
         Base of the logarithm of log1p values, which are converted to natural logarithms.
     target_sum
@@ -100,7 +101,13 @@ def find_scale(
     if not found:
         library_n = _sum_rows(dataset, None, look, threads, progress)
     if not found:
-        return Scale(kind="counts", library_n=library_n)
+        assert library_n is not None
+        return _make_count_scale(dataset, library_n)
+    if dataset.library_col is not None:
+        raise DataError(
+            f"{dataset.label} holds log1p values, which are normalised already",
+            hint=f"pass counts, or leave {spell('library_size')} out",
+        )
     base, target, notes = find_log_base(dataset)
     if assume_natural:
         if notes:
@@ -112,6 +119,16 @@ def find_scale(
     if not with_library:
         return scale
     return replace(scale, library_n=_sum_rows(dataset, scale.to_natural, look, threads, progress))
+
+
+def _make_count_scale(dataset: Dataset, counted_n: np.ndarray) -> Scale:
+    """Return the scale of counts: divided by the requested library sizes, or by their sums."""
+    column = dataset.library_col
+    if column is None:
+        return Scale(kind="counts", library_n=counted_n, notes=tuple(suggest_library(dataset, counted_n)))
+    given = read_library(dataset, column)
+    check_library(given, counted_n, column)
+    return Scale(kind="counts", library_n=given)
 
 
 def _sum_rows(

@@ -208,7 +208,7 @@ def run_nb(task: Task) -> Found:
         task.dataset, codes, len(samples), scale.library_n, threads=task.threads, progress=task.progress
     )  # fmt: skip
     group_s, k = samples[:, 0], task.position
-    notes: list[str] = []
+    notes = list(scale.notes)
     pooled = m
     if task.replicates is not None:
         pooled = pool_samples(m, group_s, len(task.cells.labels))

@@ -47,6 +47,8 @@ class Dataset:
         What messages call it when it has no path.
     root
         The key of the AnnData in its file: empty, or a path such as ``mod/rna/``.
+    library_col
+        The obs column of library sizes to divide counts by, or None for the sums of the counts.
     var_rows
         (n_genes,) positions among the features of the file, if only some of them are used as genes.
     file_bytes
@@ -67,6 +69,7 @@ class Dataset:
     stated_base: float | None = None
     name: str = "AnnData"
     root: str = ""
+    library_col: str | None = None
     var_rows: np.ndarray | None = field(default=None, repr=False)
     file_bytes: FileBytes | None = field(default=None, repr=False)
     _closers: list[Callable[[], None]] = field(default_factory=list, repr=False)

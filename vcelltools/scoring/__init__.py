@@ -70,6 +70,7 @@ def score(
     pert_col: str = "target_gene",
     control: str = "non-targeting",
     layer: str | None = None,
+    library_size: str | None = None,
     truth_pack: str | os.PathLike | None = None,
     baseline: str | os.PathLike | None = None,
     epsilon: float = 0.0,
@@ -113,6 +114,9 @@ def score(
     context_col
         An obs column (such as the cell line) whose values are scored separately and averaged; by default ``"context"``,
         if it exists, with ``compat="vcc2026"``, and none with the other rules.
+    library_size
+        For counts: the obs column in both files with the library sizes of the whole transcriptome, by which counts are
+        divided instead of their sum if the files hold only some of the genes; not with ``compat="vcc2026"``.
     baseline, epsilon, cpm_filter, allow_discrete, to_cp10k, skip, ceiling, ceiling_seed, bootstrap
         See :class:`vcelltools.scoring.cell_eval.options.Options`; not used with ``compat="vcc2026"``.
     target_gene_map, continuity, anchors
@@ -146,7 +150,7 @@ def score(
     cell_eval = {
         "profile": profile, "baseline": baseline, "epsilon": epsilon, "cpm_filter": cpm_filter,
         "allow_discrete": allow_discrete, "to_cp10k": to_cp10k, "skip": tuple(skip), "ceiling": ceiling,
-        "ceiling_seed": ceiling_seed, "bootstrap": bootstrap,
+        "ceiling_seed": ceiling_seed, "bootstrap": bootstrap, "library_size": library_size,
     }  # fmt: skip
     vcc2026 = {"target_gene_map": target_gene_map, "continuity": continuity, "anchors": anchors}
     options: dict[str, Any] = {"pert_col": pert_col, "control": control, "layer": layer, "threads": threads}

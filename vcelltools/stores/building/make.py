@@ -10,12 +10,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from vcelltools.config import NAME_PATTERN, DatasetConfig, Guides, convert
 from vcelltools.errors import DataError, UsageError, checked, spell
 from vcelltools.genes.identity import Basis, make_basis, read_basis
 from vcelltools.genes.table import read_aliases
 from vcelltools.io import Dataset
 from vcelltools.io.fingerprint import describe_source, fingerprinting
+from vcelltools.io.library import suggest_library
 from vcelltools.io.results import Result
 from vcelltools.io.write.atomic import check_space, locked, translate_os_errors
 from vcelltools.io.write.guard import Target, guard_outputs
@@ -272,6 +275,7 @@ def build_store(
                 builder.run(client, part_cells)
         if not kept:
             builder.publish(target)
+        larger = _suggest_library(layout, target)
     manifest = read_manifest(target)
     return BuildResult(
         path=target,
@@ -285,7 +289,7 @@ def build_store(
         sha256=manifest["sha256"],
         bytes=sum(f["bytes"] for f in manifest["files"].values()),
         seconds=time.monotonic() - began,
-        warnings=_get_warnings(plan, manifest),
+        warnings=(*_get_warnings(plan, manifest), *larger),
         kept=kept,
     )
 
@@ -317,6 +321,15 @@ def connect(dask: str | Client | None) -> Iterator[Client | None]:
 
     with open_cluster(dask) as client:
         yield client
+
+
+def _suggest_library(layout: Layout, target: Path) -> list[str]:
+    """Return a warning if obs holds larger totals than those by which the counts were divided."""
+    if layout.plan.libsize_from.startswith("obs/"):
+        return []
+    counted_n = np.full(layout.ds.n_cells, np.nan)
+    counted_n[np.load(target / "source_row.npy")] = np.load(target / "libsize.npy")
+    return suggest_library(layout.ds, counted_n)
 
 
 def _get_warnings(plan: StorePlan, manifest: dict[str, Any]) -> tuple[str, ...]:
