@@ -202,11 +202,13 @@ def _write_parts(path: Path, as_csv: bool, parts: Iterator[dict[str, Any]]) -> N
                 writer = writer or stack.enter_context(csv.CSVWriter(path, table.schema))
             else:
                 repeated = [c for c in table.column_names if c in REPEATED]
+                numbers = [f.name for f in table.schema if pa.types.is_floating(f.type) and f.name not in repeated]
                 writer = writer or stack.enter_context(
                     parquet.ParquetWriter(
-                        path, table.schema, compression="zstd", use_dictionary=repeated, write_statistics=repeated
+                        path, table.schema, compression="zstd", use_dictionary=repeated, write_statistics=repeated,
+                        use_byte_stream_split=numbers,  # packs floats as small in two thirds of the time
                     )
-                )
+                )  # fmt: skip
             writer.write_table(table)
 
 
