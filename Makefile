@@ -41,7 +41,7 @@ test: lint tpu
 	$(BIN)/python -m pytest -n 2 --dist loadfile --max-worker-restart 0 -p no:benchmark
 
 docs: setup
-	$(BIN)/mkdocs build --strict --quiet
+	$(BIN)/mkdocs build --strict
 
 # environments of their own, build/py3.x, with the newest version of everything that pyproject.toml allows
 test-all:

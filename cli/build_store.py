@@ -7,7 +7,20 @@ from typing import Annotated
 
 import typer
 
-from vcelltools.cli.options import FeatureType, Force, GeneTable, Genome, Json, Layer, Modality, Quiet, Threads, Verbose
+from vcelltools.cli.options import (
+    Dask,
+    FeatureType,
+    Force,
+    GeneTable,
+    Genome,
+    Json,
+    Layer,
+    LibraryCol,
+    Modality,
+    Quiet,
+    Threads,
+    Verbose,
+)
 
 File = Annotated[
     Path | None,
@@ -71,10 +84,6 @@ Stats = Annotated[
     Path | None,
     typer.Option("--stats", metavar="DIR", help="Folder written by hvg --stats, whose library sizes are reused."),
 ]
-Dask = Annotated[
-    str | None,
-    typer.Option("--dask", metavar="ADDR", help="Build on a Dask cluster: the address of its scheduler, or local."),
-]
 Jobs = Annotated[
     int | None,
     typer.Option(
@@ -129,6 +138,7 @@ def build_store(
     layer: Layer = None,
     feature_type: FeatureType = None,
     genome: Genome = None,
+    library_size: LibraryCol = None,
     min_cells: MinCells = None,
     keep: Keep = None,
     preset: Preset = None,
@@ -166,6 +176,7 @@ def build_store(
         "direction": direction, "direction_col": direction_col,
         "gene_id_col": gene_id_col, "gene_name_col": gene_name_col,
         "modality": modality, "layer": layer, "feature_type": feature_type, "genome": genome,
+        "library_size": library_size,
         "min_cells": min_cells, "keep": keep, "preset": preset, "stats": stats, "sums": sums,
     }  # fmt: skip
     job = choose_datasets(file, basis=basis, out=out, name=name, options=options, aliases=gene_table)

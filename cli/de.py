@@ -8,12 +8,14 @@ from typing import Annotated
 import typer
 
 from vcelltools.cli.options import (
+    Dask,
     FeatureType,
     Force,
     Genome,
     InFile,
     Json,
     Layer,
+    LibraryCol,
     Modality,
     Quiet,
     Threads,
@@ -98,7 +100,9 @@ def de(
     layer: Layer = None,
     feature_type: FeatureType = None,
     genome: Genome = None,
+    library_size: LibraryCol = None,
     threads: Threads = None,
+    dask: Dask = None,
     force: Force = False,
     json: Json = False,
     quiet: Quiet = False,
@@ -135,7 +139,8 @@ def de(
     else:
         refuse(
             {"--reference": reference != "control", "--stratify": stratify, "--covariates": columns,
-             "--replicate-col": replicate_col, "--epsilon": epsilon != 1e-9, "--min-cpm": min_cpm is not None},
+             "--replicate-col": replicate_col, "--epsilon": epsilon != 1e-9, "--min-cpm": min_cpm is not None,
+             "--dask": dask},
             "--test energy",
         )  # fmt: skip
         from vcelltools.differential.energy import energy
@@ -143,7 +148,8 @@ def de(
         chosen = {k: v for k, v in (("permutations", permutations), ("seed", seed)) if v is not None}
         distances = energy(
             file, pert_col=pert_col, control=control, context_col=context_col, keep=keep, modality=modality,
-            layer=layer, feature_type=feature_type, genome=genome, threads=threads, progress=o.progress, **chosen,
+            layer=layer, feature_type=feature_type, genome=genome, library_size=library_size, threads=threads,
+            progress=o.progress, **chosen,
         )  # fmt: skip
         distances.write(out, force=force)
         o.note(*distances.notes)
@@ -157,8 +163,8 @@ def de(
         file, test=test, pert_col=pert_col, control=control, reference=reference, context_col=context_col,
         stratify=stratify, covariates=columns, replicate_col=replicate_col, keep=keep, epsilon=epsilon,
         min_cpm=min_cpm, continuity=continuity, exact=exact, modality=modality, layer=layer,
-        feature_type=feature_type, genome=genome, threads=threads,
-        progress=o.progress,
+        feature_type=feature_type, genome=genome, library_size=library_size, threads=threads,
+        dask=dask, progress=o.progress,
     )  # fmt: skip
     result.write(out, force=force)
     for n in result.notes:

@@ -28,7 +28,8 @@ class Command(TyperCommand):
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command; messages of the library name the option in place of the argument."""
-        speak_flags({p.name: max(p.opts, key=len) for p in self.params if p.name and p.opts[0].startswith("-")})
+        options = [p for p in self.params if p.name and p.opts[0].startswith("-")]
+        speak_flags({p.name: next((o for o in p.opts if o.startswith("--")), p.opts[0]) for p in options})
         for p in self.params:
             values = ctx.params.get(p.name)
             for value in values if isinstance(values, list | tuple) else [values]:

@@ -8,11 +8,13 @@ from typing import Annotated
 import typer
 
 from vcelltools.cli.options import (
+    Dask,
     FeatureType,
     Force,
     Genome,
     Json,
     Layer,
+    LibraryCol,
     Modality,
     Quiet,
     Threads,
@@ -64,10 +66,6 @@ Plan = Annotated[
 Span = Annotated[
     float, typer.Option("--span", min=0.01, max=1.0, help="seurat_v3, seurat_v3_paper: span of the loess fit.")
 ]
-Dask = Annotated[
-    str | None,
-    typer.Option("--dask", metavar="ADDR", help="Count on a Dask cluster: the address of its scheduler, or local."),
-]
 MinShare = Annotated[
     float,
     typer.Option("--min-share", min=0.0, max=1.0, help="dispersion: minimum fraction of cells that express a gene."),
@@ -118,6 +116,7 @@ def hvg(
     layer: Layer = None,
     feature_type: FeatureType = None,
     genome: Genome = None,
+    library_size: LibraryCol = None,
     batch_key: BatchKey = None,
     flavor: Flavor = "seurat_v3",
     stats: Stats = None,
@@ -161,7 +160,7 @@ def hvg(
     else:
         others = {"--batch-key": batch_key, "--stats": stats, "--dask": dask, "--plan": plan, "--span": span != SPAN,
                   "--theta": theta != THETA, "--flavor": flavor not in ("seurat_v3", "dispersion"),
-                  "--non-integer": non_integer != "refuse"}  # fmt: skip
+                  "--non-integer": non_integer != "refuse", "--library-col": library_size}  # fmt: skip
         refuse(others, "--pooled")
         flavor = "dispersion"
     if plan:
@@ -208,7 +207,7 @@ def hvg(
         else:
             result = compute_hvg(
                 many, top=top, flavor=flavor, batch_key=batch_key, modality=modality, layer=layer,
-                feature_type=feature_type, genome=genome, span=span,
+                feature_type=feature_type, genome=genome, library_size=library_size, span=span,
                 min_share=min_share, theta=theta, stats_dpath=stats, threads=threads, dask=dask,
                 non_integer=non_integer, seed=seed, progress=o.progress,
             )  # fmt: skip

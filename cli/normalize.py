@@ -7,7 +7,19 @@ from typing import Annotated
 
 import typer
 
-from vcelltools.cli.options import FeatureType, Force, Genome, InFile, Json, Layer, Modality, Quiet, Threads, Verbose
+from vcelltools.cli.options import (
+    FeatureType,
+    Force,
+    Genome,
+    InFile,
+    Json,
+    Layer,
+    LibraryCol,
+    Modality,
+    Quiet,
+    Threads,
+    Verbose,
+)
 from vcelltools.cli.output import Output
 
 
@@ -17,10 +29,7 @@ def normalize(
     target_sum: Annotated[str, typer.Option(metavar="X", help="Target sum of counts per cell, or median.")] = "10000",
     log: Annotated[bool, typer.Option("--log/--no-log", help="Apply log1p.")] = True,
     base: Annotated[float | None, typer.Option(help="Base of the logarithm [default: e].", show_default=False)] = None,
-    library_size: Annotated[
-        str | None,
-        typer.Option(metavar="COLUMN", help="obs column with the library sizes [default: the row sums of the matrix]."),
-    ] = None,
+    library_size: LibraryCol = None,
     keep_counts: Annotated[
         bool, typer.Option("--keep-counts", help="Keep the counts in a layer named counts.")
     ] = False,

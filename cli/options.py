@@ -20,6 +20,10 @@ Threads = Annotated[
         show_default=False,
     ),
 ]
+Dask = Annotated[
+    str | None,
+    typer.Option("--dask", metavar="ADDR", help="Run on a Dask cluster: the address of its scheduler, or local."),
+]
 Modality = Annotated[
     str | None,
     typer.Option("--modality", metavar="M", help="Modality of an h5mu file [default: the one that holds the counts]."),
@@ -43,6 +47,14 @@ Genome = Annotated[
         help="Genome (species) of the features to use, as var or a 10x file names it [default: all].",
     ),
 ]
+LibraryCol = Annotated[
+    str | None,
+    typer.Option(
+        "--library-col", "--library-size", metavar="C", show_default=False,
+        help="obs column with the total counts of each cell over the whole transcriptome, to divide counts by where "
+        "the file holds only some of the genes [default: the sum of the cell's counts in the file].",
+    ),
+]  # fmt: skip
 Layer = Annotated[
     str | None,
     typer.Option("--layer", metavar="L", help="Matrix to read: X, raw, or the name of a layer [default: X]."),

@@ -7,7 +7,19 @@ from typing import Annotated
 
 import typer
 
-from vcelltools.cli.options import FeatureType, Force, Genome, InFile, Json, Layer, Modality, Quiet, Threads, Verbose
+from vcelltools.cli.options import (
+    FeatureType,
+    Force,
+    Genome,
+    InFile,
+    Json,
+    Layer,
+    LibraryCol,
+    Modality,
+    Quiet,
+    Threads,
+    Verbose,
+)
 
 
 def responders(
@@ -36,6 +48,7 @@ def responders(
     layer: Layer = None,
     feature_type: FeatureType = None,
     genome: Genome = None,
+    library_size: LibraryCol = None,
     threads: Threads = None,
     force: Force = False,
     json: Json = False,
@@ -65,7 +78,7 @@ def responders(
     result = run(
         file, pert_col=pert_col, control=control, max_genes=max_genes, max_controls=max_controls,
         max_tested=max_tested, permutations=permutations, seed=seed, modality=modality, layer=layer,
-        feature_type=feature_type, genome=genome, threads=threads,
+        feature_type=feature_type, genome=genome, library_size=library_size, threads=threads,
         progress=o.progress,
     )  # fmt: skip
     result.write(out, force=force)

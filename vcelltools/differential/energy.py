@@ -219,6 +219,7 @@ def energy(
     layer: str | None = None,
     feature_type: str | None = None,
     genome: str | None = None,
+    library_size: str | None = None,
     threads: int | None = None,
     progress: Progress = SILENT,
 ) -> EnergyResult:
@@ -232,6 +233,9 @@ def energy(
         obs column of contexts, such as cell lines, each of which is compared with its own controls.
     keep
         Boolean obs column that selects the cells to use.
+    library_size
+        obs column with the library sizes of the whole transcriptome, by which counts are divided instead of their sum
+        if the file holds only some of the genes.
     max_genes
         Number of most variable genes to use, in addition to the targets.
     max_controls, max_tested
@@ -260,7 +264,9 @@ def energy(
     )
     rows: list[tuple[str, str, int, int, float, float]] = []
     fdr: list[np.ndarray] = []
-    with open_dataset(source, modality=modality, layer=layer, feature_type=feature_type, genome=genome) as dataset:
+    with open_dataset(
+        source, modality=modality, layer=layer, feature_type=feature_type, genome=genome, library_size=library_size
+    ) as dataset:
         notes: list[str] = []
         cells, parts = read_parts(dataset, pert_col, control, keep, context_col, notes)
         for name, part in parts.items():
@@ -275,7 +281,7 @@ def energy(
     if cells.n_missing:
         notes.append(f"{cells.n_missing:,} cells without a label (or not selected) were left out")
     contexts, names, n_cells, controls, distance, p = zip(*rows, strict=True)
-    extra = {"context_col": context_col, "keep": keep}
+    extra = {"context_col": context_col, "keep": keep, "library_size": library_size}
     return EnergyResult(
         perturbations=list(names), contexts=None if context_col is None else list(contexts),
         n_cells_p=np.array(n_cells), n_controls_p=np.array(controls), distance_p=np.array(distance), p_p=np.array(p),

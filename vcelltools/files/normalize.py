@@ -19,6 +19,7 @@ from vcelltools.files.relayout import rewrite_matrix
 from vcelltools.io import Dataset, open_dataset
 from vcelltools.io.chunks import Chunk, CscChunk, CsrChunk, DenseChunk
 from vcelltools.io.faults import raise_fault
+from vcelltools.io.library import check_library, read_library, suggest_library
 from vcelltools.io.matrix import CscMatrix, Matrix, Span
 from vcelltools.io.results import Result
 from vcelltools.io.stream import map_spans, run_spans
@@ -189,6 +190,8 @@ def normalize(
         warnings = w.main.notes
         if not whole:
             warnings.append("some counts are fractional (corrected or estimated); they are used unchanged")
+        if library_size is None:
+            warnings += suggest_library(ds, work.seen_n)
         if work.n_repeated:
             warnings.append(f"{work.n_repeated:,} duplicate entries were summed")
         return NormalizeResult(
@@ -308,12 +311,7 @@ def _get_library_size(
 ) -> np.ndarray | None:
     """Return (n,) library sizes if they are needed before the pass (or given by ``column``), otherwise None."""
     if column is not None:
-        values = ds.obs.column(column).values
-        if values is None or values.dtype.kind not in "iuf":
-            raise DataError(f"{ds.label}: obs/{column} does not hold numbers")
-        if not (np.isfinite(values) & (values >= 0)).all():
-            raise DataError(f"{ds.label}: obs/{column} holds a missing or negative library size")
-        return values.astype(np.float64)
+        return read_library(ds, column)
     if isinstance(ds.matrix, CscMatrix) or target_sum is None:
         return count_library_size(ds, whole=whole, threads=threads, progress=progress)
     return None
@@ -368,17 +366,6 @@ def _count_rows(ds: Dataset, chunk: CsrChunk | DenseChunk) -> np.ndarray:
         sizes = np.empty(chunk.n_rows, np.int64)
         _check(ds, chunk, *csr_library_size(chunk.indptr, chunk.indices, chunk.data, chunk.n_genes, sizes))
     return sizes
-
-
-def _check_size(given_b: np.ndarray, counted_b: np.ndarray, start: int, column: str) -> None:
-    """Raise if a given library size is below the sum of the counts of its cell."""
-    low = np.flatnonzero(given_b < counted_b * (1 - 1e-6 * (counted_b.dtype.kind == "f")))
-    if len(low):
-        i = int(low[0])
-        raise DataError(
-            f"obs/{column} is {given_b[i]:g} for cell {start + i:,}, whose counts sum to {counted_b[i]:,.10g}",
-            hint="use the column of the raw library sizes",
-        )
 
 
 def _sum_cells(ds: Dataset, chunk: Chunk) -> tuple[int, np.ndarray]:
@@ -463,7 +450,7 @@ class _Normaliser:
     def finish(self) -> None:
         """Check, after the whole pass, that given library sizes cover the counts."""
         if self.column is not None and isinstance(self.matrix, CscMatrix):
-            _check_size(self.seen_n, self.counted_n, 0, self.column)
+            check_library(self.seen_n, self.counted_n, self.column)
 
     def _get_scale(self, chunk: CsrChunk | DenseChunk) -> np.ndarray:
         from vcelltools.kernels.normalize import make_scale
@@ -472,7 +459,7 @@ class _Normaliser:
         if self.given is None:
             self.seen_n[cells] = _count_rows(self.ds, chunk)
         elif self.column is not None:
-            _check_size(self.seen_n[cells], _count_rows(self.ds, chunk), cells.start, self.column)
+            check_library(self.seen_n[cells], _count_rows(self.ds, chunk), self.column, cells.start)
         return make_scale(self.seen_n[cells], self.target_sum)
 
     def _sum_repeated(self, chunk: CsrChunk | CscChunk) -> CsrChunk | CscChunk:
@@ -512,7 +499,7 @@ class _FractionNormaliser(_Normaliser):
             if self.given is None:
                 self.seen_n[cells] = sums_b
             elif self.column is not None:
-                _check_size(self.seen_n[cells], sums_b, first, self.column)
+                check_library(self.seen_n[cells], sums_b, self.column, first)
             scale = make_scale(self.seen_n[cells], self.target_sum)
         if isinstance(chunk, DenseChunk):
             return replace(chunk, block=self._change(chunk.block, scale[:, None]))

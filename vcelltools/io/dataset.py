@@ -39,6 +39,7 @@ def open_dataset(
     layer: str | None = None,
     feature_type: str | None = None,
     genome: str | None = None,
+    library_size: str | None = None,
     name: str | None = None,
 ) -> Dataset:
     """Open a data set and validate its structure.
@@ -59,6 +60,9 @@ def open_dataset(
     genome
         The genome of the features to use, or ``all``; by default, those of all genomes. A 10x file of version 2 has a
         matrix for each genome, one of which must be chosen.
+    library_size
+        The obs column of library sizes by which a command that normalises counts divides them; by default, it divides
+        by their sum (:mod:`vcelltools.io.library`).
     name
         What messages call an AnnData in memory when a command reads several; a file goes by its path.
 
@@ -72,7 +76,7 @@ def open_dataset(
     if isinstance(source, Dataset):
         return source
     ds = _open(source, modality, layer, feature_type, genome, name)
-    ds.obs.notes = ds.notes
+    ds.obs.notes, ds.library_col = ds.notes, library_size
     try:
         choose_features(ds, modality if ds.modality is None else None, feature_type, None if ds.genome else genome)
     except BaseException:

@@ -47,10 +47,14 @@ class Dataset:
         What messages call it when it has no path.
     root
         The key of the AnnData in its file: empty, or a path such as ``mod/rna/``.
+    library_col
+        The obs column of library sizes to divide counts by, or None for the sums of the counts.
     var_rows
         (n_genes,) positions among the features of the file, if only some of them are used as genes.
     file_bytes
         How the bytes of an HDF5 file are read.
+    remote
+        The workers of a cluster that read the matrix (:class:`vcelltools.io.remote.Remote`), or None.
     """
 
     path: Path | None
@@ -67,8 +71,10 @@ class Dataset:
     stated_base: float | None = None
     name: str = "AnnData"
     root: str = ""
+    library_col: str | None = None
     var_rows: np.ndarray | None = field(default=None, repr=False)
     file_bytes: FileBytes | None = field(default=None, repr=False)
+    remote: Any = field(default=None, repr=False)
     _closers: list[Callable[[], None]] = field(default_factory=list, repr=False)
 
     def keep_cached(self) -> None:

@@ -182,6 +182,7 @@ def responders(
     layer: str | None = None,
     feature_type: str | None = None,
     genome: str | None = None,
+    library_size: str | None = None,
     threads: int | None = None,
     progress: Progress = SILENT,
 ) -> RespondersResult:
@@ -201,6 +202,9 @@ def responders(
         Permutations for the p-value of each energy distance (:func:`vcelltools.differential.energy.test_energy`).
     seed
         Random seed of all draws.
+    library_size
+        obs column with the library sizes of the whole transcriptome, by which counts are divided instead of their sum
+        if the file holds only some of the genes.
 
     Raises
     ------
@@ -224,7 +228,9 @@ def responders(
     check_limits(
         max_genes=max_genes, max_controls=max_controls, max_tested=max_tested, permutations=permutations, seed=seed
     )
-    with open_dataset(source, modality=modality, layer=layer, feature_type=feature_type, genome=genome) as ds:
+    with open_dataset(
+        source, modality=modality, layer=layer, feature_type=feature_type, genome=genome, library_size=library_size
+    ) as ds:
         cells = read_cells(ds, pert_col, control)
         found = Screen(ds, cells, control, max_genes, max_controls, seed, threads, progress)
         notes = [*ds.notes, *found.scale.notes]

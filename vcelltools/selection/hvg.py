@@ -217,6 +217,7 @@ def compute_hvg(
     layer: str | None = None,
     feature_type: str | None = None,
     genome: str | None = None,
+    library_size: str | None = None,
     span: float = 0.3,
     min_share: float = 0.001,
     theta: float = 100.0,
@@ -253,6 +254,9 @@ def compute_hvg(
         Number of worker threads, and of values that each reads at once; neither changes the result.
     dask
         ``local``, or the address of a Dask scheduler whose workers can access the file and count ranges of cells.
+    library_size
+        Flavours that normalise: obs column with the library sizes of the whole transcriptome, by which the counts are
+        divided instead of their sum if the file holds only some of the genes.
     non_integer
         How to handle fractional counts: ``refuse`` them; ``round`` them stochastically with ``seed``; or ``keep`` them,
         with moments of floats instead of exact counts. The last two need a single file, without ``stats_dpath`` and
@@ -272,6 +276,11 @@ def compute_hvg(
     check_number("theta", theta, low=1e-6)
     many = list(sources) if isinstance(sources, list | tuple) else [sources]
     _check_request(many, top, flavor, span, non_integer, stats_dpath, dask)
+    if library_size is not None and not FLAVORS[flavor].needs_values:
+        raise UsageError(
+            f"{spell('library_size')} cannot be used with {spell('flavor', flavor)}, which ranks counts as they are",
+            hint=f"one of: {', '.join(k for k, f in FLAVORS.items() if f.needs_values)}",
+        )
 
     part: dict[str, Any] = {"modality": modality, "layer": layer, "feature_type": feature_type, "genome": genome}
 
@@ -286,7 +295,8 @@ def compute_hvg(
     rounded = False
     as_log = FLAVORS[flavor].takes_log and len(many) == 1 and _holds_log(many[0], part)
     if as_log:
-        refused = {"stats_dpath": stats_dpath, "dask": dask, "non_integer": non_integer != "refuse"}
+        refused = {"stats_dpath": stats_dpath, "dask": dask, "non_integer": non_integer != "refuse",
+                   "library_size": library_size}  # fmt: skip
         if wrong := [spell(k) for k, v in refused.items() if v]:
             raise UsageError(f"{', '.join(wrong)}: not with log1p values", hint="leave it out, or pass counts")
         with opener() as ds:
@@ -311,6 +321,8 @@ def compute_hvg(
         of = f"{_label(source)}: " if len(many) > 1 else ""
         warnings += [of + w for w in p.warnings]
         notes += [of + n for n in p.notes]
+    if FLAVORS[flavor].needs_values and not as_log:
+        merged = _divide_by_library(merged, opener, library_size, warnings)
     if top > merged.n_genes:
         warnings.append(f"top is {top:,}, but there are only {merged.n_genes:,} genes; all of them were selected")
     with_batches = batch_key is not None or len(parts) > 1
@@ -336,7 +348,7 @@ def compute_hvg(
         **part,
         "layer": layer or "X",
     }
-    settings |= own
+    settings |= own | ({} if library_size is None else {"library_size": library_size})
     if as_log:
         settings["values"] = "log1p"
     if rounded or non_integer == "keep":
@@ -369,6 +381,7 @@ def hvg(
     layer: str | None = None,
     feature_type: str | None = None,
     genome: str | None = None,
+    library_size: str | None = None,
     span: float = 0.3,
     min_share: float = 0.001,
     theta: float = 100.0,
@@ -418,7 +431,8 @@ def hvg(
         raise UsageError("only an AnnData can be changed in place", hint="remove inplace", field="inplace")
     result = compute_hvg(
         source, top=top, flavor=flavor, batch_key=batch_key, modality=modality, layer=layer,
-        feature_type=feature_type, genome=genome, span=span, min_share=min_share, theta=theta, stats_dpath=stats_dpath,
+        feature_type=feature_type, genome=genome, library_size=library_size, span=span, min_share=min_share,
+        theta=theta, stats_dpath=stats_dpath,
         non_integer=non_integer, seed=seed, threads=threads, dask=dask, progress=progress,
     )  # fmt: skip
     frame = result.to_frame()
@@ -499,6 +513,22 @@ def _get_statistics(
                 stats.source["fingerprint"] = fingerprint.result()
                 save_statistics(stats, stats_dpath, force=True)  # new, or replacing stale ones
         return stats, notes
+
+
+def _divide_by_library(
+    stats: Statistics, opener: Callable[[], Dataset], column: str | None, warnings: list[str]
+) -> Statistics:
+    """Return statistics with the library sizes of an obs column; without one, warn of a column with larger totals."""
+    from vcelltools.io.library import check_library, read_library, suggest_library
+
+    with opener() as ds:
+        if column is None:
+            warnings += suggest_library(ds, stats.library_size)
+            return stats
+        given = read_library(ds, column)
+        check_library(given, stats.library_size, column)
+    whole = given.astype(np.int64)
+    return replace(stats, library_size=whole if np.array_equal(whole, given) else given)
 
 
 def _scan_fractions(

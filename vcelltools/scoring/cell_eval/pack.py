@@ -24,7 +24,8 @@ _KEYS = (
 
 def get_settings(options: Options) -> dict[str, Any]:
     """Return the settings on which a pack depends."""
-    return {k: getattr(options, k) for k in _KEYS}
+    more = {} if options.library_size is None else {"library_size": options.library_size}
+    return {k: getattr(options, k) for k in _KEYS} | more
 
 
 def pack_truth(truth: Truth) -> tuple[dict[str, Any], dict[str, np.ndarray]]:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from vcelltools.config import NAME_PATTERN, DatasetConfig, Guides, convert
 from vcelltools.errors import DataError, UsageError, checked, spell
@@ -16,10 +17,12 @@ from vcelltools.genes.identity import Basis, make_basis, read_basis
 from vcelltools.genes.table import read_aliases
 from vcelltools.io import Dataset
 from vcelltools.io.fingerprint import describe_source, fingerprinting
+from vcelltools.io.library import suggest_library
 from vcelltools.io.results import Result
 from vcelltools.io.write.atomic import check_space, locked, translate_os_errors
 from vcelltools.io.write.guard import Target, guard_outputs
 from vcelltools.presets import resolve_preset
+from vcelltools.runtime.cluster import connect
 from vcelltools.runtime.progress import SILENT, Progress
 from vcelltools.runtime.threads import get_threads
 from vcelltools.stores.building.builder import Builder
@@ -272,6 +275,7 @@ def build_store(
                 builder.run(client, part_cells)
         if not kept:
             builder.publish(target)
+        larger = _suggest_library(layout, target)
     manifest = read_manifest(target)
     return BuildResult(
         path=target,
@@ -285,7 +289,7 @@ def build_store(
         sha256=manifest["sha256"],
         bytes=sum(f["bytes"] for f in manifest["files"].values()),
         seconds=time.monotonic() - began,
-        warnings=_get_warnings(plan, manifest),
+        warnings=(*_get_warnings(plan, manifest), *larger),
         kept=kept,
     )
 
@@ -307,16 +311,13 @@ def _is_of(target: Path, fingerprint: str) -> bool:
     )
 
 
-@contextmanager
-def connect(dask: str | Client | None) -> Iterator[Client | None]:
-    """Yield a client of the requested cluster, or None."""
-    if not isinstance(dask, str):
-        yield dask
-        return
-    from vcelltools.runtime.cluster import open_cluster
-
-    with open_cluster(dask) as client:
-        yield client
+def _suggest_library(layout: Layout, target: Path) -> list[str]:
+    """Return a warning if obs holds larger totals than those by which the counts were divided."""
+    if layout.plan.libsize_from.startswith("obs/"):
+        return []
+    counted_n = np.full(layout.ds.n_cells, np.nan)
+    counted_n[np.load(target / "source_row.npy")] = np.load(target / "libsize.npy")
+    return suggest_library(layout.ds, counted_n)
 
 
 def _get_warnings(plan: StorePlan, manifest: dict[str, Any]) -> tuple[str, ...]:

@@ -19,6 +19,7 @@ from vcelltools.genes.identity import Basis, Genes, Reconciliation, find_doubts,
 from vcelltools.io import CsrMatrix, Dataset, open_dataset
 from vcelltools.io.counts import get_count_evidence
 from vcelltools.io.fingerprint import find_difference
+from vcelltools.io.library import read_library
 from vcelltools.io.rounding import round_matrix
 from vcelltools.io.survey import require_counts
 from vcelltools.io.table import RANGE, Table, TableBase
@@ -197,11 +198,8 @@ def read_libsize(ds: Dataset, spec: DatasetConfig) -> tuple[np.ndarray | None, s
         If the column does not hold whole counts, or the statistics belong to another file.
     """
     if spec.library_size != "matrix":
-        col = ds.obs.column(spec.library_size)
-        values = col.values
-        if values is None or values.dtype.kind not in "iuf" or col.missing is not None:
-            raise DataError(f"{ds.label}: obs/{spec.library_size} does not hold a total count for every cell")
-        whole = np.isfinite(values) & (values >= 0) & (values == np.floor(values))
+        values = read_library(ds, spec.library_size)
+        whole = values == np.floor(values)
         if not whole.all():
             i = int(np.argmin(whole))
             raise DataError(
