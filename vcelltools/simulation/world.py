@@ -273,8 +273,7 @@ def make_world(
     n_genes: int,
     n_perturbations: int,
     n_universe: int,
-    n_lines: int,
-    first_line: int,
+    lines: range,
     n_batches: int,
     shared: float,
     inert: float,
@@ -292,8 +291,8 @@ def make_world(
         Number of all genes; a fraction ``drop`` of them (never a target) is missing from this atlas.
     n_universe
         Number of perturbations from which the ``n_perturbations`` of this atlas are drawn.
-    first_line
-        Index of the first cell line.
+    lines
+        Indices of the cell lines.
     shared, inert
         Fraction of the effects common to all lines; fraction of perturbations without a downstream effect.
     lineages
@@ -307,7 +306,6 @@ def make_world(
     targets = _draw_targets(means, n_universe, effect_seed)
     r = rng(seed, _TARGETS, 1)
     which = np.sort(r.permutation(n_universe)[:n_perturbations])
-    lines = range(first_line, first_line + n_lines)
     effects, latent = _draw_effects(
         means,
         targets,
@@ -328,8 +326,8 @@ def make_world(
     noise = rng(effect_seed, _EMBED, 1).normal(size=(n_genes, N_LATENT))
     spread = rng(effect_seed, _EMBED, 2).normal(size=(N_LATENT, N_FEATURES)) / np.sqrt(N_LATENT)
     features = ((latent + _EMBEDDING_NOISE * noise) @ spread).astype(np.float32)
-    profile = np.empty((n_lines * n_batches, len(kept)), np.float32)
-    for c in range(n_lines):
+    profile = np.empty((len(lines) * n_batches, len(kept)), np.float32)
+    for c in range(len(lines)):
         for b in range(n_batches):
             shift = np.exp(_BATCH_GENE_SD * rng(seed, _BATCH, b, 1).normal(size=n_genes))[kept]
             row = cp10k[c, kept] * shift
