@@ -72,6 +72,13 @@ def train(
     minutes: Annotated[
         float | None, Opt(min=0, help="Stop after this many minutes; the run can be resumed [default: never].")
     ] = None,
+    wandb: Annotated[
+        bool,
+        Opt(
+            "--wandb",
+            help="Also write an offline run of Weights & Biases into the run folder, which wandb sync uploads.",
+        ),
+    ] = False,
     tpu: Annotated[bool, Opt("--tpu", help="Train on TPUs, and stop if there are none.")] = False,
     topology: Annotated[str | None, Opt(help="TPU slice, such as v5e-16, v5litepod-16, v5e:4x4, …")] = None,
     dry_run: Annotated[bool, Opt("--dry-run", help="Compile for --topology without a TPU, and show the plan.")] = False,
@@ -108,7 +115,7 @@ def train(
         "out": out, "stores": stores, "split": split, "features": features, "network": network, "from_run": from_run,
         "model": model, "objective": objective, "size": size, "steps": steps, "sets": sets, "set_size": set_size,
         "seed": seed, "optimizer": optimizer, "learning_rate": learning_rate, "scale_rate": scale_rate or None,
-        "minutes": minutes,
+        "minutes": minutes, "wandb": wandb or None,
     }  # fmt: skip
     from vcelltools.cli.render_train import show_plan, show_result, show_sanity
     from vcelltools.errors import UsageError, spell

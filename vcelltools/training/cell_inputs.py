@@ -146,7 +146,7 @@ def make_cell_setup(
     UsageError
         If a setting does not apply to a diffusion model.
     """
-    for key, value in (("split", settings.split), ("tensorboard", settings.tensorboard)):
+    for key, value in (("split", settings.split), ("tensorboard", settings.tensorboard), ("wandb", settings.wandb)):
         if value:
             raise UsageError(
                 f"{spell(key)} does not apply to a diffusion model", hint="the seed determines the held-out cells"

@@ -13,7 +13,7 @@ from vcelltools.runtime.progress import Progress
 from vcelltools.training.run_folder import RunFolder
 from vcelltools.training.settings import TrainSettings
 
-OPTIONS = ("steps", "minutes", "checkpoint_minutes", "log_every", "tensorboard", "feed")
+OPTIONS = ("steps", "minutes", "checkpoint_minutes", "log_every", "tensorboard", "wandb", "feed")
 """Settings that an extension may change."""
 
 

@@ -97,6 +97,7 @@ def train(
     checkpoint_minutes: float = 10.0,
     minutes: float = 0.0,
     tensorboard: bool = False,
+    wandb: bool = False,
     resume: bool = True,
     force: bool = False,
     progress: Progress = SILENT,
@@ -111,7 +112,7 @@ def train(
         Stores or their folders; by default all stores in the configured folder.
     extend
         A finished run to train to more ``steps``. Its own settings apply, except ``steps``, ``minutes``,
-        ``checkpoint_minutes``, ``log_every``, ``tensorboard`` and ``feed``.
+        ``checkpoint_minutes``, ``log_every``, ``tensorboard``, ``wandb`` and ``feed``.
     weights, split, features, network, from_run, model, objective, size, prior, restore_spread, identity,
     batch_embedding, nonnegative, set_size, sets
         See :class:`vcelltools.training.settings.TrainSettings`, also for the settings below.
@@ -140,7 +141,7 @@ def train(
 
     if extend is not None:
         changes = {"minutes": minutes, "checkpoint_minutes": checkpoint_minutes, "log_every": log_every,
-                   "tensorboard": tensorboard, "feed": feed}  # fmt: skip
+                   "tensorboard": tensorboard, "wandb": wandb, "feed": feed}  # fmt: skip
         return run(read_extension(Path(extend), steps, changes), extend=True, progress=progress)
     opened = [s if isinstance(s, Store) else open_store(s) for s in stores]
     given = {
@@ -159,6 +160,7 @@ def train(
         "log_every": log_every, "eval_every": eval_every, "patience": patience, "stability": stability,
         "eval_sets": eval_sets,
         "checkpoint_minutes": checkpoint_minutes, "minutes": minutes, "tensorboard": tensorboard,
+        "wandb": wandb,
     }  # fmt: skip
     settings = make_settings({}, given)
     return run(settings, stores=opened or None, resume=resume, force=force, progress=progress)

@@ -104,6 +104,9 @@ class TrainSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
         Time between checkpoints, and time after which the run stops and can be resumed (0: no limit).
     tensorboard
         Also write TensorBoard files (needs ``vcelltools[tensorboard]``).
+    wandb
+        Also write an offline run of Weights & Biases into ``wandb`` of the run folder, which ``wandb sync`` uploads
+        (needs ``vcelltools[wandb]``).
     """
 
     out: str = "runs/run"
@@ -152,6 +155,7 @@ class TrainSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     checkpoint_minutes: Weight = 10.0
     minutes: Weight = 0.0
     tensorboard: bool = False
+    wandb: bool = False
 
     @property
     def length(self) -> tuple[int, int]:
@@ -183,7 +187,7 @@ _READ = {
 }  # fmt: skip
 
 # settings that may change when a run is resumed
-FREE = ("out", "stores", "minutes", "checkpoint_minutes", "log_every", "tensorboard", "feed")
+FREE = ("out", "stores", "minutes", "checkpoint_minutes", "log_every", "tensorboard", "wandb", "feed")
 
 
 def make_settings(table: dict[str, Any], options: dict[str, Any]) -> TrainSettings:

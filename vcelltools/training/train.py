@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vcelltools.errors import DataError, EnvironmentFault, InterruptedRun, UsageError, spell
+from vcelltools.errors import DataError, InterruptedRun, UsageError, spell
 from vcelltools.io.write.atomic import locked, write_json
 from vcelltools.model.baselines import BASELINES
 from vcelltools.model.nested import OBJECTIVES
@@ -20,6 +21,7 @@ from vcelltools.model.registry import is_nested
 from vcelltools.runtime.memory import peak_memory
 from vcelltools.runtime.prefetch import Prefetch
 from vcelltools.runtime.progress import SILENT, Progress
+from vcelltools.training.boards import Boards
 from vcelltools.training.evaluate import beats, choose_share, describe, evaluate, evaluate_baselines
 from vcelltools.training.extend import describe_schedule
 from vcelltools.training.in_flight import InFlight
@@ -247,6 +249,7 @@ class Trainer:
         self.stability = Stability(s.stability, s.warmup)
         self.start: dict[str, Any] | None = None  # the run whose weights this one began with
         self.latest: dict[str, float] = {}
+        self.boards = Boards()
 
     # -- single operations -------------------------------------------------------------------------------------
 
@@ -300,7 +303,9 @@ class Trainer:
     def run(self, continued: bool) -> TrainResult:
         """Train to the last step or until there is a reason to stop."""
         assert self.folder is not None
-        with Stop(self.setup.settings.minutes) as stop:
+        if self.main:
+            self.boards.open(self.setup.settings, self.folder.dpath)
+        with Stop(self.setup.settings.minutes) as stop, closing(self.boards):
             state, first = self._restore() if continued else (self.init_state(), 0)
             if first == 0 and self.best.step < 0:
                 self._evaluate(state, 0)
@@ -447,7 +452,7 @@ class Trainer:
         self.latest = record
         if self.main and self.folder is not None:
             self.folder.log(record)
-            self._tensorboard(record)
+            self.boards.add(int(record["step"]), record)
 
     def _describe_failure(self, number: int, metrics: dict[str, Any]) -> str:
         batch = self.setup.sampler.batch(number)
@@ -457,22 +462,6 @@ class Trainer:
             f"step {number + 1}: the loss is {float(metrics['loss'])} (gradient norm {float(metrics['grad_norm'])}); "
             f"the batch holds {', '.join(names)}{', …' if len(picked) > 5 else ''}"
         )
-
-    def _tensorboard(self, record: dict[str, Any]) -> None:
-        if not self.setup.settings.tensorboard:
-            return
-        assert self.folder is not None
-        if not hasattr(self, "_board"):
-            try:
-                from tensorboardX import SummaryWriter
-            except ImportError as e:
-                raise EnvironmentFault(
-                    "tensorboardX is not installed", hint="pip install 'vcelltools[tensorboard]'"
-                ) from e
-            self._board = SummaryWriter(str(self.folder.dpath / "tensorboard"))
-        for key, value in record.items():
-            if key != "step":
-                self._board.add_scalar(key, value, record["step"])
 
     def _evaluate(self, state: Any, number: int) -> None:
         from vcelltools.model.step import eval_params
@@ -494,6 +483,7 @@ class Trainer:
                 record["change"] = change
                 self.stability.save(self.folder.stability_fpath)
             self.folder.log({"step": number, "eval": record})
+            self.boards.add(number, record, "eval/")
             if better:
                 self.folder.best().save(number, BestState(params, np.float32(share)), self._meta())
 
