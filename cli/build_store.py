@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from vcelltools.cli.options import (
+    Dask,
     FeatureType,
     Force,
     GeneTable,
@@ -82,10 +83,6 @@ Preset = Annotated[
 Stats = Annotated[
     Path | None,
     typer.Option("--stats", metavar="DIR", help="Folder written by hvg --stats, whose library sizes are reused."),
-]
-Dask = Annotated[
-    str | None,
-    typer.Option("--dask", metavar="ADDR", help="Build on a Dask cluster: the address of its scheduler, or local."),
 ]
 Jobs = Annotated[
     int | None,

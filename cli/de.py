@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from vcelltools.cli.options import (
+    Dask,
     FeatureType,
     Force,
     Genome,
@@ -101,6 +102,7 @@ def de(
     genome: Genome = None,
     library_size: LibraryCol = None,
     threads: Threads = None,
+    dask: Dask = None,
     force: Force = False,
     json: Json = False,
     quiet: Quiet = False,
@@ -137,7 +139,8 @@ def de(
     else:
         refuse(
             {"--reference": reference != "control", "--stratify": stratify, "--covariates": columns,
-             "--replicate-col": replicate_col, "--epsilon": epsilon != 1e-9, "--min-cpm": min_cpm is not None},
+             "--replicate-col": replicate_col, "--epsilon": epsilon != 1e-9, "--min-cpm": min_cpm is not None,
+             "--dask": dask},
             "--test energy",
         )  # fmt: skip
         from vcelltools.differential.energy import energy
@@ -161,7 +164,7 @@ def de(
         stratify=stratify, covariates=columns, replicate_col=replicate_col, keep=keep, epsilon=epsilon,
         min_cpm=min_cpm, continuity=continuity, exact=exact, modality=modality, layer=layer,
         feature_type=feature_type, genome=genome, library_size=library_size, threads=threads,
-        progress=o.progress,
+        dask=dask, progress=o.progress,
     )  # fmt: skip
     result.write(out, force=force)
     for n in result.notes:

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from vcelltools.cli.options import (
+    Dask,
     FeatureType,
     Force,
     Genome,
@@ -64,10 +65,6 @@ Plan = Annotated[
 ]
 Span = Annotated[
     float, typer.Option("--span", min=0.01, max=1.0, help="seurat_v3, seurat_v3_paper: span of the loess fit.")
-]
-Dask = Annotated[
-    str | None,
-    typer.Option("--dask", metavar="ADDR", help="Count on a Dask cluster: the address of its scheduler, or local."),
 ]
 MinShare = Annotated[
     float,

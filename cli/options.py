@@ -20,6 +20,10 @@ Threads = Annotated[
         show_default=False,
     ),
 ]
+Dask = Annotated[
+    str | None,
+    typer.Option("--dask", metavar="ADDR", help="Run on a Dask cluster: the address of its scheduler, or local."),
+]
 Modality = Annotated[
     str | None,
     typer.Option("--modality", metavar="M", help="Modality of an h5mu file [default: the one that holds the counts]."),

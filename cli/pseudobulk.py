@@ -7,7 +7,19 @@ from typing import Annotated
 
 import typer
 
-from vcelltools.cli.options import FeatureType, Force, Genome, InFile, Json, Layer, Modality, Quiet, Threads, Verbose
+from vcelltools.cli.options import (
+    Dask,
+    FeatureType,
+    Force,
+    Genome,
+    InFile,
+    Json,
+    Layer,
+    Modality,
+    Quiet,
+    Threads,
+    Verbose,
+)
 from vcelltools.cli.output import Output
 
 
@@ -24,6 +36,7 @@ def pseudobulk(
     feature_type: FeatureType = None,
     genome: Genome = None,
     threads: Threads = None,
+    dask: Dask = None,
     force: Force = False,
     json: Json = False,
     quiet: Quiet = False,
@@ -46,7 +59,7 @@ def pseudobulk(
     r = run(
         file, out, by=columns, min_cells=min_cells, modality=modality, layer=layer,
         feature_type=feature_type, genome=genome, force=force, threads=threads,
-        progress=o.progress,
+        dask=dask, progress=o.progress,
     )  # fmt: skip
     for n in r.notes:
         o.note(n)

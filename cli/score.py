@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from vcelltools.cli.options import Force, Json, Layer, LibraryCol, Quiet, Threads, Verbose, refuse, refuse_same
+from vcelltools.cli.options import Dask, Force, Json, Layer, LibraryCol, Quiet, Threads, Verbose, refuse, refuse_same
 
 Pred = Annotated[Path, typer.Argument(metavar="PRED", show_default=False, help="Prediction: an h5ad.")]
 TruthFile = Annotated[
@@ -123,6 +123,7 @@ def score(
     layer: Layer = None,
     library_size: LibraryCol = None,
     threads: Threads = None,
+    dask: Dask = None,
     force: Force = False,
     json: Json = False,
     quiet: Quiet = False,
@@ -143,14 +144,14 @@ def score(
     o = Output(json=json, quiet=quiet, verbose=verbose)
     given = {"truth": truth, "profile": profile, "compat": compat, "pert_col": pert_col, "control": control,
              "out": out, "report": report}  # fmt: skip
-    common = {**get_defaults(given, pred, truth_pack), "force": force, "layer": layer, "threads": threads}
+    common = {**get_defaults(given, pred, truth_pack), "force": force, "layer": layer, "threads": threads, "dask": dask}
     refuse_same(("--out", common["out"]), ("--report", common["report"]))
     start(pred, common["truth"])
     is_2026 = common["compat"] == "vcc2026"
     # the 2026 rules do what --ceiling and --allow-discrete ask for in any case
     of_others = {"--baseline": baseline, "--epsilon": epsilon, "--cpm-filter": cpm_filter is not None,
                  "--ceiling-seed": ceiling_seed, "--to-cp10k": to_cp10k, "--skip-metrics": skip,
-                 "--library-col": library_size}  # fmt: skip
+                 "--library-col": library_size, "--dask": dask}  # fmt: skip
     of_2026 = {"--no-continuity": not continuity, "--no-anchors": not anchors, "--target-gene-map": target_gene_map}
     refuse(of_others if is_2026 else of_2026, f"--compat {common['compat']}")
     if is_2026:

@@ -59,6 +59,14 @@ def simulate(
     inert: Annotated[float, typer.Option(help="Fraction of perturbations that change only their target.")] = 0.2,
     escape: Annotated[float, typer.Option(help="Fraction of perturbed cells that do not respond.")] = 0.0,
     shared: Annotated[float, typer.Option(help="Fraction of each effect that all cell lines share.")] = 0.7,
+    lineages: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            help="Number of lineages, whose lines share expression and effects; each does not express some targets "
+            "[default: lines are independent].",
+        ),
+    ] = 0,
     activated: Annotated[
         int,
         typer.Option(

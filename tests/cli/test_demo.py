@@ -94,6 +94,10 @@ def test_a_second_walk_runs_what_is_damaged_alone(tmp_path):
     assert first.json["difference"]["value"] == pytest.approx(averages[0] - averages[1], abs=1e-9)
     assert low <= first.json["difference"]["value"] <= high
     assert set(first.json["scores"]) == {"transformer", "perturbation-mean"}
+    models = {"control-mean", "perturbation-mean", "ridge", "transfer", "transformer"}
+    rows = {(r["model"], r["metric"]): r for r in first.json["table"]}
+    assert {m for m, _ in rows} == models and {r["groups"] for r in rows.values()} == {QUICK.perturbations}
+    assert rows["control-mean", "error"]["value"] == 1 and 0 < rows["transformer", "pds"]["value"] < 1
     (dpath / "scores/perturbation-mean/score.json").write_text("{}")
     again = run_cli("demo", "--dir", dpath, "--quick", "--json", timeout=600)
     assert again.code == 0, again.stderr

@@ -186,7 +186,7 @@ def test_no_room_is_too_large():
 MAX_LINES, MAX_ARGUMENTS, MAX_KERNEL_LINES = 80, 12, 150
 VERBS = {
     "hvg", "compute_hvg", "normalize", "convert", "sample", "inspect", "basis", "build_store", "score", "de", "energy",
-    "simulate", "train", "predict", "baseline", "prep", "lint", "screen", "features",
+    "simulate", "train", "predict", "baseline", "prep", "lint", "screen", "features", "pseudobulk",
     "evaluate", "responders",
 }  # fmt: skip
 SPELLED_OUT = {"vcelltools.sampling.sampler.Sampler", "vcelltools.io.write.h5ad.AnnDataPart"}  # constructors, likewise

@@ -12,6 +12,7 @@ import tomllib
 
 import pytest
 
+from docs.make_notebook import read_cells
 from tests.conftest import ROOT
 from vcelltools.cli.main import COMMANDS
 
@@ -56,6 +57,17 @@ def test_make_docs_builds_what_this_test_builds():
 
 
 DOCKERFILE = (ROOT / "Dockerfile").read_text()
+
+
+@pytest.mark.parametrize("notebook", sorted((ROOT / "docs").glob("*.ipynb")), ids=lambda p: p.stem)
+def test_a_notebook_holds_its_script_and_is_linked(notebook):
+    """It was written by make_notebook.py from the script beside it, has figures, and is found from a page."""
+    cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+    assert [(c["cell_type"], "".join(c["source"])) for c in cells] == read_cells(notebook.with_suffix(".py"))
+    shown = [o for c in cells for o in c.get("outputs", [])]
+    assert any("image/png" in o.get("data", {}) for o in shown)
+    assert not any(o["output_type"] == "error" for o in shown)
+    assert f"({notebook.name})" in (ROOT / "docs" / "tutorials.md").read_text(encoding="utf-8")
 
 
 def test_what_the_dockerfile_names_is_there():

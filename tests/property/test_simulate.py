@@ -262,3 +262,34 @@ def test_command(tmp_path, cli):
     assert cli(*arguments, "--seed", 3, "--force").code == 0
     assert out.read_bytes() != before
     assert cli("simulate", "--out", tmp_path / "s.txt").code == 2
+
+
+def test_lines_of_a_lineage_share_expression_effects_and_silent_targets(tmp_path):
+    options = {"cells": 400, "genes": 400, "perturbations": 20, "cell_lines": 4, "inert": 0.0, "seed": 3}
+    truth = {
+        n: anndata.read_h5ad(simulate(tmp_path / f"{n}.h5ad", lineages=n, **options).truth) for n in (0, 2)
+    }  # fmt: skip
+    level = np.log(truth[2].varm["cp10k"] + 1e-9)
+    near, far = (np.abs(level[:, a] - level[:, b]).mean() for a, b in ((0, 2), (0, 1)))
+    assert near < 0.8 * far  # lines 1 and 3 are of one lineage
+    effects = truth[2].X.toarray().reshape(20, 4, -1)
+    np.testing.assert_array_equal(effects[:, 0], effects[:, 2])
+    assert (effects[:, 0] != effects[:, 1]).any()
+    silent = (np.abs(effects) > 0.01).sum(axis=2) == 1  # only the relative change of what is not there
+    assert 0.05 < silent.mean() < 0.5
+    assert not ((np.abs(truth[0].X.toarray().reshape(20, 4, -1)) > 0.01).sum(axis=2) == 1).any()
+
+
+def test_activated_lines_go_the_other_way(tmp_path):
+    options = {"cells": 300, "genes": 200, "perturbations": 10, "cell_lines": 2, "inert": 0.0, "shared": 1.0, "seed": 3}
+    made = simulate(tmp_path / "a.h5ad", activated=1, **options)
+    effects = anndata.read_h5ad(made.truth).X.toarray().reshape(10, 2, -1)
+    assert np.corrcoef(effects[:, 0].ravel(), effects[:, 1].ravel())[0, 1] < -0.5
+    obs = anndata.read_h5ad(made.out).obs
+    found = dict(obs.groupby("cell_line", observed=True)["direction"].first())
+    assert found == {
+        "line1": "crispri",
+        "line2": "crispra",
+    }
+    with pytest.raises(UsageError, match="activated is 3, but must be at most 2"):
+        simulate(tmp_path / "b.h5ad", activated=3, **options)

@@ -7,18 +7,18 @@ holds counts, which are scaled to the median library size of the file and log1p-
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from vcelltools.errors import DataError, spell
-from vcelltools.io import CscMatrix, Dataset, DenseMatrix
+from vcelltools.io import Dataset, DenseMatrix
 from vcelltools.io.chunks import Chunk, CscChunk, CsrChunk, DenseChunk
 from vcelltools.io.counts import find_log_base
 from vcelltools.io.faults import raise_fault
 from vcelltools.io.library import check_library, read_library, suggest_library
 from vcelltools.io.matrix import Matrix, Span
+from vcelltools.io.remote import Part
 from vcelltools.io.stream import plan_blocks, run_spans
 from vcelltools.kernels.scan import csc_row_sums, csr_row_sums, scan_values
 from vcelltools.runtime.progress import SILENT, Progress
@@ -84,22 +84,14 @@ def find_scale(
         If a value is negative or not finite; the message names its cell and gene.
     """
     matrix = dataset.matrix
-    found = False
-
-    def look(_: object, chunk: Chunk, span: Span) -> None:
-        nonlocal found
-        fault, position, fraction = scan_values(chunk.values, FRACTION)
-        if fault:
-            raise_fault(fault, chunk, position, dataset, hint=SCALES)
-        found = found or bool(fraction)
-
     # nearly every log1p file has a fractional part in its first few values
     extent = matrix.shape[matrix.by_gene]
     head = matrix.plan(max_values=4096, stop=min(extent, 64))[:1]
-    run_spans(matrix, head, lambda: None, look, threads=1)
-    library_n = None
+    fractions: list[bool] = []
+    run_spans(matrix, head, lambda: None, lambda _, chunk, span: fractions.append(_look(dataset, chunk)), threads=1)
+    library_n, found = None, any(fractions)
     if not found:
-        library_n = _sum_rows(dataset, None, look, threads, progress)
+        library_n, found = _sum_rows(dataset, None, threads, progress)
     if not found:
         assert library_n is not None
         return _make_count_scale(dataset, library_n)
@@ -118,7 +110,15 @@ def find_scale(
     scale = Scale(kind="log1p", log_base=base, target_sum=target, notes=tuple(notes))
     if not with_library:
         return scale
-    return replace(scale, library_n=_sum_rows(dataset, scale.to_natural, look, threads, progress))
+    return replace(scale, library_n=_sum_rows(dataset, scale.to_natural, threads, progress)[0])
+
+
+def _look(dataset: Dataset, chunk: Chunk) -> bool:
+    """Return whether a chunk holds a value with a fractional part; raise if one is negative or not finite."""
+    fault, position, fraction = scan_values(chunk.values, FRACTION)
+    if fault:
+        raise_fault(fault, chunk, position, dataset, hint=SCALES)
+    return bool(fraction)
 
 
 def _make_count_scale(dataset: Dataset, counted_n: np.ndarray) -> Scale:
@@ -132,28 +132,49 @@ def _make_count_scale(dataset: Dataset, counted_n: np.ndarray) -> Scale:
 
 
 def _sum_rows(
-    dataset: Dataset,
-    to_natural: float | None,
-    look: Callable[[object, Chunk, Span], None],
-    threads: int | None,
-    progress: Progress,
-) -> np.ndarray:
-    """Return (n,) totals of the cells, of the values or of expm1 of the values times ``to_natural``."""
+    dataset: Dataset, to_natural: float | None, threads: int | None, progress: Progress
+) -> tuple[np.ndarray, bool]:
+    """Return (n,) totals of the cells, of the values or of expm1 of the values times ``to_natural``.
+
+    Also return whether a value has a fractional part.
+    """
     matrix = dataset.matrix
+    # in a file stored gene by gene, totals of fractions depend on how the genes are divided
+    if dataset.remote is None or (matrix.by_gene and to_natural is not None):
+        return _sum_spans(dataset, plan_blocks(matrix), to_natural, threads, progress)
+    library_n, found = np.zeros(matrix.shape[0]), False
+    for (a, b), (total, some) in dataset.remote.run(matrix, _sum_part, to_natural, "library sizes", progress):
+        library_n[slice(None) if matrix.by_gene else slice(a, b)] += total
+        found = found or some
+    return library_n, found
+
+
+def _sum_part(dataset: Dataset, part: Part, to_natural: float | None) -> tuple[np.ndarray, bool]:
+    """Return the totals of a range of cells, or of all cells over a range of genes (on a worker)."""
+    matrix = dataset.matrix
+    library_n, found = _sum_spans(dataset, matrix.plan(start=part[0], stop=part[1]), to_natural, 1, SILENT)
+    return (library_n if matrix.by_gene else library_n[slice(*part)].copy()), found
+
+
+def _sum_spans(
+    dataset: Dataset, spans: list[Span], to_natural: float | None, threads: int | None, progress: Progress
+) -> tuple[np.ndarray, bool]:
+    matrix = dataset.matrix
+    fractions = set()
 
     def add(partial_n: np.ndarray, chunk: Chunk, span: Span) -> None:
-        look(None, chunk, span)
+        fractions.add(_look(dataset, chunk))
         _add_row_sums(dataset, chunk, to_natural, partial_n)
 
-    alone = isinstance(matrix, CscMatrix)
+    alone = matrix.by_gene  # every span has values of every cell
     library_n = np.zeros(matrix.shape[0])
     states = run_spans(
-        matrix, plan_blocks(matrix), (lambda: np.zeros(matrix.shape[0])) if alone else (lambda: library_n), add,
-        threads=threads, progress=progress,
+        matrix, spans, (lambda: np.zeros(matrix.shape[0])) if alone else (lambda: library_n), add, threads=threads,
+        progress=progress,
     )  # fmt: skip
     for s in states if alone else ():
         library_n += s
-    return library_n
+    return library_n, True in fractions
 
 
 def _add_row_sums(dataset: Dataset, chunk: Chunk, to_natural: float | None, library_n: np.ndarray) -> None:
@@ -174,11 +195,61 @@ def _add_row_sums(dataset: Dataset, chunk: Chunk, to_natural: float | None, libr
         library_n[rows] += (np.expm1(block) if natural else block).sum(axis=1)
 
 
-Transform = Callable[[Chunk], np.ndarray]
+@dataclass(frozen=True, kw_only=True)
+class Transform:
+    """A function of the values of a chunk, made by :func:`make_transform`; it holds no file, so a worker can have it.
+
+    Attributes
+    ----------
+    kind
+        The precision of the computation.
+    to_natural
+        Factor that converts log1p values to natural logarithms.
+    factor_n
+        (n,) divisors of the cells, or None to keep the scale of the values.
+    undo
+        Whether the values are log1p values, which are first converted to natural units.
+    cp10k
+        Whether the divided values are multiplied by ten thousand.
+    widen
+        Whether the result is float64 whatever the precision.
+    """
+
+    kind: np.dtype
+    to_natural: float
+    factor_n: np.ndarray | None = None
+    undo: bool = False
+    cp10k: bool = False
+    widen: bool = False
+
+    def __call__(self, chunk: Chunk) -> np.ndarray:
+        """Return the transformed values of a chunk."""
+        out = self._transform(chunk)
+        return out.astype(np.float64, copy=False) if self.widen else out
+
+    def get_dtype(self, matrix: Matrix) -> np.dtype:
+        """Return the dtype of the transformed values of a matrix."""
+        if self.widen or (self.factor_n is None and matrix.chunk_dtype.kind != "f"):
+            return np.dtype(np.float64)
+        return matrix.chunk_dtype if self.factor_n is None else self.kind
+
+    def _transform(self, chunk: Chunk) -> np.ndarray:
+        to_natural = self.kind.type(self.to_natural)
+        if self.factor_n is None:
+            if to_natural != 1:
+                return chunk.values * to_natural
+            return chunk.values if chunk.values.dtype.kind == "f" else chunk.values.astype(np.float64)
+        values = chunk.values.astype(self.kind)  # a copy, because the buffer of the chunk is reused
+        if self.undo:
+            np.expm1(values * to_natural if to_natural != 1 else values, out=values)
+        values /= chunk.spread(self.factor_n)
+        if self.cp10k:
+            values *= self.kind.type(1e4)
+        return np.log1p(values, out=values)
 
 
 def make_transform(
-    matrix: Matrix, scale: Scale, *, raw: bool = False, cp10k: bool = False, wide: bool = False
+    matrix: Matrix, scale: Scale, *, raw: bool = False, cp10k: bool = False, wide: bool = False, widen: bool = False
 ) -> Transform:
     """Return the function that transforms the values of a chunk to the compared scale.
 
@@ -191,6 +262,8 @@ def make_transform(
         total of the cell, so that equal shares give equal numbers in any precision.
     wide
         Compute in float64.
+    widen
+        Return float64, whatever the precision of the computation.
 
     Notes
     -----
@@ -199,13 +272,8 @@ def make_transform(
     matrix and includes those of a sparse one.
     """
     kind = np.dtype(np.float64 if wide or matrix.chunk_dtype == np.float64 else np.float32)
-    to_natural = kind.type(scale.to_natural)
     if raw or scale.empty or (scale.kind == "log1p" and not cp10k):
-        if to_natural != 1:
-            return lambda chunk: chunk.values * to_natural
-        if matrix.chunk_dtype.kind == "f":
-            return lambda chunk: chunk.values
-        return lambda chunk: chunk.values.astype(np.float64)
+        return Transform(kind=kind, to_natural=scale.to_natural, widen=widen)
     assert scale.library_n is not None
     library_n = scale.library_n.astype(kind)
     if cp10k:
@@ -220,15 +288,6 @@ def make_transform(
             )
         factor_n = library_n / median
     factor_n[factor_n == 0] = 1
-    undo = scale.kind == "log1p"
-
-    def transform(chunk: Chunk) -> np.ndarray:
-        values = chunk.values.astype(kind)  # a copy, because the buffer of the chunk is reused
-        if undo:
-            np.expm1(values * to_natural if to_natural != 1 else values, out=values)
-        values /= chunk.spread(factor_n)
-        if cp10k:
-            values *= kind.type(1e4)
-        return np.log1p(values, out=values)
-
-    return transform
+    return Transform(
+        kind=kind, to_natural=scale.to_natural, factor_n=factor_n, undo=scale.kind == "log1p", cp10k=cp10k, widen=widen
+    )  # fmt: skip

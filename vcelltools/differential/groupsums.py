@@ -10,11 +10,12 @@ from typing import Any
 import numpy as np
 
 from vcelltools.differential.expression import SCALES, Transform
-from vcelltools.differential.reduce import merge_duplicates
+from vcelltools.differential.sorted_values import merge_duplicates
 from vcelltools.io import Dataset
 from vcelltools.io.chunks import Chunk, CscChunk, CsrChunk, DenseChunk
 from vcelltools.io.faults import raise_fault
 from vcelltools.io.matrix import Span
+from vcelltools.io.remote import Part, choose_groups, get_place
 from vcelltools.io.stream import run_spans
 from vcelltools.kernels.faults import Fault
 from vcelltools.kernels.groupsums import check_entries, dense_group_sums, sparse_group_sums, to_float
@@ -85,7 +86,7 @@ def sum_groups(
     dataset: Dataset,
     codes: np.ndarray,
     n_groups: int,
-    transform: Transform,
+    transform: Transform | None,
     *,
     squares: bool = False,
     threads: int | None = None,
@@ -99,7 +100,8 @@ def sum_groups(
     codes
         (n,) group of every cell; negative if it is left out.
     transform
-        The function of a chunk's values that is summed (:func:`vcelltools.differential.expression.make_transform`).
+        The function of a chunk's values that is summed (:func:`vcelltools.differential.expression.make_transform`);
+        None for the values themselves, which must then be counts.
     squares
         Also sum the squares.
 
@@ -112,10 +114,74 @@ def sum_groups(
     ------
     DataError
         If an index is out of range, or a value is negative or not finite; the message names its cell and gene.
+    NotCountsError
+        If values that must be counts have fractional parts.
     """
     matrix = dataset.matrix
-    n, g = matrix.shape
     codes = np.ascontiguousarray(codes, np.int32)
+    if dataset.remote is not None:
+        task = SumTask(codes=codes, n_groups=n_groups, transform=transform, squares=squares)
+        return _sum_remotely(dataset, task, progress, phase)
+    progress.start(f"reading {phase}", matrix.stored_bytes, "bytes")
+    sums = _sum_spans(
+        dataset, matrix.plan(), codes, n_groups, transform, squares=squares, threads=threads, progress=progress
+    )  # fmt: skip
+    progress.finish()
+    return sums
+
+
+@dataclass(frozen=True, kw_only=True)
+class SumTask:
+    """The arguments of :func:`sum_groups`, for the workers of a cluster."""
+
+    codes: np.ndarray
+    n_groups: int
+    transform: Transform | None
+    squares: bool
+
+
+def _sum_remotely(dataset: Dataset, task: SumTask, progress: Progress, phase: str) -> GroupSums:
+    """Sum on a cluster. The sums are integers, so the order in which the parts arrive does not matter."""
+    matrix, (k, g) = dataset.matrix, (task.n_groups, dataset.n_genes)
+    sums, squares = (np.zeros((k if wanted else 0, g, 2), np.int64) for wanted in (True, task.squares))
+    nnz_kg, largest, merged = np.zeros((k, g), np.int64), 0.0, 0
+    for part, (some, found) in dataset.remote.run(matrix, _sum_part, task, f"reading {phase}", progress):
+        at = get_place(matrix, some, part)
+        sums[at] += found.sums
+        nnz_kg[at] += found.nnz_kg
+        if task.squares:
+            squares[at] += found.squares
+        largest, merged = max(largest, found.max_value), merged + found.n_merged
+    return GroupSums(
+        size_k=np.bincount(task.codes[task.codes >= 0], minlength=k), sums=sums,
+        squares=squares if task.squares else None, nnz_kg=nnz_kg, max_value=largest, n_merged=merged,
+    )  # fmt: skip
+
+
+def _sum_part(dataset: Dataset, part: Part, task: SumTask) -> tuple[np.ndarray, GroupSums]:
+    """Return the groups that occur in a part of the matrix, and their sums over it (on a worker)."""
+    matrix, codes = dataset.matrix, task.codes
+    some, place = choose_groups(codes if matrix.by_gene else codes[slice(*part)], task.n_groups)
+    sums = _sum_spans(
+        dataset, matrix.plan(start=part[0], stop=part[1]), place[codes], len(some), task.transform,
+        squares=task.squares, threads=1, progress=SILENT,
+    )  # fmt: skip
+    return some, sums.take(np.arange(*part)) if matrix.by_gene else sums
+
+
+def _sum_spans(
+    dataset: Dataset,
+    spans: list[Span],
+    codes: np.ndarray,
+    n_groups: int,
+    transform: Transform | None,
+    *,
+    squares: bool,
+    threads: int | None,
+    progress: Progress,
+) -> GroupSums:
+    matrix = dataset.matrix
+    n, g = matrix.shape
     n_threads = get_threads(threads)
     shared = n_groups * g * (40 if squares else 24) * n_threads > STATE_BYTES
 
@@ -138,18 +204,26 @@ def sum_groups(
         counters[0] += len(chunk.indptr)
         return found
 
+    def compute(chunk: Chunk) -> np.ndarray:
+        if transform is not None:
+            return transform(chunk)
+        values = chunk.values
+        if scan_values(values, 0.0)[2]:
+            raise_fault(Fault.NOT_WHOLE, chunk, int(np.flatnonzero(values != np.floor(values))[0]), dataset)
+        return values
+
     def visit(state: tuple, chunk: Chunk, _: Span) -> None:
         sums, seen, counters = state
         if isinstance(chunk, DenseChunk):
             fault, at, _ = scan_values(chunk.values, 0.0)
             if fault:
                 raise_fault(fault, chunk, at, dataset, hint=SCALES)
-            chunk = replace(chunk, block=transform(chunk).reshape(chunk.block.shape))
+            chunk = replace(chunk, block=compute(chunk).reshape(chunk.block.shape))
         else:
             fault, at = check(chunk, seen, counters)
             if fault and fault != Fault.DUPLICATE:
                 raise_fault(fault, chunk, at, dataset, hint=SCALES)
-            chunk = replace(chunk, data=transform(chunk))
+            chunk = replace(chunk, data=compute(chunk))
             if fault:
                 indptr, indices, data, merged = merge_duplicates(chunk, chunk.data)
                 chunk = replace(chunk, indptr=indptr, indices=indices, data=data)
@@ -161,9 +235,7 @@ def sum_groups(
         with lock:
             chunk.run(sparse_group_sums, dense_group_sums, codes, g, *sums)
 
-    progress.start(f"reading {phase}", matrix.stored_bytes, "bytes")
-    states = run_spans(matrix, matrix.plan(), make_state, visit, threads=threads, progress=progress)
-    progress.finish()
+    states = run_spans(matrix, spans, make_state, visit, threads=threads, progress=progress)
     total = states[0][0]
     for other, *_ in () if shared else states[1:]:
         for mine, theirs in zip(total, other, strict=True):

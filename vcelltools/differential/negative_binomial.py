@@ -9,6 +9,8 @@ import numpy as np
 from vcelltools.io import Dataset
 from vcelltools.io.chunks import Chunk
 from vcelltools.io.faults import raise_fault
+from vcelltools.io.matrix import Span
+from vcelltools.io.remote import Part, choose_groups, get_place
 from vcelltools.io.stream import run_spans
 from vcelltools.kernels.groupmoments import dense_group_moments, sparse_group_moments
 from vcelltools.runtime.progress import SILENT, Progress
@@ -45,6 +47,46 @@ def get_moments(
 ) -> CountMoments:
     """Stream the matrix once and sum the moments; ``codes`` are the groups of the cells (-1: left out)."""
     matrix = dataset.matrix
+    if dataset.remote is not None:
+        total = np.zeros((3, n_groups, dataset.n_genes))
+        task = codes, n_groups, library_n
+        for part, (some, found) in dataset.remote.run(matrix, _add_part, task, "counting", progress):
+            total[(slice(None), *get_place(matrix, some, part))] += found  # whole numbers, so the order does not matter
+    else:
+        progress.start("counting", matrix.stored_bytes, "bytes")
+        total = _add_spans(dataset, matrix.plan(), codes, n_groups, library_n, threads, progress)
+        progress.finish()
+    used = codes >= 0
+    return CountMoments(
+        sum_kg=total[0],
+        square_kg=total[1],
+        cross_kg=total[2],
+        size_k=np.bincount(codes[used], library_n[used], n_groups),
+        size2_k=np.bincount(codes[used], library_n[used] ** 2, n_groups),
+        n_k=np.bincount(codes[used], minlength=n_groups),
+    )
+
+
+def _add_part(dataset: Dataset, part: Part, task: tuple[np.ndarray, int, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """Return the groups that occur in a part of the matrix, and their sums over it (on a worker)."""
+    matrix, (codes, n_groups, library_n) = dataset.matrix, task
+    some, place = choose_groups(codes if matrix.by_gene else codes[slice(*part)], n_groups)
+    spans = matrix.plan(start=part[0], stop=part[1])
+    total = _add_spans(dataset, spans, place[codes], len(some), library_n, 1, SILENT)
+    return some, total[:, :, slice(*part)].copy() if matrix.by_gene else total
+
+
+def _add_spans(
+    dataset: Dataset,
+    spans: list[Span],
+    codes: np.ndarray,
+    n_groups: int,
+    library_n: np.ndarray,
+    threads: int | None,
+    progress: Progress,
+) -> np.ndarray:
+    """Return (3, k, g) sums of the counts, their squares, and their products with the sizes of the cells."""
+    matrix = dataset.matrix
     shape = (n_groups, matrix.shape[1])
 
     def visit(state: tuple[np.ndarray, ...], chunk: Chunk, _: object) -> None:
@@ -52,23 +94,10 @@ def get_moments(
         if fault:
             raise_fault(fault, chunk, at, dataset)
 
-    progress.start("counting", matrix.stored_bytes, "bytes")
     states = run_spans(
-        matrix, matrix.plan(), lambda: tuple(np.zeros(shape) for _ in range(3)), visit, threads=threads,
-        progress=progress,
+        matrix, spans, lambda: tuple(np.zeros(shape) for _ in range(3)), visit, threads=threads, progress=progress
     )  # fmt: skip
-    progress.finish()
-    total = [np.sum([s[i] for s in states], axis=0) for i in range(3)]
-    used = codes >= 0
-    n = shape[0]
-    return CountMoments(
-        sum_kg=total[0],
-        square_kg=total[1],
-        cross_kg=total[2],
-        size_k=np.bincount(codes[used], library_n[used], n),
-        size2_k=np.bincount(codes[used], library_n[used] ** 2, n),
-        n_k=np.bincount(codes[used], minlength=n),
-    )
+    return np.array([np.sum([s[i] for s in states], axis=0) for i in range(3)])
 
 
 def pool_samples(m: CountMoments, group_s: np.ndarray, n_groups: int) -> CountMoments:

@@ -13,18 +13,17 @@ import numpy as np
 from vcelltools.differential.groupsums import GroupSums, sum_groups
 from vcelltools.errors import DataError, EnvironmentFault, UsageError, check_number, checked, spell
 from vcelltools.io import Dataset, open_dataset
-from vcelltools.io.chunks import Chunk
-from vcelltools.io.faults import raise_fault
+from vcelltools.io.remote import set_remote
 from vcelltools.io.results import Result
 from vcelltools.io.write.guard import Target, guard_outputs
-from vcelltools.kernels.faults import Fault
-from vcelltools.kernels.scan import scan_values
+from vcelltools.runtime.cluster import connect
 from vcelltools.runtime.memory import get_free_memory
 from vcelltools.runtime.progress import SILENT, Progress
 
 if TYPE_CHECKING:
     import pandas as pd
     from anndata import AnnData
+    from distributed import Client
 
 _BYTES = 24
 """Bytes per group and gene: two words of the sum and one of the count."""
@@ -69,6 +68,7 @@ def pseudobulk(
     compression: str | None = None,
     force: bool = False,
     threads: int | None = None,
+    dask: str | Client | None = None,
     progress: Progress = SILENT,
 ) -> PseudobulkResult:
     """Sum the counts of every combination of labels, in one pass, and write an h5ad file with one row per combination.
@@ -85,6 +85,9 @@ def pseudobulk(
         obs columns, such as the perturbation and the batch; every combination that occurs is a row.
     min_cells
         Combinations with fewer cells are left out.
+    dask
+        ``local``, the address of a Dask scheduler, or a Client, whose workers read ranges of cells (of genes, if the
+        file is stored gene by gene). The source must be on storage that all workers can access.
 
     Raises
     ------
@@ -109,7 +112,11 @@ def pseudobulk(
             hint=f"set {spell('by')} to the obs columns whose labels define the groups",
         )
     guard_outputs([Target(path, "hdf5")], reads=[source], force=force)
-    with open_dataset(source, modality=modality, layer=layer, feature_type=feature_type, genome=genome) as data:
+    with (
+        open_dataset(source, modality=modality, layer=layer, feature_type=feature_type, genome=genome) as data,
+        connect(dask) as client,
+    ):
+        set_remote(data, client, modality=modality, layer=layer, feature_type=feature_type, genome=genome)
         notes = list(data.notes)
         codes, obs = _find_groups(data, by, min_cells, notes)
         need = _BYTES * len(obs) * data.n_genes
@@ -119,16 +126,7 @@ def pseudobulk(
                 "the memory",
                 hint=f"use fewer columns in {spell('by')}, or leave out small combinations with {spell('min_cells')}",
             )
-
-        def get_counts(chunk: Chunk) -> np.ndarray:
-            values = chunk.values
-            _, _, fraction = scan_values(values, 0.0)
-            if fraction:
-                at = int(np.flatnonzero(values != np.floor(values))[0])
-                raise_fault(Fault.NOT_WHOLE, chunk, at, data)
-            return values
-
-        sums = sum_groups(data, codes, len(obs), get_counts, threads=threads, progress=progress)
+        sums = sum_groups(data, codes, len(obs), None, threads=threads, progress=progress)
         if sums.n_merged:
             notes.append(f"{data.label}: {sums.n_merged:,} duplicate entries were summed")
         obs["total_counts"] = sums.sums[:, :, 0].sum(axis=1)

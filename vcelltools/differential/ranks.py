@@ -10,9 +10,9 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -73,6 +73,11 @@ class RankSums:
     control_tie_g: np.ndarray | None
     max_value: float
 
+    @staticmethod
+    def join(parts: list[RankSums]) -> RankSums:
+        """Return the results of successive ranges of genes as one."""
+        return _join(parts)
+
     @property
     def mean_kg(self) -> np.ndarray:
         """(k, g) float64 pseudobulks: means over the cells of each group; NaN for a group without cells."""
@@ -100,6 +105,37 @@ class StrataRanks:
     statistic_kg: np.ndarray
     p_kg: np.ndarray
     max_value: float
+
+    @staticmethod
+    def join(parts: list[StrataRanks]) -> StrataRanks:
+        """Return the results of successive ranges of genes as one."""
+        return _join(parts)
+
+
+R = TypeVar("R", RankSums, StrataRanks)
+
+
+def _join(parts: list[R]) -> R:
+    """Return the results of successive ranges of genes as one: arrays of genes are concatenated."""
+    columns = {}
+    for field in fields(parts[0]):
+        values = [getattr(p, field.name) for p in parts]
+        if field.name.endswith(("_kg", "_g")) and values[0] is not None:
+            columns[field.name] = np.concatenate(values, axis=-1)
+    return replace(parts[0], **columns, max_value=max(p.max_value for p in parts))
+
+
+class Piece(NamedTuple):
+    """The values of some genes of :class:`GeneBuckets`, to send to another process."""
+
+    start_bg: np.ndarray
+    """(blocks, g) int64: the start of the values of each gene in each block."""
+    stop_bg: np.ndarray
+    """(blocks, g) int64: their end."""
+    keys: np.ndarray
+    """(m,) uint32 or uint64: the bits of the positive values."""
+    groups: np.ndarray
+    """(m,) uint16: the group of the cell of each value."""
 
 
 class GeneBuckets:
@@ -267,6 +303,36 @@ class GeneBuckets:
         return Buckets(
             (ends - stop + start).reshape(shape), ends.reshape(shape), keys, keys.view(self.dtype), groups, g0
         )  # fmt: skip
+
+    def cut(self, g0: int, g1: int, group: int | None = None) -> Piece:
+        """Return the values of the genes ``g0:g1``, optionally of one group alone."""
+        start, size = self._start_bg[:, g0:g1], (self._stop_bg - self._start_bg)[:, g0:g1]
+        ends = np.cumsum(size.ravel())
+        at = np.arange(ends[-1]) + np.repeat(start.ravel() - (ends - size.ravel()), size.ravel())
+        keys, groups = self._keys[at], self._groups[at]
+        if group is not None:
+            kept = groups == group
+            ends, keys, groups = np.r_[0, np.cumsum(kept)][ends], keys[kept], groups[kept]
+            size = np.diff(ends, prepend=0).reshape(size.shape)
+        ends = ends.reshape(size.shape)
+        return Piece(ends - size, ends, keys, groups)
+
+    @classmethod
+    def of(cls, pieces: list[Piece], size_k: np.ndarray, *, axis: int = 0) -> GeneBuckets:
+        """Return buckets of pieces: of the same genes in successive cells, or (``axis`` 1) of successive genes."""
+        offsets = np.cumsum([0, *(len(p.keys) for p in pieces)])[:-1].tolist()
+        start, stop = (
+            np.concatenate([at[i] + n for at, n in zip(pieces, offsets, strict=True)], axis) for i in (0, 1)
+        )  # fmt: skip
+        bits = pieces[0].keys.dtype
+        out = cls(
+            n_genes=start.shape[1], n_groups=len(size_k), capacity=0, n_blocks=len(start),
+            dtype="float32" if bits == np.uint32 else "float64",
+        )  # fmt: skip
+        out._start_bg, out._stop_bg, out._size_k = start, stop, size_k.copy()
+        out._keys, out._groups = (np.concatenate(parts) for parts in list(zip(*pieces, strict=True))[2:])
+        out._used = out._capacity = len(out._keys)
+        return out
 
     def reorder(self, first: int, stop: int, order: np.ndarray) -> None:
         """Reorder the genes of the blocks ``first:stop``; ``order`` holds their current positions."""

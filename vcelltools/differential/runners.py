@@ -13,14 +13,13 @@ from vcelltools.differential.expression import find_scale, make_transform
 from vcelltools.differential.glm import compare_samples, widen
 from vcelltools.differential.groupsums import sum_groups
 from vcelltools.differential.negative_binomial import compare_counts, get_moments, pool_samples
-from vcelltools.differential.ranks import MAX_GROUPS
-from vcelltools.differential.reduce import ReadOptions, check_log1p, collect, reduce_cells
+from vcelltools.differential.ranks import MAX_GROUPS, GeneBuckets, StrataRanks
+from vcelltools.differential.reduce import ReadOptions, check_log1p, rank_sources, reduce_cells
 from vcelltools.differential.residuals import compare_residuals, make_design
 from vcelltools.errors import DataError, NotCountsError, UsageError, spell
 from vcelltools.io import Dataset
 from vcelltools.io.table import Column
 from vcelltools.runtime.progress import SILENT, Progress
-from vcelltools.runtime.threads import get_threads
 
 MAX_LEVELS = 200
 """Maximum number of levels of a covariate; a column with more holds numbers or names and not groups."""
@@ -118,6 +117,24 @@ def _others(mean_kg: np.ndarray, task: Task) -> Found:
     return {"reference_mean_kg": np.maximum(mean, 0), "reference_n_k": (size_k.sum() - size_k).astype(np.int64)}
 
 
+@dataclass(frozen=True, kw_only=True)
+class RankStrata:
+    """Rank every gene of sorted values within strata; see :meth:`GeneBuckets.rank_strata`."""
+
+    group_c: np.ndarray
+    stratum_c: np.ndarray
+    control: int | None
+    n_groups: int
+    continuity: bool
+
+    def __call__(self, buckets: GeneBuckets, *, threads: int, advance: Callable[[float], None]) -> StrataRanks:
+        """Return the results of all genes in the buckets."""
+        return buckets.rank_strata(
+            self.group_c, self.stratum_c, self.control, n_groups=self.n_groups, continuity=self.continuity,
+            threads=threads, advance=advance,
+        )  # fmt: skip
+
+
 def _run_strata(task: Task, scale: Any, options: ReadOptions) -> Found:
     cells, n_k, notes = task.cells, len(task.cells.labels), list(scale.notes)
     stratum_n, levels = np.zeros(len(cells.codes), np.int64), [""]
@@ -139,14 +156,13 @@ def _run_strata(task: Task, scale: Any, options: ReadOptions) -> Found:
         )
     codes = np.full(len(pair_n), -1, np.int32)
     codes[pair_n >= 0] = code_n
-    buckets, *_ = collect([(task.dataset, codes, scale)], max(len(pairs), 1), None, options, False, notes,
-                          task.progress, "cells")  # fmt: skip
-    task.progress.start("ranking cells", float(buckets.n_values), "non-zeros")
-    ranks = buckets.rank_strata(
-        pairs // n_s, pairs % n_s, None if task.rest else task.position, n_groups=n_k, continuity=task.continuity,
-        threads=get_threads(task.threads), advance=task.progress.advance,
+    how = RankStrata(
+        group_c=pairs // n_s, stratum_c=pairs % n_s, control=None if task.rest else task.position, n_groups=n_k,
+        continuity=task.continuity,
     )  # fmt: skip
-    task.progress.finish()
+    ranks: StrataRanks = rank_sources(
+        [(task.dataset, codes, scale)], max(len(pairs), 1), how, options, notes, progress=task.progress
+    ).result
     check_log1p(task.dataset.label, scale, ranks.max_value)
     size_k = np.bincount(cells.codes[codes >= 0], minlength=n_k)
     p = ranks.p_kg.copy()

@@ -24,7 +24,8 @@ def read_effects(
 ) -> np.ndarray:
     """Return the effects (k, g) in a prediction of cells for the groups of a screen; NaN for missing groups.
 
-    An effect is the mean log1p CP10K of the cells minus that of the control cells of the same line in the file.
+    An effect is the mean log1p CP10K of the cells minus that of the control cells of the same line in the file. Their
+    label is ``control``, by default that of a store which occurs in the file.
 
     Raises
     ------
@@ -32,7 +33,6 @@ def read_effects(
         If columns, controls or genes of the screen are missing.
     """
     store = screen.stores[0]
-    label = control or str(store.manifest["labels"]["control"])
     out = np.full(screen.effect_kg.shape, np.nan)
     with open_dataset(path) as data:
         table = store.gene_table
@@ -52,7 +52,9 @@ def read_effects(
             first.setdefault(gene, column)
         own = np.array([first[k] for k in found.gene_of.tolist()], np.int64)
         order = np.concatenate([own, np.setdiff1d(np.arange(data.n_genes), own)])
-        cells = read_cells(data, pert_col, label)
+        cells = read_cells(data, pert_col, control)
+        labels = [str(s.manifest["labels"]["control"]) for s in screen.stores] if control is None else [control]
+        label = next((x for x in labels if x in cells.labels), labels[0])
         scale = find_scale(data, with_library=True)
         if context_col in data.obs.columns:
             codes, names = data.obs.column(context_col).factorize()

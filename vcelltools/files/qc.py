@@ -21,7 +21,6 @@ from vcelltools.genes.union import Member, Union, name_members, open_member, ope
 from vcelltools.io import H5adWriter
 from vcelltools.io.chunks import CsrChunk
 from vcelltools.io.results import Shown
-from vcelltools.io.stream import map_spans
 from vcelltools.io.write.atomic import atomic_file, check_output
 from vcelltools.runtime.progress import SILENT, Progress
 
@@ -175,7 +174,7 @@ def measure(
     """Measure and flag the cells of an open union; see :func:`qc`."""
     marked = np.array([str(s).startswith(("MT-", "mt-")) for s in union.genes.symbols[: union.genes.n_kept]], bool)
     of_marked, leading, sums, cells = _sum_up(union, marked, batch, len(batches), threads=threads, progress=progress)
-    total, genes = union.survey.umi_count, union.survey.gene_count
+    total, genes = union.survey.umi_count, union.survey.gene_count  # counted in the same pass, or before
     with np.errstate(invalid="ignore"):
         columns: dict[str, np.ndarray] = {
             "total_counts": total.copy(),
@@ -195,7 +194,7 @@ def measure(
         batch=batch,
         batches=batches,
         barcodes=barcodes,
-        starts=union.survey.starts,
+        starts=union.starts,
         names=[m.name for m in union.members],
         columns=columns,
         report=report,
@@ -213,36 +212,27 @@ def _sum_up(
     union: Union, marked: np.ndarray, batch: np.ndarray, n_batches: int, *, threads: int | None, progress: Progress
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Return (marked counts, top counts) per cell, and (counts, cells with a count) per batch and gene."""
-    from vcelltools.kernels.pooled import add_counts
     from vcelltools.kernels.qc import measure_rows
 
-    m = union.matrix
-    n, g = m.shape
+    n, g = int(union.starts[-1]), union.genes.n_kept
     if n_batches * g * 12 > _MAX_BYTES:
         raise UsageError(f"{n_batches:,} batches of {g:,} genes do not fit in memory", hint="choose a coarser column")
     of_marked, leading = np.zeros(n, np.int64), np.zeros(n, np.int64)
 
-    def make(chunk: Any, span: object) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        assert isinstance(chunk, CsrChunk)
+    def make(chunk: CsrChunk) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         part = slice(chunk.start, chunk.start + chunk.n_rows)
-        rows = (chunk.indptr, chunk.indices, chunk.data)
-        measure_rows(*rows, marked, N_LEADING, np.zeros(N_LEADING, np.int64), of_marked[part], leading[part])
         here, code = np.unique(batch[part], return_inverse=True)
         sums, cells = np.zeros((len(here), g), np.int64), np.zeros((len(here), g), np.int32)
-        for k in range(len(here)):
-            mine = np.flatnonzero(code == k)
-            one = np.zeros((1, g), np.int64)
-            low, high, positive = (np.zeros(g, np.int64) for _ in range(3))
-            add_counts(*_take(rows, mine), np.zeros(len(mine), np.int64), one, low, high, positive)
-            sums[k], cells[k] = one[0], positive
+        measure_rows(
+            chunk.indptr, chunk.indices, chunk.data, marked, N_LEADING, np.zeros(N_LEADING, np.int64), code,
+            of_marked[part], leading[part], sums, cells,
+        )  # fmt: skip
         return here, sums, cells
 
     sums, cells = np.zeros((n_batches, g), np.int64), np.zeros((n_batches, g), np.int32)
-    progress.start("measuring", m.stored_bytes, "bytes")
-    for here, some, few in map_spans(m, m.plan(), make, threads=threads, progress=progress):
+    for here, some, few in union.map_cells(make, threads=threads, progress=progress, phase="measuring"):
         sums[here] += some
         cells[here] += few
-    progress.finish()
     return of_marked, leading, sums, cells
 
 
@@ -299,9 +289,9 @@ def _report(
     cells: np.ndarray,
 ) -> list[dict[str, Any]]:
     rows = []
-    g = union.matrix.shape[1]
+    g = union.genes.n_kept
     lacking = np.array([len(union.genes.keys) - len(np.unique(c)) for c in union.genes.columns])
-    file = np.repeat(np.arange(len(union.members)), np.diff(union.survey.starts))
+    file = np.repeat(np.arange(len(union.members)), np.diff(union.starts))
     for k, name in enumerate(batches):
         mine = batch == k
         n = int(mine.sum())

@@ -1,26 +1,28 @@
 """Open several files as one matrix over the union of their genes, without copying.
 
-Cells are in the order of the files. :func:`open_union` reads the genes of every file and counts every cell once (pass
-1). The :class:`Dataset` that it returns streams like any other; each read maps some rows of one file onto the union
-(pass 2). Files stored by column are converted to rows through a temporary file when their first row is read.
+Cells are in the order of the files. :func:`open_union` reads the genes of every file. A pass over all files counts
+every cell (pass 1), alone or together with a first use of the cells. Then the matrix of the union streams like any
+other; a read maps some rows of one file onto the union (pass 2). Files stored by column are converted to rows through a
+temporary file when their first row is read.
 """
 
 from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
 from vcelltools.errors import DataError, UsageError
 from vcelltools.genes.identity import ID_COLUMNS, NAME_COLUMNS, Basis, Merged, is_ensembl, match_genes, read_genes
 from vcelltools.io import Buffers, CscMatrix, CsrMatrix, Dataset, DenseMatrix, Span, open_dataset
-from vcelltools.io.chunks import CsrChunk
+from vcelltools.io.chunks import Chunk, CsrChunk
 from vcelltools.io.faults import raise_fault_at
 from vcelltools.io.hdf5.probe import start_probe
 from vcelltools.io.matrix import DEFAULT_MAX_VALUES
@@ -29,6 +31,7 @@ from vcelltools.io.stream import get_threads, map_spans
 from vcelltools.io.write.transpose import ColumnSpill
 from vcelltools.runtime.progress import SILENT, Progress
 
+R = TypeVar("R")
 _OPEN_FILES = 24
 _SPAN_VALUES = 1 << 18  # values per read and thread: little memory, but enough for a kernel
 _DENSE_VALUES = 4 << 20
@@ -114,6 +117,28 @@ class Survey:
     nnz: np.ndarray
     maximum: int = 0
     at: tuple[int, int, int] = (0, 0, 0)
+
+    def add(self, k: int, span: Span, nnz: np.ndarray, found: np.ndarray) -> None:
+        """Note what was counted in the next cells, of file ``k``; the arrays are those of the kernel."""
+        first = int(self.starts[k])
+        part = slice(first + span.start, first + span.stop)
+        self.gene_count[part], self.umi_count[part], self.kept_count[part] = found[:3]
+        self.nnz[part] = nnz
+        if span.stop > span.start and found[3].max() > self.maximum:
+            i = int(np.argmax(found[3]))
+            self.maximum, self.at = int(found[3, i]), (k, span.start + i, int(found[4, i]))
+
+
+def make_survey(starts: np.ndarray) -> Survey:
+    """Return a survey without counts, for files that begin at these cells."""
+    n = int(starts[-1])
+    return Survey(
+        starts=starts,
+        gene_count=np.empty(n, np.int32),
+        umi_count=np.empty(n, np.int64),
+        kept_count=np.empty(n, np.int64),
+        nnz=np.empty(n, np.int32),
+    )
 
 
 class Draft(Protocol):
@@ -400,6 +425,21 @@ def _map(
     return ends
 
 
+def _unite(
+    ds: Dataset, rows: tuple, span: Span, first: int, genes: UnionGenes, k: int, nnz: np.ndarray, local: Any
+) -> CsrChunk:
+    """Return stored rows of file ``k``, whose first cell is ``first``, in the genes of the union, in any order."""
+    indptr, indices, data = rows
+    n = int(nnz.sum())
+    if genes.distinct[k] and n == len(data):  # no duplicates, zeros or genes that are not kept
+        indices = genes.columns[k][indices]
+    else:
+        out = np.empty(n, np.int32), np.empty(n, np.int64)
+        indptr = _map(ds, rows, span.start, genes, k, out, local)
+        indices, data = out
+    return CsrChunk(start=first + span.start, indptr=indptr, indices=indices, data=data, n_genes=genes.n_kept)
+
+
 def _raise_fault(status: int, where: np.ndarray, first: int, rows: tuple, ds: Dataset) -> None:
     if status:
         row, at = where.tolist()
@@ -518,17 +558,10 @@ def survey_cells(
     """Count every cell of the union once (pass 1), and pass its rows to ``draft`` as long as it takes them."""
     starts = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
     n = int(starts[-1])
-    out = Survey(
-        starts=starts,
-        gene_count=np.empty(n, np.int32),
-        umi_count=np.empty(n, np.int64),
-        kept_count=np.empty(n, np.int64),
-        nnz=np.empty(n, np.int32),
-    )
+    out = make_survey(starts)
     local = threading.local()
     progress.start("counting" if draft is None else "counting and merging", n, "cells")
     for k in range(len(files.members)):
-        first = int(starts[k])
         with files.use(k) as here:
             view = _RowView(here, sizes[k])
 
@@ -543,12 +576,7 @@ def survey_cells(
                 return span, nnz, found, (_map(here.dataset, rows, span.start, genes, k, room, local), *room)
 
             for span, nnz, found, mapped in map_spans(view, view.plan(), visit, threads=threads):  # type: ignore[arg-type]
-                part = slice(first + span.start, first + span.stop)
-                out.gene_count[part], out.umi_count[part], out.kept_count[part] = found[:3]
-                out.nnz[part] = nnz
-                if span.stop > span.start and found[3].max() > out.maximum:
-                    i = int(np.argmax(found[3]))
-                    out.maximum, out.at = int(found[3, i]), (k, span.start + i, int(found[4, i]))
+                out.add(k, span, nnz, found)
                 if draft is not None and draft.is_live:
                     if mapped is None:
                         draft.drop()
@@ -585,20 +613,73 @@ class Union:
 
     Attributes
     ----------
-    members, genes, survey
-        The files, their genes, and the counts of pass 1.
-    dataset
-        The union, with ``experiment`` and ``barcode`` in obs unless another obs was given.
+    members, genes
+        The files and their genes.
+    starts
+        (files + 1,) first cell of each file.
     warnings
         Messages for the user.
     """
 
     members: list[Member]
     genes: UnionGenes
-    survey: Survey
-    matrix: UnionMatrix
+    starts: np.ndarray
     files: _Files
+    threads: int | None = None
+    progress: Progress = SILENT
     warnings: list[str] = field(default_factory=list)
+    _survey: Survey | None = None
+
+    @property
+    def survey(self) -> Survey:
+        """The counts of pass 1, which is made here unless :meth:`map_cells` counted on the way."""
+        if self._survey is None:
+            self._survey = survey_cells(
+                self.files, self.genes, np.diff(self.starts).tolist(), threads=self.threads, progress=self.progress
+            )
+        return self._survey
+
+    @cached_property
+    def matrix(self) -> UnionMatrix:
+        """The cells of all files; needs pass 1."""
+        return UnionMatrix(self.files, self.genes, self.survey)
+
+    def map_cells(
+        self, make: Callable[[CsrChunk], R], *, threads: int | None = None, progress: Progress = SILENT, phase: str
+    ) -> Iterator[R]:
+        """Yield ``make(chunk)`` for all cells in order; the first pass over the cells also makes the survey.
+
+        A row of a chunk has every gene with a count once, in any order.
+        """
+        progress.start(phase, float(self.starts[-1]), "cells")
+        if self._survey is not None:
+            m = self.matrix
+
+            def take(chunk: Chunk, span: Span) -> tuple[int, R]:
+                assert isinstance(chunk, CsrChunk)
+                return chunk.n_rows, make(chunk)
+
+            for n, out in map_spans(m, m.plan(), take, threads=threads):
+                progress.advance(n)
+                yield out
+        else:
+            survey, local = make_survey(self.starts), threading.local()
+            for k, first in enumerate(self.starts[:-1].tolist()):
+                with self.files.use(k) as here:
+                    view = _RowView(here, int(self.starts[k + 1]) - first)
+
+                    def visit(rows: Any, span: Span, k=k, first=first, here=here):
+                        nnz, found = _count(here.dataset, rows, span.start, self.genes, k, local)
+                        chunk = _unite(here.dataset, rows, span, first, self.genes, k, nnz, local)
+                        return span, nnz, found, make(chunk)
+
+                    found_of = map_spans(view, view.plan(), visit, threads=threads)  # type: ignore[arg-type]
+                    for span, nnz, found, out in found_of:
+                        survey.add(k, span, nnz, found)
+                        progress.advance(span.stop - span.start)
+                        yield out
+            self._survey = survey
+        progress.finish()
 
     def close(self) -> None:
         """Close the files."""
@@ -620,7 +701,7 @@ def open_union(
     threads: int | None = None,
     progress: Progress = SILENT,
 ) -> Union:
-    """Open several files as one matrix (pass 1).
+    """Open several files as one matrix over the union of their genes.
 
     Parameters
     ----------
@@ -655,19 +736,20 @@ def open_union(
                 stored.append(here.dataset.matrix.nnz)
                 yield here.dataset
 
+    survey = None
     try:
         genes = unite_genes(iterate(), wanted=wanted)
         nnz = None if None in stored else sum(stored)  # type: ignore[arg-type]
         if draft is not None and nnz is not None:
             draft.begin(genes, sum(sizes), nnz)
-        else:
-            draft = None
-        survey = survey_cells(files, genes, sizes, draft=draft, threads=threads, progress=progress)
+            survey = survey_cells(files, genes, sizes, draft=draft, threads=threads, progress=progress)
     except BaseException:
         files.close()
         raise
-    matrix = UnionMatrix(files, genes, survey)
-    return Union(members=list(members), genes=genes, survey=survey, matrix=matrix, files=files)
+    return Union(
+        members=list(members), genes=genes, starts=np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64),
+        files=files, threads=threads, progress=progress, _survey=survey,
+    )  # fmt: skip
 
 
 def read_rows(ds: Dataset, *, max_values: int = DEFAULT_MAX_VALUES) -> Iterator[tuple[int, Any, Any, Any]]:
@@ -712,7 +794,7 @@ def name_members(
 
 def read_batches(union: Union, column: str | None) -> tuple[np.ndarray, list[str]]:
     """Return (batch of each cell, labels), from an obs column or from the files."""
-    sizes = np.diff(union.survey.starts)
+    sizes = np.diff(union.starts)
     if column is None:
         return np.repeat(np.arange(len(sizes)), sizes), [m.name for m in union.members]
     found: dict[str, int] = {}

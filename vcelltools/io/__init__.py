@@ -4,8 +4,8 @@
 thread, and ``obs`` and ``var`` tables that are read lazily.
 
 - The open file: ``dataset`` opens it, ``opened`` is the result, ``matrix`` its values in spans, ``stream`` the threads
-  that read them, ``chunks`` what kernels get, ``columns`` some genes alone, ``table`` obs and var, ``obsm``
-  coordinates, ``spill`` arrays in a temporary file.
+  that read them and ``remote`` the workers of a cluster, ``chunks`` what kernels get, ``columns`` some genes alone,
+  ``table`` obs and var, ``obsm`` coordinates, ``spill`` arrays in a temporary file.
 - What it holds: ``counts`` (are these counts?), ``survey`` (which matrix is?), ``features`` (which columns are genes?),
   ``faults`` (errors for invalid values), ``rounding`` (fractional counts), ``library`` (totals of the transcriptome).
 - Identity: ``fingerprint`` of any source by content, ``origin`` of a prediction.

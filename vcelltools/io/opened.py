@@ -53,6 +53,8 @@ class Dataset:
         (n_genes,) positions among the features of the file, if only some of them are used as genes.
     file_bytes
         How the bytes of an HDF5 file are read.
+    remote
+        The workers of a cluster that read the matrix (:class:`vcelltools.io.remote.Remote`), or None.
     """
 
     path: Path | None
@@ -72,6 +74,7 @@ class Dataset:
     library_col: str | None = None
     var_rows: np.ndarray | None = field(default=None, repr=False)
     file_bytes: FileBytes | None = field(default=None, repr=False)
+    remote: Any = field(default=None, repr=False)
     _closers: list[Callable[[], None]] = field(default_factory=list, repr=False)
 
     def keep_cached(self) -> None:

@@ -1,4 +1,4 @@
-"""Quality metrics of cells: counts of marked genes and of the top genes of each cell."""
+"""Quality metrics of cells: counts of marked genes and of the top genes of each cell, and sums by batch."""
 
 from __future__ import annotations
 
@@ -8,30 +8,39 @@ from vcelltools.kernels._jit import kernel
 
 
 @kernel()
-def measure_rows(indptr, indices, data, marked, n_leading, heap, marked_out, leading_out):
+def measure_rows(indptr, indices, data, marked, n_leading, heap, batch, marked_out, leading_out, sums, cells):
     """Sum the counts of marked genes, and of the ``n_leading`` genes with the most counts, in each cell.
+
+    Also add up the counts, and the cells with a count, of every gene in each batch.
 
     The largest counts are kept in a min-heap, so that one pass over a row suffices.
 
     Parameters
     ----------
     indptr, indices, data
-        (b + 1,) int64, (nnz,), (nnz,): rows with every gene once.
+        (b + 1,) int64, (nnz,), (nnz,): rows with every gene once, in any order, and no zeros.
     marked
         (g,) bool.
     heap
         (n_leading,) int64 scratch.
+    batch
+        (b,) int64 batch of each cell.
     marked_out, leading_out
         (b,) int64 output.
+    sums, cells
+        (k, g) int64 and int32, added to.
     """
     for i in range(len(indptr) - 1):
-        n = 0
+        n, k = 0, batch[i]
         total = np.int64(0)
         of_marked = np.int64(0)
         for j in range(indptr[i], indptr[i + 1]):
             v = np.int64(data[j])
-            if marked[indices[j]]:
+            g = indices[j]
+            if marked[g]:
                 of_marked += v
+            sums[k, g] += v
+            cells[k, g] += 1
             if n < n_leading:
                 at = n
                 n += 1

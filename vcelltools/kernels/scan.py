@@ -62,6 +62,16 @@ def _mix(gene, bits):
     return x ^ (x >> np.uint64(33))
 
 
+SQUARES = 2.0**28
+"""Squares are rounded to multiples of its inverse, so their sums are exact, in any order, up to 2**25."""
+
+
+@kernel(inline=True)
+def _square(value):
+    v = np.float64(value)
+    return math.floor(v * v * SQUARES + 0.5) / SQUARES
+
+
 @kernel()
 def csr_hash_cells(indptr, indices, data, bits, first, hash_b, square_b):
     """Add the hashes of non-zero values to (b,) uint64 hashes of their rows, and their squares to ``square_b``.
@@ -79,7 +89,7 @@ def csr_hash_cells(indptr, indices, data, bits, first, hash_b, square_b):
         if len(square_b) > 0:
             square = 0.0
             for j in range(indptr[i], indptr[i + 1]):
-                square += np.float64(data[j]) * np.float64(data[j])
+                square += _square(data[j])
             square_b[i] += square
 
 
@@ -93,7 +103,7 @@ def csc_hash_cells(indptr, indices, data, bits, first, hash_n, square_n):
             if 0 <= i < n and bits[j] != 0:
                 hash_n[i] += _mix(first + g, bits[j])
                 if len(square_n) > 0:
-                    square_n[i] += np.float64(data[j]) * np.float64(data[j])
+                    square_n[i] += _square(data[j])
 
 
 @kernel()
@@ -104,7 +114,7 @@ def dense_hash_cells(block, bits_bw, first, hash_b, square_b):
         for w in range(bits_bw.shape[1]):
             if bits_bw[i, w] != 0:
                 total += _mix(first + w, bits_bw[i, w])
-                square += np.float64(block[i, w]) * np.float64(block[i, w])
+                square += _square(block[i, w])
         hash_b[i] += total
         if len(square_b) > 0:
             square_b[i] += square

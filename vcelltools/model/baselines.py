@@ -8,7 +8,7 @@ therefore have the same quality and can be inputs of a network.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -17,6 +17,7 @@ import numpy as np
 from vcelltools.errors import UsageError
 
 LAMBDAS = tuple(10.0**e for e in np.arange(-3, 4.5, 0.5))
+_LEAST_WEIGHT = 1e-6  # cells; anything below is the rounding of a subtraction
 _POOLED_PERTURBATIONS = 30.0  # weight of the ratio pooled over all genes in the ratio of one gene
 
 
@@ -64,15 +65,37 @@ class Effects:
     borrowed_k: np.ndarray | None = None
     """bool (k,): runs that were converted from another direction; models learn from them, but are not scored on them.
     See :mod:`vcelltools.model.direction`."""
+    parts_p: Mapping[int, tuple[int, ...]] | None = None
+    """The parts of each perturbation that is a combination; see :mod:`vcelltools.model.combination`."""
+    nearness_k: np.ndarray | None = None
+    """float (k,): weight of each run besides its number of cells; None for 1."""
+    width: float | None = None
+    """Width of the weights of :meth:`toward`; see :mod:`vcelltools.model.context`."""
 
     def select(self, rows: np.ndarray) -> Effects:
         """Return a copy with only the given training runs (positions or a mask)."""
-        by_run = ("effect_kg", "pert_k", "context_k", "cells_k", "direction_k", "borrowed_k")
+        by_run = ("effect_kg", "pert_k", "context_k", "cells_k", "direction_k", "borrowed_k", "nearness_k")
         part = {k: values[rows] for k in by_run if (values := getattr(self, k)) is not None}
         bulk = self.pseudobulk
         if bulk is not None:
             bulk = replace(bulk, cp10k_kg=bulk.cp10k_kg[rows], base_kg=bulk.base_kg[rows])
         return replace(self, **part, pseudobulk=bulk)
+
+    @property
+    def weight_k(self) -> np.ndarray:
+        """float (k,): number of cells of each run, times its nearness."""
+        cells = self.cells_k.astype(np.float64)
+        return cells if self.nearness_k is None else cells * self.nearness_k
+
+    def toward(self, context: int) -> Effects:
+        """Return a copy that weighs runs by how similar the controls of their contexts are to those of ``context``."""
+        if self.width is None or not len(self.pert_k):
+            return self
+        square_c = ((self.control_cg - self.control_cg[context]) ** 2).mean(axis=1)
+        square_k = square_c[self.context_k]
+        typical = np.median(square_c[np.unique(self.context_k)])
+        near = np.exp(-(square_k - square_k.min()) / max(self.width * float(typical), 1e-12))
+        return replace(self, nearness_k=near if self.nearness_k is None else near * self.nearness_k)
 
     def get_directions(self, pert_q: np.ndarray, context_q: np.ndarray) -> np.ndarray:
         """Return the directions (q,) of requests, -1 if they are unknown."""
@@ -122,14 +145,15 @@ def _mean_by(values_kg: np.ndarray, weight_k: np.ndarray, group_k: np.ndarray, n
 
 def average_runs(effects: Effects, values_kg: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return the means (p, g) of values over each perturbation's runs, weighted by cells, and the cells (p,)."""
-    total, cells = _mean_by(values_kg, effects.cells_k.astype(np.float64), effects.pert_k, effects.n_perturbations)
-    return total / np.maximum(cells, 1)[:, None], cells
+    total, cells = _mean_by(values_kg, effects.weight_k, effects.pert_k, effects.n_perturbations)
+    return total / np.where(cells > _LEAST_WEIGHT, cells, 1.0)[:, None], np.where(cells > _LEAST_WEIGHT, cells, 0.0)
 
 
 def mean_by_context(effects: Effects, values_kg: np.ndarray) -> np.ndarray:
     """Return the mean (c, g) of values over each context's runs, and over all runs for a context without any."""
     sums, counts = _mean_by(values_kg, np.ones(len(effects.pert_k)), effects.context_k, len(effects.control_cg))
-    return np.where(counts[:, None] > 0, sums / np.maximum(counts, 1)[:, None], values_kg.mean(axis=0))
+    overall = np.average(values_kg, axis=0, weights=effects.nearness_k)
+    return np.where(counts[:, None] > 0, sums / np.maximum(counts, 1)[:, None], overall)
 
 
 class PerturbationMean:
@@ -141,7 +165,7 @@ class PerturbationMean:
 
     def __init__(self, effects: Effects) -> None:
         e = self._e = effects
-        self.weight_k = e.cells_k.astype(np.float64)
+        self.weight_k = e.weight_k
         self._sum_pg, self._weight_p = _mean_by(e.effect_kg, self.weight_k, e.pert_k, e.n_perturbations)
         self._run = {(int(p), int(c)): k for k, (p, c) in enumerate(zip(e.pert_k, e.context_k, strict=True))}
         self.common_cg = mean_by_context(e, e.effect_kg)
@@ -154,8 +178,8 @@ class PerturbationMean:
             if (k := self._run.get(key)) is not None:
                 total[i] -= self._e.effect_kg[k] * self.weight_k[k]
                 weight[i] -= self.weight_k[k]
-        weight = np.where(weight > 0.5, weight, 0.0)  # numbers of cells are integers; the rest is rounding
-        return np.where(weight[:, None] > 0, total / np.maximum(weight, 1)[:, None], 0.0), weight
+        weight = np.where(weight > _LEAST_WEIGHT, weight, 0.0)
+        return np.where(weight[:, None] > 0, total / np.where(weight > 0, weight, 1.0)[:, None], 0.0), weight
 
     def common(self, pert_q: np.ndarray, context_q: np.ndarray) -> np.ndarray:
         """Return the mean effect (q, g) of all perturbations in the context, without the requested run."""

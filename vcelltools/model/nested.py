@@ -189,9 +189,9 @@ class Nested:
             choice = self.choose(kind, objective)
             own_runs = [run.get((int(pert_q[i]), int(context_q[i])), -1) for i in rows]
             new = rows[np.array(own_runs) < 0]
-            if len(new):
-                shared, own = self._fit(choice.index).parts(pert_q[new], context_q[new])
-                out[new] = choice.shared * shared + choice.own * own
+            for context, some in self._split(kind, new, context_q):
+                shared, own = self._fit(choice.index, context).parts(pert_q[some], context_q[some])
+                out[some] = choice.shared * shared + choice.own * own
             if len(new) < len(rows):
                 known, shared_kg, own_kg = self._crossed(kind, choice.index)
                 for i, k in zip(rows, own_runs, strict=True):
@@ -212,8 +212,18 @@ class Nested:
         kinds = sorted(set(classify(self._effects, pert_q, context_q)))
         return {k.describe(): self.choose(k).to_json() for k in kinds}
 
-    def _fit_for(self, index: int) -> PartsModel:
-        return self._model(self._effects, **self._model.GRID[index])
+    def _split(self, kind: Kind, rows: np.ndarray, context_q: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+        """Yield some requests, and the context that the training runs are weighed toward, -1 for none."""
+        if kind.here or self._effects.width is None:
+            if len(rows):
+                yield -1, rows
+            return
+        for context in np.unique(context_q[rows]).tolist():
+            yield context, rows[context_q[rows] == context]
+
+    def _fit_for(self, index: int, context: int = -1) -> PartsModel:
+        effects = self._effects if context < 0 else self._effects.toward(context)
+        return self._model(effects, **self._model.GRID[index])
 
     def _cross(self, kind: Kind, index: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Return a mask (k,) of the predicted runs, and both parts (k, g) of their predictions."""
@@ -222,6 +232,8 @@ class Nested:
         shared, own = np.zeros((2, *e.effect_kg.shape))
         for kept, asked in make_folds(e, kind):
             inner = e.select(kept)
+            if not kind.here and asked.any():
+                inner = inner.toward(int(e.context_k[asked][0]))
             if not len(inner.pert_k) or not asked.any():
                 continue
             rows = np.flatnonzero(asked)

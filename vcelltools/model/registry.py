@@ -12,6 +12,8 @@ from typing import Any
 
 from vcelltools.errors import UsageError
 from vcelltools.model.baselines import BASELINES, EffectModel, Effects, PerturbationMean
+from vcelltools.model.combination import Combined
+from vcelltools.model.context import HALVES, Contextual, choose
 from vcelltools.model.direction import Directed
 from vcelltools.model.kernel_ridge import KernelRidge
 from vcelltools.model.neighbours import Neighbours
@@ -37,7 +39,9 @@ def needs_pseudobulk(kind: str) -> bool:
 
 
 def fit_model(kind: str, effects: Effects, objective: str | None = None) -> EffectModel:
-    """Return a fitted model of effects, which answers each request from runs of its direction if some are known.
+    """Return a fitted model of effects.
+
+    It answers each request from runs of its direction if directions are known, and combinations from their parts.
 
     Raises
     ------
@@ -51,8 +55,17 @@ def fit_model(kind: str, effects: Effects, objective: str | None = None) -> Effe
         if not hasattr(made, "GRID"):
             made = _give_parts(made)
         made(effects, **made.GRID[0])  # raises an error for missing inputs before any fold is fitted
-        fit = partial(Nested, made, objective=objective or "balanced")
-    return fit(effects) if effects.direction_k is None else Directed(fit, effects)
+        fit = partial(_fit_nested, made, objective or "balanced")
+    model = fit(effects) if effects.direction_k is None else Directed(fit, effects)
+    return Combined(model, effects) if effects.parts_p and kind != "control-mean" else model
+
+
+def _fit_nested(made: Any, objective: str, effects: Effects) -> Nested | Contextual:
+    """Return a nested model, on effects adjusted to their contexts if this helps."""
+    plain = objective == "discrimination" or getattr(made, "NEEDS_PSEUDOBULK", False)
+    half, width = choose(effects, halves=(None,) if plain else HALVES)
+    fit = partial(Nested, made, objective=objective)
+    return fit(effects) if half is None and width is None else Contextual(fit, effects, half, width)
 
 
 def _give_parts(made: Callable[[Effects], EffectModel]) -> Any:

@@ -23,6 +23,7 @@ from vcelltools.errors import DataError, spell
 from vcelltools.io import Dataset, open_dataset
 from vcelltools.io.fingerprint import find_difference
 from vcelltools.io.rounding import round_matrix
+from vcelltools.sampling.effects import split_name
 from vcelltools.stores.directions import get_senses
 
 if TYPE_CHECKING:
@@ -99,8 +100,13 @@ class Fill:
                     self._groups.setdefault(r.perturbation, []).append(entry)
 
     def effect(self, perturbation: str) -> np.ndarray:
-        """Return the shrunken effect (m,) of a perturbation in its training groups; 0 for genes that none measured."""
-        groups = self._measure(perturbation)
+        """Return the shrunken effect (m,) of a perturbation in its training groups; 0 for genes that none measured.
+
+        The effects of the parts of a combination without training groups are added.
+        """
+        groups, parts = self._measure(perturbation), split_name(perturbation)
+        if not groups and parts:
+            return np.sum([self.effect(part) for part in parts], axis=0)
         if not groups:
             return np.zeros(len(self._panel.sums_m))
         mean, cells = _average(groups)

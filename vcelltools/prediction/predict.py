@@ -30,6 +30,7 @@ from vcelltools.io.origin import describe_origin
 from vcelltools.io.textfile import read_text
 from vcelltools.io.write.guard import Target, guard_outputs
 from vcelltools.model.baselines import BASELINES
+from vcelltools.model.combination import Interaction, combine
 from vcelltools.names import read_lines
 from vcelltools.prediction.emission import EMISSIONS, draw_counts, estimate_dispersion, get_factors
 from vcelltools.prediction.emitter import Emitter, fit_emitter
@@ -238,12 +239,12 @@ def _predict(
     store = setup.stores[used.pop()]
     writer = _Writer(setup, folder, store, requests, options)
     vocabulary = extend(setup, [(r.perturbation, r.line) for r in requests], _read_direction(setup, options.direction))
-    effects = _add_parts(folder, vocabulary, requests)
+    effects = _predict_effects(folder, vocabulary, requests)
     writer.warnings += vocabulary.warn()
     writer.evidence, writer.vocabulary = vocabulary.evidence, vocabulary
     if options.fit_emission:
         writer.emitter = fit_emitter(
-            setup, store, partial(_get_part_effects, folder, setup), seed=options.seed, progress=progress
+            setup, store, partial(_get_effects, folder, setup), seed=options.seed, progress=progress
         )
     n_cells = writer.write(target, effects, force=force, progress=progress)
     warnings = check_rules(target, writer, n_cells, progress)
@@ -319,28 +320,20 @@ def get_effects(folder: RunFolder | None, setup: Setup, requests: list[Request])
     """Return the predicted effects (requests, g) on the basis.
 
     If no store has a perturbation, it is predicted from its features or network. Without them it gets the mean effect
-    of all perturbations in its line (or in all lines, if none was measured in it), as scaled by the model. The effects
-    of the parts of a combination, ``A+B`` or ``A|B``, are added.
+    of all perturbations in its line (or in all lines, if none was measured in it), as scaled by the model. A
+    combination, ``A+B`` or ``A|B``, is predicted from its parts (:mod:`vcelltools.model.combination`).
     """
-    return _add_parts(folder, extend(setup, [(r.perturbation, r.line) for r in requests]), requests)
+    return _predict_effects(folder, extend(setup, [(r.perturbation, r.line) for r in requests]), requests)
 
 
-def _add_parts(folder: RunFolder | None, vocabulary: Vocabulary, requests: list[Request]) -> np.ndarray:
-    setup = vocabulary.setup
-    line_id = {name: i for i, name in enumerate(setup.screen.lines)}
-    pairs = [(part, line_id[r.line]) for r in requests for part in vocabulary.parts[r.perturbation]]
-    unique = sorted(set(pairs))
-    place = {pair: i for i, pair in enumerate(unique)}
-    pert, line = np.array(unique, np.int64).reshape(-1, 2).T
-    single = _get_part_effects(folder, setup, pert, line, shared=vocabulary.shared)
-    out = np.zeros((len(requests), len(setup.genes)))
-    for i, r in enumerate(requests):
-        for part in vocabulary.parts[r.perturbation]:
-            out[i] += single[place[part, line_id[r.line]]]
-    return out
+def _predict_effects(folder: RunFolder | None, vocabulary: Vocabulary, requests: list[Request]) -> np.ndarray:
+    line_id = {name: i for i, name in enumerate(vocabulary.setup.screen.lines)}
+    pert = np.array([vocabulary.position[r.perturbation] for r in requests], np.int64)
+    line = np.array([line_id[r.line] for r in requests], np.int64)
+    return _get_effects(folder, vocabulary.setup, pert, line, shared=vocabulary.shared)
 
 
-def _get_part_effects(
+def _get_effects(
     folder: RunFolder | None,
     setup: Setup,
     pert: np.ndarray,
@@ -352,6 +345,21 @@ def _get_part_effects(
     kind = setup.settings.model
     if folder is None or kind != "transformer":
         return setup.fitted.predict(pert, line)
+    if setup.effects.parts_p:
+        ask = partial(_run_network, folder, setup, shared=shared)
+        effects = combine(setup.effects, Interaction(setup.effects), ask, pert, line)
+    else:
+        effects = _run_network(folder, setup, pert, line, shared=shared)
+    setup.release_stores()
+    gc.collect()
+    trim_heap()  # returns more than 100 MB that compiling freed
+    return effects
+
+
+def _run_network(
+    folder: RunFolder, setup: Setup, pert: np.ndarray, line: np.ndarray, *, shared: frozenset[tuple[int, int]]
+) -> np.ndarray:
+    """Return the effects (k, g) that a transformer predicts; those of ``shared`` are predicted by the mean effect."""
     import jax
 
     from vcelltools.model.step import make_effect
@@ -364,9 +372,6 @@ def _get_part_effects(
         effect = make_effect(model, setup.step_config(jax.default_backend()))
         best = load_best(folder, model)
         effects[known] = predict_effects(setup, effect, best.params, pert[known], line[known], [float(best.share)])[0]
-    setup.release_stores()
-    gc.collect()
-    trim_heap()  # returns more than 100 MB that compiling freed
     return effects
 
 
@@ -581,7 +586,7 @@ class _Writer:
         assert self.vocabulary is not None
         setup = self.vocabulary.setup
         line = np.array([setup.screen.lines.index(request.line)])
-        return int(setup.effects.get_directions(np.array(self.vocabulary.parts[request.perturbation][:1]), line)[0])
+        return int(setup.effects.get_directions(np.array([self.vocabulary.position[request.perturbation]]), line)[0])
 
     def _round(self, cells: np.ndarray, pool: Pool, rows: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """Return log1p CP10K as counts with the library sizes of the cells, rounded at random."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,31 +10,31 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from vcelltools.descriptors import read_networks
-from vcelltools.sampling.effects import find_targets, read_features
+from vcelltools.model.combination import Interaction, need_parts
+from vcelltools.sampling.effects import find_parts, find_targets, read_features, split_name
 from vcelltools.training.inputs import standardise
 
 if TYPE_CHECKING:
     from vcelltools.training.inputs import Setup
 
-_JOINS = re.compile(r"[+|]")
 MEASURED, DESCRIBED, SUMMED, SHARED = "measured", "features", "sum of its parts", "mean effect"
-OPPOSITE, NOTHING = "other direction", "no effect"
+FITTED, OPPOSITE, NOTHING = "fitted combination", "other direction", "no effect"
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Vocabulary:
-    """The perturbations behind each requested name, and the evidence for their effects.
+    """The perturbation behind each requested name, and the evidence for its effects.
 
     Attributes
     ----------
     setup
         The set-up, whose vocabulary also has the names that no store has.
-    parts
-        For each requested name, the positions of the perturbations whose effects are added (one without a combination).
+    position
+        For each requested name, its position in the vocabulary.
     evidence
         For each requested name and line: ``measured``, ``other direction`` (measured in another direction and
-        converted), ``features``, ``sum of its parts``, ``mean effect``, or ``no effect`` (no perturbation was measured
-        in the direction).
+        converted), ``features``, ``sum of its parts``, ``fitted combination`` (of its parts, with a fitted
+        interaction), ``mean effect``, or ``no effect`` (no perturbation was measured in the direction).
     shared
         Positions and lines of the perturbations that are predicted by the mean effect.
     n_known
@@ -43,7 +42,7 @@ class Vocabulary:
     """
 
     setup: Setup
-    parts: dict[str, tuple[int, ...]]
+    position: dict[str, int]
     evidence: dict[tuple[str, str], str]
     shared: frozenset[tuple[int, int]]
     n_known: int
@@ -55,11 +54,12 @@ class Vocabulary:
             (SHARED, "predicted by the mean effect"),
             (DESCRIBED, "predicted from features or the network"),
             (SUMMED, "predicted as the sum of the effects of the parts"),
+            (FITTED, "predicted from the effects of the parts, with a fitted interaction"),
             (OPPOSITE, "predicted from the other direction, with a fitted weight"),
             (NOTHING, "predicted by no effect"),
         ):
             names = {n for (n, _), e in self.evidence.items() if e == kind}
-            inside = {n for n in names if n in self.parts and max(self.parts[n]) < self.n_known and kind != SUMMED}
+            inside = {n for n in names if self.position[n] < self.n_known and kind not in (SUMMED, FITTED)}
             for some, where in ((names - inside, "in no store"), (inside, "not measured in the requested direction")):
                 if some:
                     few = ", ".join(sorted(some)[:5]) + (", ..." if len(some) > 5 else "")
@@ -75,59 +75,73 @@ def extend(setup: Setup, requests: Iterable[tuple[str, str]], direction: int | N
     or of the perturbations of the line.
     """
     requests = list(dict.fromkeys(requests))
-    names = [name for name, _ in requests]
     known = list(setup.screen.perturbations)
     position = {p: i for i, p in enumerate(known)}
-    members = {n: [n] if n in position else _split(n) for n in dict.fromkeys(names)}
-    new = sorted({m for parts in members.values() for m in parts} - set(known))
-    settings = setup.settings
-    features = network = None
-    if new:
-        every = [*known, *new]
-        position = {p: i for i, p in enumerate(every)}
-        screen = replace(setup.screen, perturbations=every, target_p=find_targets(setup.stores[0], every))
-        if settings.features:
-            features = read_features(Path(settings.features), every)
-        if settings.network:
-            network = read_networks(settings.network, every)
-        directions = setup.effects.direction_pc
-        if directions is not None:
-            directions = np.concatenate([directions, np.tile(screen.direction_c, (len(new), 1))])
-        effects = replace(
-            setup.effects, n_perturbations=len(every), target_p=screen.target_p, features_pf=features,
-            network_pp=network, direction_pc=directions,
-        )  # fmt: skip
-        scaled = None if features is None else standardise(features, len(known))
-        setup = replace(setup, screen=screen, effects=effects, features_pf=scaled, raw_features_pf=features)
-    parts = {n: tuple(position[m] for m in members[n]) for n in members}
+    joined = {both: i for p, i in position.items() if (both := split_name(p))}  # A+B is the same as B|A
+    names = dict.fromkeys(name for name, _ in requests)
+    new = {n: split_name(n) for n in names if n not in position and split_name(n) not in joined}
+    singles = {m for n, both in new.items() for m in both or (n,)} - set(known)
+    every = [*known, *sorted({*new, *singles})]
+    setup = _add_names(setup, known, every, described=bool(singles))
+    position = {p: i for i, p in enumerate(every)}
+    at = {n: position.get(n, joined.get(split_name(n), -1)) for n in names}
     line_id = {name: i for i, name in enumerate(setup.screen.lines)}
     if direction is not None and setup.effects.direction_pc is not None:
         asked = setup.effects.direction_pc.copy()
         for name, line in requests:
-            asked[list(parts[name]), line_id[line]] = direction
+            for p in (at[name], *(setup.effects.parts_p or {}).get(at[name], ())):
+                asked[p, line_id[line]] = direction
         setup = replace(setup, effects=replace(setup.effects, direction_pc=asked))
+    form = Interaction(setup.effects).form if setup.effects.parts_p else "sum"
     evidence, shared = {}, set()
     for name, line in requests:
-        c = line_id[line]
-        each = {p: _get_evidence(setup, p, c, len(known), features, network) for p in parts[name]}
-        shared |= {(p, c) for p, kind in each.items() if kind in (SHARED, NOTHING)}
+        p, c = at[name], line_id[line]
+        parts = (setup.effects.parts_p or {}).get(p, (p,))
+        if not need_parts(setup.effects, p, c, _get_direction(setup, p, c)):
+            parts = (p,)
+        each = {m: _get_evidence(setup, m, c, len(known)) for m in parts}
+        shared |= {(m, c) for m, kind in each.items() if kind in (SHARED, NOTHING)}
         kinds = set(each.values())
-        alone = len(parts[name]) == 1 or kinds in ({SHARED}, {NOTHING})
-        evidence[name, line] = kinds.pop() if alone else SUMMED
-    return Vocabulary(setup=setup, parts=parts, evidence=evidence, shared=frozenset(shared), n_known=len(known))
+        if len(parts) == 1 or kinds in ({SHARED}, {NOTHING}):
+            evidence[name, line] = kinds.pop()
+        else:
+            evidence[name, line] = FITTED if form != "sum" and len(parts) == 2 else SUMMED
+    return Vocabulary(setup=setup, position=at, evidence=evidence, shared=frozenset(shared), n_known=len(known))
 
 
-def _split(name: str) -> list[str]:
-    parts = [p.strip() for p in _JOINS.split(name)]
-    return parts if len(parts) > 1 and all(parts) else [name]
+def _add_names(setup: Setup, known: list[str], every: list[str], *, described: bool) -> Setup:
+    """Return the set-up with further names; with ``described``, their features and network are read."""
+    if len(every) == len(known):
+        return setup
+    settings, n_new = setup.settings, len(every) - len(known)
+    features, network = setup.effects.features_pf, setup.effects.network_pp
+    screen = replace(setup.screen, perturbations=every, target_p=find_targets(setup.stores[0], every))
+    if described and settings.features:
+        features = read_features(Path(settings.features), every)
+    elif features is not None:
+        features = np.concatenate([features, np.full((n_new, features.shape[1]), np.nan)])
+    if described and settings.network:
+        network = read_networks(settings.network, every)
+    elif network is not None:
+        network = np.pad(network, ((0, n_new), (0, n_new)))
+    directions = setup.effects.direction_pc
+    if directions is not None:
+        directions = np.concatenate([directions, np.tile(screen.direction_c, (n_new, 1))])
+    effects = replace(
+        setup.effects, n_perturbations=len(every), target_p=screen.target_p, features_pf=features, network_pp=network,
+        direction_pc=directions, parts_p=find_parts(every),
+    )  # fmt: skip
+    scaled = None if features is None else standardise(features, len(known))
+    return replace(setup, screen=screen, effects=effects, features_pf=scaled, raw_features_pf=features)
 
 
-def _get_evidence(
-    setup: Setup, p: int, c: int, n_known: int, features: np.ndarray | None, network: np.ndarray | None
-) -> str:
-    """Return the evidence for the effect of a perturbation in a line."""
-    direction = int(setup.effects.get_directions(np.array([p]), np.array([c]))[0])
-    view = setup.views.get(direction)
+def _get_direction(setup: Setup, p: int, c: int) -> int:
+    return int(setup.effects.get_directions(np.array([p]), np.array([c]))[0])
+
+
+def _get_evidence(setup: Setup, p: int, c: int, n_known: int) -> str:
+    """Return the evidence for the effect of a single perturbation in a line."""
+    view = setup.views.get(_get_direction(setup, p, c))
     if view is None:
         return NOTHING
     runs = view.pert_k == p
@@ -135,11 +149,7 @@ def _get_evidence(
         return OPPOSITE
     if p < n_known and (runs.any() or not (setup.effects.pert_k == p).any()):
         return MEASURED
-    kind = setup.settings.model
-    if features is None:
-        features = setup.effects.features_pf
-    if network is None:
-        network = setup.effects.network_pp
+    kind, features, network = setup.settings.model, setup.effects.features_pf, setup.effects.network_pp
     by_features = features is not None and bool(np.isfinite(features[p]).all())
     by_network = network is not None and bool(network[p, :n_known].any())
     uses = {

@@ -89,6 +89,8 @@ class DemoResult(Result):
         Model -> metric -> value, baseline, ceiling and score, from ``score.json``.
     held_out
         The results of each model on the held-out groups, from ``summary.json`` of the transformer's run.
+    table
+        The rows of ``compared/table.csv``: models on the held-out groups, with intervals.
     difference
         The difference between the average scores of the transformer and perturbation-mean, with its interval over
         perturbations.
@@ -102,6 +104,7 @@ class DemoResult(Result):
     seconds: float
     scores: dict[str, dict[str, Any]] = field(default_factory=dict)
     held_out: dict[str, Any] = field(default_factory=dict)
+    table: list[dict[str, Any]] = field(default_factory=list)
     difference: Difference
 
     @property
@@ -271,6 +274,25 @@ def _make_models(s: Sizes) -> tuple[Step, ...]:
             argv=("predict", "--run", "runs/perturbation-mean", "--out", _name_prediction("perturbation-mean")),
             makes=(_name_prediction("perturbation-mean"),),
         ),
+        Step(
+            why="Compare the transformer with quick models on the held-out groups, with paired intervals.",
+            argv=(
+                "evaluate",
+                *stores,
+                "--splits",
+                "split.toml",
+                "--model",
+                "ridge",
+                "--model",
+                "transfer",
+                "--prediction",
+                f"transformer={_name_prediction('transformer')}",
+                "--out",
+                "compared",
+            ),
+            makes=("compared/table.csv", "compared/groups.csv"),
+            resumes=True,
+        ),
     )
 
 
@@ -365,8 +387,16 @@ def run_demo(
         seconds=round(time.monotonic() - began, 1),
         scores={m: {"avg_score": s["avg_score"], "components": s["components"]} for m, s in scores.items()},
         held_out={**summary["baselines"], "transformer": summary["final"]},
+        table=_read_table(folder / "compared" / "table.csv"),
         difference=compare_scores(folder / "scores/transformer", folder / "scores/perturbation-mean"),
     )
+
+
+def _read_table(path: Path) -> list[dict[str, Any]]:
+    from pyarrow import csv
+
+    rows: list[dict[str, Any]] = csv.read_csv(path).to_pylist()
+    return rows
 
 
 class _Walk:

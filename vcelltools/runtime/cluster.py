@@ -24,7 +24,7 @@ PART_CELLS = 1 << 16
 _RETRIES = 10  # number of workers that may be lost over one part
 _CONNECT_SECONDS = 10.0  # timeout for a scheduler to answer, and for a lost one to return
 _LOST_SECONDS = 60.0  # timeout without any worker, or without an answer of the scheduler, while parts are waiting
-_RUN_AGAIN = "start it and run the command again; finished parts are kept"
+_RUN_AGAIN = "start it and run the command again (build-store keeps finished parts)"
 _LOOK_SECONDS = 2.0  # interval between checks of the scheduler while no part ends
 
 
@@ -60,6 +60,16 @@ def open_cluster(address: str, *, workers: int | None = None) -> Iterator[Client
             return
         with _connect(address) as client, _watch(client):
             yield client
+
+
+@contextmanager
+def connect(dask: str | Client | None) -> Iterator[Client | None]:
+    """Yield a client of the requested cluster: of :func:`open_cluster` for an address or ``local``; None for None."""
+    if not isinstance(dask, str):
+        yield dask
+        return
+    with open_cluster(dask) as client:
+        yield client
 
 
 @contextmanager
@@ -170,7 +180,7 @@ def gather(client: Client, futures: list[Any], keys: list[Any], progress: Progre
         except KilledWorker as e:
             raise InterruptedRun(
                 f"workers died over part {keys[i]} (out of memory?): {e}",
-                hint="run the same command again; finished parts are kept",
+                hint="run the same command again (build-store keeps finished parts)",
             ) from e
         progress.advance(sizes[i])
         yield keys[i], result

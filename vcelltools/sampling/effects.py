@@ -8,6 +8,7 @@ effect does not count as an effect of the perturbation.
 from __future__ import annotations
 
 import io
+import re
 import zipfile
 from collections import Counter
 from collections.abc import Sequence
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from vcelltools.stores.store import Store
 
 _BLOCK_ROWS = 2048
+_JOINS = re.compile(r"[+|]")
 _HELD_ROWS = 8192  # bytes of a store that are kept in memory after reading
 
 
@@ -120,6 +122,7 @@ class Screen:
             features_pf=features_pf,
             network_pp=network_pp,
             pseudobulk=bulk,
+            parts_p=find_parts(self.perturbations),
             direction_k=direction[rows] if (direction >= 0).any() else None,
             direction_pc=self._list_directions() if (direction >= 0).any() else None,
         )
@@ -188,6 +191,23 @@ def make_screen(
         target_p=find_targets(stores[0], perturbations),
         direction_c=direction_c,
     )
+
+
+def split_name(name: str) -> tuple[str, ...]:
+    """Return the sorted parts of a combination, ``A+B`` or ``A|B``; an empty tuple for a single perturbation."""
+    parts = [p.strip() for p in _JOINS.split(name)]
+    return tuple(sorted(parts)) if len(parts) > 1 and all(parts) else ()
+
+
+def find_parts(perturbations: Sequence[str]) -> dict[int, tuple[int, ...]] | None:
+    """Return the positions of the parts of each combination whose parts are all listed; None without any."""
+    position = {p: i for i, p in enumerate(perturbations)}
+    out = {}
+    for i, name in enumerate(perturbations[1:], 1):
+        parts = split_name(name)
+        if parts and all(position.get(p, 0) > 0 for p in parts):
+            out[i] = tuple(position[p] for p in parts)
+    return out or None
 
 
 def find_targets(store: Store, perturbations: Sequence[str]) -> np.ndarray:

@@ -63,6 +63,7 @@ class Settings:
     inert: float = 0.2
     escape: float = 0.0
     shared: float = 0.7
+    lineages: int = 0
     activated: int = 0
     genes_drop: float = 0.0
     depth: float | None = None
@@ -82,6 +83,7 @@ class Settings:
             value = getattr(self, name)
             if value is not None and not 0 <= value <= 1:
                 raise UsageError(f"{name} is {value}, but must be a fraction between 0 and 1")
+        check_number("lineages", self.lineages, low=0)
         check_number("activated", self.activated, low=0, high=self.cell_lines)
         check_number("depth", self.depth)
         check_number("density", self.density)
@@ -424,6 +426,7 @@ def simulate(
     inert: float = 0.2,
     escape: float = 0.0,
     shared: float = 0.7,
+    lineages: int = 0,
     activated: int = 0,
     genes_drop: float = 0.0,
     depth: float | None = None,
@@ -469,6 +472,10 @@ def simulate(
     inert, shared, escape
         Fraction of perturbations that only lower their target (0.2); fraction of an effect common to all
         lines (0.7); fraction of perturbed cells that do not respond (0).
+    lineages
+        Number of lineages (0: lines are independent). Lines of a lineage have similar expression and the same
+        line-specific effects, and each lineage does not express a quarter of the targets, whose perturbations then do
+        nothing.
     activated
         Number of cell lines, the last ones, that are screened by CRISPRa instead of CRISPRi: targets rise, and the
         effects on other genes are reversed, 0.7 times as large. The obs column ``direction`` is then written.
@@ -513,6 +520,7 @@ def simulate(
         inert=inert,
         escape=escape,
         shared=shared,
+        lineages=lineages,
         activated=activated,
         genes_drop=genes_drop,
         depth=depth,
@@ -547,11 +555,11 @@ def simulate(
         n_genes=s.genes,
         n_perturbations=s.perturbations,
         n_universe=s.universe,
-        n_lines=s.cell_lines,
-        first_line=s.first_cell_line,
+        lines=range(s.first_cell_line, s.first_cell_line + s.cell_lines),
         n_batches=s.batches,
         shared=s.shared,
         inert=s.inert,
+        lineages=s.lineages,
         activated=s.activated,
         drop=s.genes_drop,
         seed=s.seed,

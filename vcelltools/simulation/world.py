@@ -34,12 +34,16 @@ _DIRECT_LOG_MEAN, _DIRECT_LOG_SD = -0.7, 0.5  # parameters of abs(natural-log fo
 _RESIDUAL = (0.1, 0.35)  # remaining expression of the target
 _STRENGTH_LOG_MEAN, _STRENGTH_LOG_SD = -0.5, 0.7  # few strong effects, most weak
 _MAX_LFC = 4.0
+_LINEAGE_OWN = 0.3  # lineages: share of a line's differences in expression that is its own
+_SILENT_SHARE, _SILENT = 0.25, 0.002  # share of the targets that a lineage does not express, and what remains of them
 _ACTIVATION = (2.0, 6.0)  # range of the fold change of a target that CRISPRa activates
 _ACTIVATION_SIZE = 0.7  # CRISPRa: size of the reversed downstream effects
 _EMBEDDING_NOISE = 0.3
 N_FEATURES = 32
 
-_GENES, _LINE, _PERT, _PERT_LINE, _PROGRAMMES, _EMBED, _BATCH, _STATES, _TARGETS, _ACTIVATED = range(1, 11)
+_GENES, _LINE, _PERT, _PERT_LINE, _PROGRAMMES, _EMBED, _BATCH, _STATES, _TARGETS, _ACTIVATED, _LINEAGE, _SILENCED = (
+    range(1, 13)
+)
 
 
 def rng(seed: int, what: int, which: int = 0, sub: int = 0) -> np.random.Generator:
@@ -126,12 +130,26 @@ def _draw_dispersions(means_g: np.ndarray, seed: int) -> np.ndarray:
     return np.minimum(typical * spread, _DISPERSION_MAX).astype(np.float32)
 
 
-def _draw_lines(means_g: np.ndarray, lines: range, seed: int) -> np.ndarray:
+def _draw_shift(n: int, r: np.random.Generator) -> np.ndarray:
+    differs = r.random(n) < _LINE_GENE_SHARE
+    return np.where(differs, _LINE_GENE_SD * r.normal(size=n), 0.0)
+
+
+def _get_silent(n_targets: int, line: int, lineages: int, seed: int) -> np.ndarray:
+    """Return (targets,) bool: the targets that the lineage of a line does not express."""
+    if not lineages:
+        return np.zeros(n_targets, bool)
+    return rng(seed, _SILENCED, line % lineages).random(n_targets) < _SILENT_SHARE
+
+
+def _draw_lines(means_g: np.ndarray, targets: np.ndarray, lines: range, lineages: int, seed: int) -> np.ndarray:
     out = np.empty((len(lines), len(means_g)))
     for i, line in enumerate(lines):
-        r = rng(seed, _LINE, line)
-        differs = r.random(len(means_g)) < _LINE_GENE_SHARE
-        shift = np.where(differs, _LINE_GENE_SD * r.normal(size=len(means_g)), 0.0)
+        shift = _draw_shift(len(means_g), rng(seed, _LINE, line))
+        if lineages:
+            common = _draw_shift(len(means_g), rng(seed, _LINEAGE, line % lineages))
+            shift = np.sqrt(1 - _LINEAGE_OWN) * common + np.sqrt(_LINEAGE_OWN) * shift
+        shift[targets[_get_silent(len(targets), line, lineages, seed)]] += np.log(_SILENT)
         out[i] = means_g * np.exp(shift)
     return out / out.sum(axis=1, keepdims=True) * 1e4
 
@@ -163,6 +181,7 @@ def _draw_effects(
     which: np.ndarray,
     lines: range,
     *,
+    lineages: int,
     activated: int,
     shared: float,
     inert: float,
@@ -191,7 +210,7 @@ def _draw_effects(
         projected = latent[target] @ answer
         active = np.sign(projected) * np.maximum(np.abs(projected) - _ACTIVE_ABOVE, 0.0)
         for line in lines:
-            q = rng(seed, _PERT_LINE, int(p), line)
+            q = rng(seed, _PERT_LINE, int(p), line % lineages if lineages else line)
             lfc = np.zeros(n_genes)
             own = np.sqrt(1 - shared) * q.normal(size=_N_PROGRAMMES) * (q.random(_N_PROGRAMMES) < 0.1)
             mixed = np.sqrt(shared) * active + own
@@ -199,6 +218,8 @@ def _draw_effects(
             for k in np.flatnonzero(mixed):
                 genes, loadings = programmes[k]
                 lfc[genes] += strength * mixed[k] * loadings
+            if _get_silent(len(targets), line, lineages, seed)[p]:
+                lfc[:] = 0.0  # what is not expressed cannot be lowered
             np.clip(lfc, -_MAX_LFC, _MAX_LFC, out=lfc)
             lfc[target] = np.log(residual)
             if line >= lines.stop - activated:
@@ -252,11 +273,11 @@ def make_world(
     n_genes: int,
     n_perturbations: int,
     n_universe: int,
-    n_lines: int,
-    first_line: int,
+    lines: range,
     n_batches: int,
     shared: float,
     inert: float,
+    lineages: int,
     activated: int,
     drop: float,
     seed: int,
@@ -270,10 +291,12 @@ def make_world(
         Number of all genes; a fraction ``drop`` of them (never a target) is missing from this atlas.
     n_universe
         Number of perturbations from which the ``n_perturbations`` of this atlas are drawn.
-    first_line
-        Index of the first cell line.
+    lines
+        Indices of the cell lines.
     shared, inert
         Fraction of the effects common to all lines; fraction of perturbations without a downstream effect.
+    lineages
+        Number of lineages, whose lines share expression and effects; 0 for independent lines.
     activated
         Number of lines, the last ones, whose perturbations activate their targets.
     seed, effect_seed
@@ -283,21 +306,28 @@ def make_world(
     targets = _draw_targets(means, n_universe, effect_seed)
     r = rng(seed, _TARGETS, 1)
     which = np.sort(r.permutation(n_universe)[:n_perturbations])
-    lines = range(first_line, first_line + n_lines)
     effects, latent = _draw_effects(
-        means, targets, which, lines, activated=activated, shared=shared, inert=inert, seed=effect_seed
+        means,
+        targets,
+        which,
+        lines,
+        lineages=lineages,
+        activated=activated,
+        shared=shared,
+        inert=inert,
+        seed=effect_seed,
     )
     keep = np.ones(n_genes, bool)
     if drop > 0:
         free = np.setdiff1d(np.arange(n_genes), targets)
         keep[r.choice(free, min(round(drop * n_genes), len(free)), replace=False)] = False
     kept = np.flatnonzero(keep)
-    cp10k = _draw_lines(means, lines, effect_seed)
+    cp10k = _draw_lines(means, targets, lines, lineages, effect_seed)
     noise = rng(effect_seed, _EMBED, 1).normal(size=(n_genes, N_LATENT))
     spread = rng(effect_seed, _EMBED, 2).normal(size=(N_LATENT, N_FEATURES)) / np.sqrt(N_LATENT)
     features = ((latent + _EMBEDDING_NOISE * noise) @ spread).astype(np.float32)
-    profile = np.empty((n_lines * n_batches, len(kept)), np.float32)
-    for c in range(n_lines):
+    profile = np.empty((len(lines) * n_batches, len(kept)), np.float32)
+    for c in range(len(lines)):
         for b in range(n_batches):
             shift = np.exp(_BATCH_GENE_SD * rng(seed, _BATCH, b, 1).normal(size=n_genes))[kept]
             row = cp10k[c, kept] * shift

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import anndata as ad
 import numpy as np
 import pytest
+from scipy import sparse
 
 import vcelltools as vc
 from tests.make import make_adata, make_counts
+from tests.screens import write
+from vcelltools.differential.expression import find_scale
 from vcelltools.errors import DataError
+from vcelltools.io import open_dataset
 
 
 def test_controls_alone_are_no_comparison():
@@ -19,3 +24,12 @@ def test_controls_alone_are_no_comparison():
         vc.de(adata, keep="good")
     result = vc.de(adata, context_col="line")
     assert result.contexts == ["y"] and "contexts without a perturbation were left out: x" in result.notes
+
+
+def test_totals_of_cells_in_columns_of_chunks_lose_nothing(tmp_path):
+    """Every chunk has values of every cell, so threads must not add to one array."""
+    X = np.random.default_rng(0).poisson(1.0, (20_000, 400))
+    path = write(ad.AnnData(sparse.csr_matrix(X)), tmp_path / "x.h5ad", "dense-columns")
+    for _ in range(20):
+        with open_dataset(path) as ds:
+            assert np.array_equal(find_scale(ds, threads=8).library_n, X.sum(axis=1))

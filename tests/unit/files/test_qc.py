@@ -14,6 +14,7 @@ from tests.atlases import make_experiment, make_ids
 from tests.conftest import run_cli
 from vcelltools.errors import DataError, UsageError
 from vcelltools.files.qc import Limits, get_outliers, qc, write_flagged
+from vcelltools.io import CsrMatrix
 
 
 def make(seed=0, n=80, layout="csr", genes=150):
@@ -45,6 +46,36 @@ def test_metrics_are_scanpys(tmp_path, layout):
     keep = [i for i in range(80) if i != 3]
     np.testing.assert_allclose(got[keep], wanted["pct_counts_in_top_50_genes"].iloc[keep], rtol=1e-5)
     assert np.isnan(got[3]) and np.isnan(result.columns["pct_counts_mt"][3]) and got[4] <= 100
+
+
+def test_every_cell_is_read_once(tmp_path, monkeypatch):
+    """A gene with two columns, a stored zero and cells of several batches in one read give the counts of numpy."""
+    adata = make(n=90)
+    adata.var_names = [f"g{i}" for i in range(150)]
+    adata.var["gene_ids"] = [f"ENSG{i % 140:011d}" for i in range(150)]
+    adata.obs["lane"] = [f"L{i % 3}" for i in range(90)]
+    adata.X.data[4] = 0
+    adata.write_h5ad(tmp_path / "x.h5ad")
+    wanted = adata.X.toarray()
+    wanted = np.hstack([wanted[:, :10] + wanted[:, 140:], wanted[:, 10:140]])
+    seen = []
+    read = CsrMatrix.read
+
+    def note(self, span, buffers=None):
+        seen.extend(range(span.start, span.stop))
+        return read(self, span, buffers)
+
+    monkeypatch.setattr(CsrMatrix, "read", note)
+    r = qc(tmp_path / "x.h5ad", batch_key="lane")
+    assert sorted(seen) == list(range(90))
+    assert np.array_equal(r.columns["total_counts"], wanted.sum(1))
+    assert np.array_equal(r.columns["n_genes_by_counts"], (wanted > 0).sum(1))
+    top = np.sort(wanted, axis=1)[:, -50:].sum(1)
+    np.testing.assert_allclose(r.columns["pct_counts_in_top_50_genes"], 100 * top / wanted.sum(1))
+    for k, row in enumerate(r.report):
+        mine = wanted[k::3]
+        assert row["sparsity"] == 1 - (mine > 0).mean()
+        assert row["leading_share"] == np.sort(mine.sum(0))[-20:].sum() / mine.sum()
 
 
 def test_flags_follow_their_rules(tmp_path):

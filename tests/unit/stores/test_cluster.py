@@ -5,20 +5,19 @@ from __future__ import annotations
 import contextlib
 import gc
 import os
-import signal
 import socket
 import struct
 import subprocess
 import sys
 import threading
 import time
-import warnings
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 import vcelltools as vc
+from tests.clusters import Killer, run_cluster
 from tests.screens import BUILD, make_screen, write
 from tests.unit.stores.test_store import BASIS, hashes
 from vcelltools.errors import EnvironmentFault, UsageError
@@ -29,12 +28,8 @@ pytest.importorskip("distributed")
 
 @pytest.fixture(scope="module")
 def client():
-    from vcelltools.runtime.cluster import open_cluster
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        with open_cluster("local", workers=2) as c:
-            yield c
+    with run_cluster() as c:
+        yield c
 
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # dask's own, of sockets that close with lost workers
@@ -100,31 +95,11 @@ def test_statistics_are_the_same(tmp_path, client, layout):
 def test_a_worker_is_lost_in_the_middle(tmp_path, client):
     path = write(make_screen(n=700, deep=True), tmp_path / "s.h5ad", dtype="float64")
     vc.build_store(path, basis=BASIS, out=tmp_path / "one", name="s", **BUILD)
-    killed = []
-
-    class Killer:
-        """Progress that kills a worker with SIGKILL once a few parts are done."""
-
-        def start(self, phase, total, unit):
-            self.done = 0
-
-        def advance(self, n):
-            self.done += n
-            if self.done > 150 and not killed:
-                pid = next(iter(client.run(os.getpid).values()))
-                os.kill(pid, signal.SIGKILL)
-                killed.append(pid)
-
-        def note(self, text):
-            pass
-
-        def finish(self):
-            pass
-
+    killer = Killer(client, 150)
     options = {"basis": BASIS, "out": tmp_path / "many", "name": "s", "dask": client, "part_cells": 20, **BUILD}
-    vc.build_store(path, progress=Killer(), **options)
+    vc.build_store(path, progress=killer, **options)
     assert sorted(p.name for p in (tmp_path / "many").iterdir()) == ["s"]
-    assert killed and hashes(tmp_path / "one/s") == hashes(tmp_path / "many/s")
+    assert killer.killed and hashes(tmp_path / "one/s") == hashes(tmp_path / "many/s")
 
 
 def test_finished_parts_are_not_computed_again(tmp_path, client):

@@ -14,12 +14,14 @@ from vcelltools.differential.expression import Scale, find_scale
 from vcelltools.differential.reduce import ReadOptions, Reduced, reduce_cells
 from vcelltools.errors import DataError, UsageError, check_number, spell
 from vcelltools.io import Dataset, open_dataset
+from vcelltools.io.remote import set_remote
 from vcelltools.scoring.cell_eval.de_table import DeTable, make_de_table
 from vcelltools.scoring.cell_eval.edistance import energy_distances
 from vcelltools.scoring.cell_eval.rules import METRICS, Rules, get_metrics, get_rules
 
 if TYPE_CHECKING:
     from anndata import AnnData
+    from distributed import Client
 
 PERT_COL = "target_gene"
 CONTROL = "non-targeting"
@@ -35,6 +37,8 @@ class Options:
         obs column whose values are scored separately and averaged; None scores all cells together.
     library_size
         obs column with the library sizes by which the counts of both files are divided; None divides by their sums.
+    client
+        A client of the Dask cluster that reads the files, or None.
     """
 
     profile: str = "vcc"
@@ -54,6 +58,7 @@ class Options:
     layer: str | None = None
     library_size: str | None = None
     threads: int | None = None
+    client: Client | None = None
 
     def __post_init__(self) -> None:
         """Raise a :class:`UsageError` if settings cannot be combined."""
@@ -169,6 +174,7 @@ def open_file(source: str | os.PathLike | AnnData, options: Options, *, name: st
     """Open a file and read its labels and scale; the caller closes the data set. ``name``: prediction or truth."""
     dataset = open_dataset(source, layer=options.layer, library_size=options.library_size, name=name)
     try:
+        set_remote(dataset, options.client, layer=options.layer)
         cells = read_cells(dataset, options.pert_col, options.control if need_control else None)
         if len(cells.labels) < 2:
             raise DataError(f"{dataset.label}: obs/{options.pert_col} holds no perturbation except the control")

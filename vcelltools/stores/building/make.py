@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +22,7 @@ from vcelltools.io.results import Result
 from vcelltools.io.write.atomic import check_space, locked, translate_os_errors
 from vcelltools.io.write.guard import Target, guard_outputs
 from vcelltools.presets import resolve_preset
+from vcelltools.runtime.cluster import connect
 from vcelltools.runtime.progress import SILENT, Progress
 from vcelltools.runtime.threads import get_threads
 from vcelltools.stores.building.builder import Builder
@@ -309,18 +309,6 @@ def _is_of(target: Path, fingerprint: str) -> bool:
     return manifest["plan"] == fingerprint and all(
         (target / name).exists() and (target / name).stat().st_size == facts["bytes"] for name, facts in parts
     )
-
-
-@contextmanager
-def connect(dask: str | Client | None) -> Iterator[Client | None]:
-    """Yield a client of the requested cluster, or None."""
-    if not isinstance(dask, str):
-        yield dask
-        return
-    from vcelltools.runtime.cluster import open_cluster
-
-    with open_cluster(dask) as client:
-        yield client
 
 
 def _suggest_library(layout: Layout, target: Path) -> list[str]:

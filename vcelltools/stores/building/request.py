@@ -14,12 +14,13 @@ from vcelltools.errors import UsageError, spell
 from vcelltools.genes.identity import Basis, read_basis
 from vcelltools.genes.table import read_aliases
 from vcelltools.presets import resolve_preset
+from vcelltools.runtime.cluster import connect
 from vcelltools.runtime.progress import SILENT, Progress
 from vcelltools.runtime.threads import get_threads
 from vcelltools.stores.basis import BasisResult
 from vcelltools.stores.building.jobs import Outcome, build_one, choose_jobs, run_jobs
 from vcelltools.stores.building.layout import MEMORY_BYTES, Layout
-from vcelltools.stores.building.make import connect, make_spec
+from vcelltools.stores.building.make import make_spec
 
 
 @dataclass(frozen=True, kw_only=True)
