@@ -100,6 +100,6 @@ def test_what_is_not_public_is_refused_at_once(bucket, origin, tmp_path):
     client, url = bucket
     path = next(origin.rglob("SRX0001.h5ad"))
     put(client, str(path.relative_to(origin)), path.read_bytes(), acl="private")
-    with pytest.raises(EnvironmentFault, match="refused") as e:
+    with pytest.raises(EnvironmentFault, match="access is denied") as e:
         fetch(open_source(URL, access=access(url)), Choice(all=True), tmp_path / "a")
     assert e.value.exit_code == 4
