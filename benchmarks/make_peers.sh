@@ -48,6 +48,6 @@ if want spacetravlr-0.1.21; then # without its dependencies: torch and others ar
     make_peer spacetravlr-0.1.21 3.11 "numpy<2.3" "pandas==2.3.*" anndata numba tqdm pyarrow scanpy scikit-learn matplotlib seaborn joblib networkx easydict group-lasso
     "$base/spacetravlr-0.1.21/bin/python" -m pip install --quiet --no-deps SpaceTravLR==0.1.21
 fi
-want pertpy-1.0.3 && make_peer pertpy-1.0.3 3.12 pertpy==1.0.3
+want pertpy-1.0.3 && make_peer pertpy-1.0.3 3.12 pertpy==1.0.3 scanpy==1.11.5 "anndata<0.13" "mudata<0.4" "pandas<3" "scikit-learn<1.7" "statsmodels<0.15" filelock
 want cvxpy-1.6.7 && make_peer cvxpy-1.6.7 3.11 cvxpy==1.6.7 clarabel
 exit 0

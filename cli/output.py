@@ -135,7 +135,10 @@ def _cell(v: Any) -> str:
     return show(v)
 
 
-def _scale(unit: str) -> tuple[float, str]:
+def _scale(unit: str, total: float) -> tuple[float, str]:
+    """Return what to divide by and the name of the result: MB, not 0.0 GB, of a small file."""
+    if unit == "bytes" and total < 1e9:
+        return 1e6, "MB"
     return _SCALES.get(unit, (1.0, unit))
 
 
@@ -161,7 +164,7 @@ class _PlainProgress:
             if now - self._said < _PLAIN_SECONDS:
                 return
             self._said = now
-            by, name = _scale(self._unit)
+            by, name = _scale(self._unit, self._total)
             done, rate = self._pace.done, self._pace.measure(at=now)
             digits = 0 if by == 1.0 else 1  # steps and files are integers
             line = f"{self._phase}: {done / by:,.{digits}f} of {self._total / by:,.{digits}f} {name}"
@@ -194,7 +197,7 @@ class _BarProgress:
         from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
         self.finish()
-        self._by, name = _scale(unit)
+        self._by, name = _scale(unit, total)
         self._bar = Progress(
             TextColumn("{task.description}", markup=False),
             BarColumn(),

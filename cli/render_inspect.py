@@ -44,7 +44,12 @@ def show_inspect(o: Output, r: InspectReport) -> None:
     for note in r.notes:
         o.note(f"note: {note}")
     counts = next((m for m in r.matrices if (m.modality, m.layer) == r.opened and m.is_counts), None)
-    if counts is not None:
+    if counts is not None and len(r.guide_modalities) == 1 and counts.modality not in r.guide_modalities:
+        table = find_free("guides.parquet")
+        words = ["--single", "--write", find_free("labelled.h5ad")]
+        words += ["--out", table] if table.name != "guides.parquet" else []
+        o.done("it holds counts, and counts of guides", ("guides", r.path, *words))
+    elif counts is not None:
         out = find_free("hvgs.txt")
         words = [*shlex.split(counts.options), *(["--out", out] if out.name != "hvgs.txt" else [])]
         o.done("it holds counts", ("hvg", r.path, *words))

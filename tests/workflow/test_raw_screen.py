@@ -1,4 +1,4 @@
-"""From a raw screen to a scored report: the README's five commands, each the hint of the one before."""
+"""From a raw screen to a scored report: the README's five commands, each the hint of the one before it."""
 
 from __future__ import annotations
 
@@ -27,6 +27,8 @@ def test_five_commands_each_the_hint_of_the_one_before(tmp_path):
         (tmp_path / "made.h5mu").rename(tmp_path / "screen.h5mu")
     commands = get_commands()
     assert len(commands) == 5
+    done = run_cli("inspect", "screen.h5mu", cwd=tmp_path)
+    assert shlex.split(done.stderr.split("next: vcelltools ")[1].strip()) == commands[0], done.stderr
     for words, after in zip(commands, [*commands[1:], None], strict=True):
         done = run_cli(*words, cwd=tmp_path)
         assert done.code == 0, done.stderr

@@ -18,7 +18,6 @@ from vcelltools.io.results import Shown
 from vcelltools.io.write.atomic import check_output
 from vcelltools.kernels.pvalues import adjust_bh
 from vcelltools.runtime.progress import SILENT, Progress
-from vcelltools.runtime.threads import get_threads, one_blas_thread, share_work
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -273,7 +272,11 @@ def energy(
             screen = Screen(dataset, part, control, max_genes, max_controls, seed, threads, progress)
             notes += screen.scale.notes
             test = ControlEnergy(screen.controls, max_tested=max_tested, permutations=permutations, seed=seed)
-            size, found = part.size_k, _test_all(screen, test, threads)
+
+            def work(k: int, _: np.ndarray, x: np.ndarray, test: ControlEnergy = test) -> tuple[float, float]:
+                return test.test(x, k)
+
+            size, found = part.size_k, screen.compare(work)
             rows += [
                 (name, part.labels[k], int(size[k]), len(screen.controls), *found[k]) for k in screen.perturbations
             ]
@@ -292,20 +295,3 @@ def energy(
             **{k: v for k, v in extra.items() if v is not None},
         },
     )  # fmt: skip
-
-
-def _test_all(screen: Screen, test: ControlEnergy, threads: int | None) -> dict[int, tuple[float, float]]:
-    """Return the distance and p of every perturbation of a screen by its code."""
-    found: dict[int, tuple[float, float]] = {}
-    for batch in screen.iterate_batches():
-        starts = np.concatenate([[0], np.cumsum([len(r) for r in batch.rows])])
-
-        def work(i: int, batch=batch, starts=starts) -> None:
-            found[batch.codes[i]] = test.test(batch.values[starts[i] : starts[i + 1]], batch.codes[i])
-            screen.progress.advance(1)
-
-        screen.progress.start("comparing perturbations", len(batch.codes), "perturbations")
-        with one_blas_thread():
-            share_work(range(len(batch.codes)), [work] * get_threads(threads))
-        screen.progress.finish()
-    return found

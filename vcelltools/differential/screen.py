@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from typing import TypeVar
 
 import numpy as np
 
@@ -17,6 +17,9 @@ from vcelltools.io.faults import raise_fault
 from vcelltools.io.stream import map_spans, plan_blocks, run_spans
 from vcelltools.kernels.faults import Fault
 from vcelltools.runtime.progress import Progress
+from vcelltools.runtime.threads import get_threads, one_blas_thread, share_work
+
+R = TypeVar("R")
 
 MIN_CELLS = 10
 """Minimum number of controls."""
@@ -31,15 +34,6 @@ def check_limits(**given: int) -> None:
     """Raise a :class:`UsageError` if a limit of a comparison of cells, or its seed, is too low."""
     for name, value in given.items():
         check_number(name, value, low=_LEAST[name])
-
-
-@dataclass(frozen=True, kw_only=True)
-class Batch:
-    """Perturbations whose cells are in memory: codes, rows of each, and (cells, genes) log1p values."""
-
-    codes: list[int]
-    rows: list[np.ndarray]
-    values: np.ndarray
 
 
 class Screen:
@@ -127,8 +121,29 @@ class Screen:
         self.progress.finish()
         return out
 
-    def iterate_batches(self) -> Iterator[Batch]:
-        """Yield batches of perturbations whose cells fit in memory together."""
+    def compare(self, work: Callable[[int, np.ndarray, np.ndarray], R]) -> dict[int, R]:
+        """Return ``work(code, rows, values)`` for the cells of every perturbation, by its code.
+
+        ``values`` are (cells, genes) log1p values. Perturbations whose cells fit in memory together are read at once,
+        and threads share them.
+        """
+        found: dict[int, R] = {}
+        for codes, rows in self._cut():
+            values = self._read(np.concatenate(rows), "reading cells")
+            ends = np.cumsum([len(r) for r in rows])
+
+            def one(i: int, codes=codes, rows=rows, values=values, ends=ends) -> None:
+                found[codes[i]] = work(codes[i], rows[i], values[ends[i] - len(rows[i]) : ends[i]])
+                self.progress.advance(1)
+
+            self.progress.start("comparing perturbations", len(codes), "perturbations")
+            with one_blas_thread():
+                share_work(range(len(codes)), [one] * get_threads(self.threads))
+            self.progress.finish()
+        return found
+
+    def _cut(self) -> Iterator[tuple[list[int], list[np.ndarray]]]:
+        """Yield the codes of perturbations whose cells fit in memory together, and the rows of each."""
         room = max(1, MAX_BYTES // (4 * len(self.genes)))
         size = self.cells.size_k
         order = np.argsort(self.cells.codes, kind="stable")
@@ -136,8 +151,7 @@ class Screen:
         part: list[int] = []
         for k in [*self.perturbations, -1]:
             if part and (k < 0 or size[part].sum() + size[k] > room):
-                rows = [order[ends[i] : ends[i + 1]] for i in part]
-                yield Batch(codes=part, rows=rows, values=self._read(np.concatenate(rows), "reading cells"))
+                yield part, [order[ends[i] : ends[i + 1]] for i in part]
                 part = []
             part.append(k)
 

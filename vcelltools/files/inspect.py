@@ -34,7 +34,7 @@ _CONTROL = re.compile(
     r"([-_ ]?(\d+|gene|guide|sgrna|ctrl|control)s?)*$",
     re.IGNORECASE,
 )
-_GUIDES = re.compile(r"guide|crispr|grna|perturb|hto", re.IGNORECASE)
+_GUIDES = re.compile(r"guide|crispr|grna|perturb", re.IGNORECASE)
 _NAMES = {
     "perturbation": (
         "feature_call", "perturbation", "perturbations", "target_gene", "gene_target", "target", "targets",
@@ -152,6 +152,13 @@ class InspectReport:
     def get_column(self, role: str) -> ColumnReport | None:
         """Return the most likely column for a role."""
         return next(iter(self.get_columns(role)), None)
+
+    @property
+    def guide_modalities(self) -> list[str]:
+        """Modalities that may hold the guides, if no obs column looks like the perturbation."""
+        labelled = any("perturbation" in c.roles for c in self.obs)
+        names = dict.fromkeys(m.modality for m in self.matrices if m.modality is not None)
+        return [] if labelled else [m for m in names if _GUIDES.search(m)]
 
     @property
     def control(self) -> list[str]:

@@ -150,7 +150,7 @@ def _get_reason_to_skip(report: InspectReport, shown: str) -> str | None:
     if not any(m.is_counts for m in report.matrices):
         return "no matrix looks like counts"
     if report.get_column("perturbation") is None:
-        guides = next((n.partition("; ")[2] for n in report.notes if n.endswith("may hold the guides")), "")
+        guides = ", ".join(f"modality {m!r} may hold the guides" for m in report.guide_modalities)
         command = f"vcelltools guides {shlex.quote(shown)} --write labelled.h5ad"
         more = f"; {guides}, from which this command makes the labels: {command}" if guides else ""
         return f"no obs column looks like the perturbation (pert_col){more}"

@@ -11,7 +11,7 @@ import numpy as np
 
 from vcelltools.differential.cell_labels import find_pooled, read_cells
 from vcelltools.differential.energy import ControlEnergy
-from vcelltools.differential.screen import MIN_CELLS, Batch, Screen, check_limits
+from vcelltools.differential.screen import MIN_CELLS, Screen, check_limits
 from vcelltools.errors import DataError, checked
 from vcelltools.files.chosen_cells import ExtendedTable
 from vcelltools.files.convert import ConvertResult, copy_cells
@@ -19,7 +19,6 @@ from vcelltools.io import Column, open_dataset
 from vcelltools.io.frame import write_frame
 from vcelltools.io.results import Shown
 from vcelltools.runtime.progress import SILENT, Progress
-from vcelltools.runtime.threads import get_threads, one_blas_thread, share_work
 from vcelltools.screens.response import find_responding
 
 if TYPE_CHECKING:
@@ -242,40 +241,26 @@ def responders(
         response = np.full(n, NOT_LABELLED, np.int8)
         response[cells.codes == cells.labels.index(control)] = CONTROL
         posterior, score = np.full(n, np.nan), np.full(n, np.nan)
-        records: list[PerturbationResponse] = []
-        for group in found.iterate_batches():
-            records += _measure(found, group, response, posterior, score, max_tested, permutations, seed, threads)
+        energy = ControlEnergy(found.controls, max_tested=max_tested, permutations=permutations, seed=seed)
+        records = _measure(found, energy, response, posterior, score)
         few = [r.perturbation for r in records if r.n_cells < MIN_CELLS]
         if few:
             notes.append(f"{len(few):,} perturbations have fewer than {MIN_CELLS} cells and are not classified")
         return RespondersResult(
             source=ds.label, pert_col=pert_col, control=control, cells=ds.obs.index, codes=cells.codes,
             labels=cells.labels, response_n=response, posterior_n=posterior, score_n=score,
-            perturbations=sorted(records, key=lambda r: r.perturbation), n_controls=len(found.controls),
+            perturbations=records, n_controls=len(found.controls),
             notes=list(dict.fromkeys(notes)),
         )  # fmt: skip
 
 
 def _measure(
-    screen: Screen,
-    batch: Batch,
-    response: np.ndarray,
-    posterior: np.ndarray,
-    score: np.ndarray,
-    max_tested: int,
-    permutations: int,
-    seed: int,
-    threads: int | None,
+    screen: Screen, energy: ControlEnergy, response: np.ndarray, posterior: np.ndarray, score: np.ndarray
 ) -> list[PerturbationResponse]:
-    """Measure the perturbations of a batch in threads, and store the responses of their cells."""
-    starts = np.concatenate([[0], np.cumsum([len(r) for r in batch.rows])])
-    records: list[PerturbationResponse | None] = [None] * len(batch.codes)
+    """Measure every perturbation, and store the responses of its cells."""
     c = screen.controls
 
-    energy = ControlEnergy(c, max_tested=max_tested, permutations=permutations, seed=seed)
-
-    def work(i: int) -> None:
-        k, rows, x = batch.codes[i], batch.rows[i], batch.values[starts[i] : starts[i + 1]]
+    def work(k: int, rows: np.ndarray, x: np.ndarray) -> PerturbationResponse:
         e, p = energy.test(x, k)
         n_genes, n_responding = 0, 0
         response[rows] = NO_SIGNATURE
@@ -286,7 +271,7 @@ def _measure(
             posterior[rows], score[rows] = found.posterior_n, found.score_n
             if found.posterior_n.any():
                 response[rows] = np.where(found.responds_n, RESPONDING, ESCAPING)
-        records[i] = PerturbationResponse(
+        return PerturbationResponse(
             perturbation=screen.cells.labels[k],
             n_cells=len(rows),
             knockdown_log2fc=_measure_knockdown(screen, x, screen.target_of[k]),
@@ -297,16 +282,7 @@ def _measure(
             responding_share=n_responding / len(rows),
         )
 
-    screen.progress.start("comparing perturbations", len(batch.codes), "perturbations")
-
-    def counted(i: int) -> None:
-        work(i)
-        screen.progress.advance(1)
-
-    with one_blas_thread():
-        share_work(range(len(batch.codes)), [counted] * get_threads(threads))
-    screen.progress.finish()
-    return [r for r in records if r is not None]
+    return sorted(screen.compare(work).values(), key=lambda r: r.perturbation)
 
 
 def _measure_knockdown(screen: Screen, x: np.ndarray, gene: int) -> float | None:
