@@ -1,7 +1,7 @@
 """Agreement of ``responders`` with pertpy's Mixscape on the THP-1 screen, cell by cell.
 
     benchmarks/make_peers.sh pertpy-1.0.3
-    python -m benchmarks.bench_mixscape
+    python -m benchmarks.bench_mixscape --cells 7108
 
 Both classify the same cells of the same log1p CP10K values: Mixscape after it subtracted the mean of the 20 nearest
 controls of the replicate, ``responders`` without. A cell responds if Mixscape calls it KO, and if ours calls it
@@ -69,7 +69,9 @@ def print_table(rows: list[dict[str, object]]) -> None:
 
 def main() -> None:
     """Run both on both files."""
-    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cells", choices=["7108", "20729"], help="one of the two files of the screen [default: both]")
+    chosen = parser.parse_args().cells
     python = need_peer("pertpy-1.0.3")
     DATA.mkdir(parents=True, exist_ok=True)
     single = DATA / "papalexi_single.h5ad"
@@ -84,6 +86,8 @@ def main() -> None:
     }  # fmt: skip
     results = []
     for case, (counts, pert_col, split_by) in cases.items():
+        if chosen is not None and case.split()[0].replace(",", "") != chosen:
+            continue
         logs, table, peer = (DATA / f"mixscape{end}" for end in ("_log.h5ad", "_ours.csv", "_peer.csv"))
         subprocess.run([*OURS, "normalize", str(counts), "--out", str(logs), "-q", "--force"], check=True)
         command = [*OURS, "responders", str(logs), "--pert-col", pert_col, "--out", str(table), "-q", "--force"]
