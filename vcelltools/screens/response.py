@@ -71,8 +71,8 @@ def find_responding(a_ng: np.ndarray, c_mg: np.ndarray) -> Response:
     The method follows Papalexi et al. 2021 (Nature Genetics 53, 322). Every cell is projected onto the difference
     between the means of the perturbed cells and the controls, where each significant gene is divided by its variance.
     The means exclude the cell itself, because every cell would otherwise be drawn to its own group. The projections of
-    the perturbed cells are fitted by a mixture of two normals, of which that of the controls stays fixed. The mean is
-    recomputed over the responding cells until no cell changes its class.
+    the perturbed cells and the controls are fitted together by a mixture of two normals, of which that of the controls
+    stays fixed. The mean is recomputed over the responding cells until no cell changes its class.
     """
     genes, variance = find_genes(a_ng, c_mg)
     n_genes = int(genes.sum())
@@ -108,10 +108,14 @@ def _project(a: np.ndarray, c: np.ndarray, weight: np.ndarray) -> tuple[np.ndarr
 
 
 def _fit(score: np.ndarray, low: np.ndarray) -> tuple[np.ndarray, float]:
-    """Return the probability of the second normal for each cell, and the distance of its mean from the first."""
+    """Return the probability of the second normal for each cell, and the distance of its mean from the first.
+
+    The controls take part, because a second normal that is wide enough for all perturbed cells is then too wide.
+    """
     mean0, sd0 = float(low.mean()), float(low.std(ddof=1))
-    z = (score - mean0) / sd0
-    mean1, sd1, share = max(float(np.quantile(z, 0.75)), 1.0), 1.0, 0.5
+    perturbed = (score - mean0) / sd0
+    z = np.concatenate([perturbed, (low - mean0) / sd0])
+    mean1, sd1, share = max(float(np.quantile(perturbed, 0.75)), 1.0), 1.0, 0.5 * len(perturbed) / len(z)
     before = -np.inf
     for _ in range(_STEPS):
         a = np.log1p(-share) - 0.5 * z**2
@@ -127,9 +131,9 @@ def _fit(score: np.ndarray, low: np.ndarray) -> tuple[np.ndarray, float]:
         mean1 = float(r @ z) / n1
         sd1 = max(float(np.sqrt(r @ (z - mean1) ** 2 / n1)), _MIN_SPREAD)
     if mean1 <= 0.5 or share <= 1.5 / len(z):  # the second normal coincides with the controls
-        return np.zeros(len(z)), 1.0
+        return np.zeros(len(perturbed)), 1.0
     # clip to the means, because a wide normal would claim cells beyond the mean of the other
-    z = np.clip(z, 0.0, mean1)
+    z = np.clip(perturbed, 0.0, mean1)
     a = np.log1p(-share) - 0.5 * z**2
     b = np.log(share) - 0.5 * ((z - mean1) / sd1) ** 2 - np.log(sd1)
     return np.exp(b - np.logaddexp(a, b)), mean1 * sd0

@@ -164,7 +164,7 @@ def test_too_few_controls_are_refused(screen):
 def test_the_thp1_screen_shows_its_biology():
     found = vc.responders(THP1, pert_col="perturbation", permutations=199).to_frame()
     for gene in ("IFNGR1", "IFNGR2", "JAK2", "STAT1"):
-        assert found.loc[gene, "responding_share"] > 0.7 and found.loc[gene, "p_value"] == 1 / 200
+        assert 0.55 < found.loc[gene, "responding_share"] < 0.8 and found.loc[gene, "p_value"] == 1 / 200
     for gene in ("ATF2", "CAV1", "CD86", "ETV7", "IRF7", "STAT5A"):
         assert found.loc[gene, "responding_share"] == 0 and found.loc[gene, "p_value"] > 0.05
     assert found.loc["JAK2", "knockdown_log2fc"] < -1.8 and found.loc["STAT1", "knockdown_log2fc"] < -1.8
