@@ -46,7 +46,7 @@ def test_rounding_is_recorded_where_a_count_was_rounded(counts):
 )
 def test_a_flavor_records_its_own_options(counts, flavor, own):
     result = compute_hvg(counts, top=5, flavor=flavor, seed=8)
-    assert set(result.settings) == {"flavor", "top", "batch_key", "modality", "layer", *own}
+    assert set(result.settings) == {"flavor", "top", "batch_key", "modality", "layer", "feature_type", "genome", *own}
 
 
 @pytest.mark.parametrize(
