@@ -62,8 +62,11 @@ def _mix(gene, bits):
     return x ^ (x >> np.uint64(33))
 
 
-SQUARES = 2.0**28
-"""Squares are rounded to multiples of its inverse, so their sums are exact, in any order, up to 2**25."""
+SQUARES = 2.0**36
+"""Squares are rounded to multiples of its inverse, so their sums are exact, in any order, up to 2**17.
+
+The squares of log1p CP10K values of a cell add up to less than 2**13.
+"""
 
 
 @kernel(inline=True)
