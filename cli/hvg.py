@@ -166,19 +166,11 @@ def hvg(
     if plan:
         from vcelltools.selection.estimate import plan_hvg
 
-        return show_hvg_plan(
-            o,
-            plan_hvg(
-                many,
-                flavor=flavor,
-                batch_key=batch_key,
-                modality=modality,
-                layer=layer,
-                feature_type=feature_type,
-                genome=genome,
-                threads=threads,
-            ),
-        )
+        found_plan = plan_hvg(
+            many, flavor=flavor, batch_key=batch_key, modality=modality, layer=layer, feature_type=feature_type,
+            genome=genome, threads=threads,
+        )  # fmt: skip
+        return show_hvg_plan(o, found_plan)
     from vcelltools.errors import UsageError
     from vcelltools.selection.hvg import HvgResult, compute_hvg, writing
 
