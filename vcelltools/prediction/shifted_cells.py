@@ -52,7 +52,8 @@ def move_cells(
     level = np.minimum(stats.level_m * np.maximum(factor, 1.0), _LARGEST)
     silent = 1.0 - stats.share_m
     begin = np.where(silent > 0, np.minimum(rest / np.maximum(level * silent, 1e-12), 1.0), 0.0)
-    shift = np.maximum(rest - begin * level * silent, 0.0)
+    every = (silent <= 0) | (begin >= 1.0)  # otherwise a rounding error would make every cell express the gene
+    shift = np.where(every, np.maximum(rest - begin * level * silent, 0.0), 0.0)
     out = control_bm * factor
     up = np.flatnonzero(begin > 0)
     if len(up):

@@ -50,6 +50,16 @@ def test_up_keeps_a_rare_gene_rare(cells):
     np.testing.assert_array_equal(out[:, 2:], cells[:, 2:])
 
 
+def test_rounding_never_makes_all_cells_express_a_gene():
+    """What remains once new cells express a gene is zero, but about 1e-18 in floats."""
+    rng = np.random.default_rng(3)
+    rare = (rng.random((2000, 200)) < np.geomspace(0.001, 0.3, 200)) * rng.uniform(0.5, 2.0, 200)
+    stats = make_stats(rare.sum(axis=0), (rare > 0).sum(axis=0), len(rare), 1.8)
+    out = move_cells(rare, 0.5 * stats.mean_m, stats, rng)
+    assert ((out > 0).mean(axis=0) < 0.5).all()
+    assert out.mean() == pytest.approx(1.5 * rare.mean(), rel=0.02)
+
+
 def test_a_gene_that_no_control_expresses_can_rise(cells):
     effect = np.zeros(40)
     effect[0] = 0.18
