@@ -54,14 +54,15 @@ def scatter_rows(
     def visit(state: dict[str, Any], chunk: Any, span: Span) -> None:
         scatter_chunk(layout, work, state, to_rows(chunk))
 
-    states: list[dict[str, Any]] = []
+    states: list[dict[str, Any]] = []  # of threads that have ended: memory, and rows that are not written yet
+
+    def take() -> dict[str, Any]:
+        return states.pop() if states else {}
+
     group = max(4 * layout.threads, 16)
     for i in range(0, len(spans), group):
         some = spans[i : i + group]
-        held = iter(states)
-        states = run_spans(
-            matrix, some, lambda held=held: next(held, {}), visit, threads=layout.threads, progress=progress
-        )
+        states += run_spans(matrix, some, take, visit, threads=layout.threads, progress=progress)
         work.sums.tidy()
         last = i + group >= len(spans)
         if last or checkpoints.due:
