@@ -127,6 +127,14 @@ def test_a_context_of_controls_alone_is_predicted_packed_and_linted(tmp_path):
     assert hits >= len(names) // 2
 
 
+def count_all(adata):
+    """Return the number of significant genes over all perturbations."""
+    label, X = adata.obs["target_gene"].astype(str).to_numpy(), adata.X.toarray()
+    X = _log(X) if X.max() > 10 else X
+    control = X[label == "non-targeting"]
+    return sum(count_significant(X[label == n], control) for n in set(label) - {"non-targeting"})
+
+
 def _log(counts):
     return np.log1p(1e4 * counts / counts.sum(axis=1, keepdims=True))
 
@@ -153,22 +161,12 @@ def test_significant_genes_are_those_of_scipy():
 
 def test_predicted_cells_have_as_many_significant_genes_as_true_ones(trained):
     d, path, names = trained
-    store = vc.open_store(path)
-    line = sorted(store.runs["cell_line"].unique())[0]
-    rows = [(n, 150) for n in names[2:]]
-    _, adata = predict(d, "perturbation-mean", rows, "emitted.h5ad", basis_only=True)
-    label = adata.obs["target_gene"].astype(str).to_numpy()
-    X, zero = adata.X.toarray(), None
-    zero = X[label == "non-targeting"]
-    made = sum(count_significant(X[label == n], zero) for n in names[2:])
-    runs = store.runs[store.runs["cell_line"] == line]
-
-    def read(some):
-        return np.concatenate([store.X[r.start : r.start + r.length] for r in some.itertuples()]).astype(float)
-
-    control = read(runs[runs["is_control"]])
-    true = sum(count_significant(read(runs[runs["perturbation"] == n]), control) for n in names[2:])
-    assert 0.5 <= made / true <= 2
+    line = sorted(vc.open_store(path).runs["cell_line"].unique())[0]
+    truth = ad.read_h5ad(d / "sim.h5ad")
+    truth = truth[(truth.obs["cell_line"] == line) & ~truth.obs["target_gene"].isin(names[:2])]
+    sizes = truth.obs["target_gene"].astype(str).value_counts()
+    _, adata = predict(d, "perturbation-mean", [(n, sizes[n]) for n in names[2:]], "emitted.h5ad")
+    assert 0.5 <= count_all(adata) / count_all(truth) <= 2
 
 
 def test_counts_have_the_dispersion_and_the_mean_asked_for():
@@ -209,3 +207,18 @@ def test_an_unknown_emission_is_refused(trained):
     d, _, _ = trained
     with pytest.raises(UsageError, match="emission"):
         vc.predict(d / "kernel-ridge", d / "x.h5ad", emission="zz")
+
+
+def test_an_unseen_line_has_as_many_significant_genes_as_the_truth_and_none_without_effects(trained):
+    """All genes count, also those outside the basis, most of which few cells express."""
+    d, path, _ = trained
+    line = sorted(vc.open_store(path).runs["cell_line"].unique())[-1]
+    (d / "line.toml").write_text(f'[training]\nsim = "train"\n[zeroshot]\n"sim.{line}" = "test"\n')
+    truth = ad.read_h5ad(d / "sim.h5ad")
+    true, made = count_all(truth[truth.obs["cell_line"] == line]), {}
+    for model in ("perturbation-mean", "control-mean"):
+        vc.train(d / f"{model}-line", stores=[path], split=d / "line.toml", model=model)
+        vc.predict(d / f"{model}-line", d / "line.h5ad", basis_only=model == "control-mean", force=True)
+        made[model] = count_all(ad.read_h5ad(d / "line.h5ad"))
+    assert made["control-mean"] == 0
+    assert 0.5 <= made["perturbation-mean"] / true <= 2
