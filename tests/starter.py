@@ -1,4 +1,4 @@
-"""Starts commands as forks of a process that has imported the libraries, which take most of the time of a short command.
+"""Starts commands as forks of a process that has imported the libraries: most of the time of a short command.
 
 ``python tests/starter.py SOCKET`` listens. It imports nothing of the project and runs no command itself, so every
 command begins as it does from a shell, apart from the libraries in its memory and the seed of its hashes.
