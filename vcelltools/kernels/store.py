@@ -16,6 +16,7 @@ from vcelltools.kernels.faults import FULL, MAX_COUNT, OK
 
 WORK_ESCAPE = 65_535
 BYTE_ESCAPE = 255
+PACK_ESCAPE = 65_535
 FIXED_ONE = 1 << 24  # the unit of the fixed-point sums
 _TABLE = 64  # values of smaller counts are computed once per cell and looked up
 
@@ -122,7 +123,10 @@ def csr_fixed_logs(indptr, data, scale_b, fixed):
 
 @kernel()
 def csr_pack_counts(indptr, indices, data, rows, measured_of_gene, ends, words):
-    """Write the counts of some rows as ``measured gene << 16 | count``; return their number, or -1 if one is too large.
+    """Write the counts of some rows in words of 16 bits; return the number of words, or -1 if a count is too large.
+
+    A word is ``step << 6 | count``, where the step leads from the measured gene of the last word to that of this one.
+    Counts above 63, and steps that are negative or above 1,022, take three words: 65,535, measured gene, count.
 
     Parameters
     ----------
@@ -133,23 +137,73 @@ def csr_pack_counts(indptr, indices, data, rows, measured_of_gene, ends, words):
     measured_of_gene
         (columns,) int32 below 65,536; columns of -1 are skipped.
     ends
-        (k + 1,) int32 output: where each row ends.
+        (k + 1,) int32 output: where the words of each row end.
     words
-        (nnz of the rows,) uint32 output.
+        uint16 output, three for each value.
     """
     at = 0
     ends[0] = 0
     for k in range(len(rows)):
+        last = np.int64(0)
         for j in range(indptr[rows[k]], indptr[rows[k] + 1]):
-            m = measured_of_gene[np.uint64(indices[np.uint64(j)])]
+            m = np.int64(measured_of_gene[np.uint64(indices[np.uint64(j)])])
             if m >= 0:
                 c = np.int64(data[np.uint64(j)])
-                if c > 0xFFFF:
+                step = m - last
+                if c < _TABLE and 0 <= step <= 1022:
+                    words[np.uint64(at)] = np.uint16(step << 6 | c)
+                    at += 1
+                elif c > 0xFFFF:
                     return -1
-                words[at] = np.uint32(m) << np.uint32(16) | np.uint32(c)
-                at += 1
+                else:
+                    words[at], words[at + 1], words[at + 2] = PACK_ESCAPE, m, c
+                    at += 3
+                last = m
         ends[k + 1] = at
     return at
+
+
+@kernel()
+def add_packed(words, starts, ends, scale_b, row_b, order, sums):
+    """Add ``round(log1p(count * scale) * 2**24)`` of the counts of each cell to the row of its group.
+
+    Parameters
+    ----------
+    words
+        (w,) uint16 as :func:`csr_pack_counts` writes them.
+    starts, ends
+        (b,) int64: the words of each cell.
+    scale_b, row_b
+        (b,) float64 and int32: the scale of a cell, and its row of ``sums``.
+    order
+        (b,) int64: the order in which to add the cells. By row, the sums of a row stay in the cache.
+    sums
+        (k, measured) int64.
+
+    The values are those of :func:`csr_fixed_logs`. Oracle: ``test_sums``.
+    """
+    table = np.empty(_TABLE, np.int64)
+    for i in order:
+        scale = scale_b[i]
+        row = sums[row_b[i]]
+        filled = 0
+        at, end = np.uint64(starts[i]), np.uint64(ends[i])
+        g = np.uint64(0)
+        while at < end:
+            word = np.uint64(words[at])
+            if word != PACK_ESCAPE:
+                c = np.int64(word & np.uint64(63))
+                g += word >> np.uint64(6)
+                while filled <= c:
+                    table[filled] = np.int64(np.rint(np.log1p(filled * scale) * FIXED_ONE))
+                    filled += 1
+                row[g] += table[np.uint64(c)]
+                at += np.uint64(1)
+            else:
+                g = np.uint64(words[at + np.uint64(1)])
+                c = np.int64(words[at + np.uint64(2)])
+                row[g] += np.int64(np.rint(np.log1p(c * scale) * FIXED_ONE))
+                at += np.uint64(3)
 
 
 @kernel()

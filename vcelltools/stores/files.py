@@ -78,7 +78,11 @@ class UnitHasher:
     def update(self, rows: np.ndarray) -> None:
         """Add the next rows."""
         if self._rest is not None and len(self._rest):
-            rows = np.concatenate([self._rest, rows])
+            first = rows[: UNIT_ROWS - len(self._rest)]
+            self._rest, rows = np.concatenate([self._rest, first]), rows[len(first) :]
+            if len(self._rest) < UNIT_ROWS:
+                return
+            self._add(self._rest)
         whole = len(rows) // UNIT_ROWS * UNIT_ROWS
         self._add(rows[:whole])
         self._rest = rows[whole:].copy()

@@ -78,12 +78,13 @@ def test_the_bytes_do_not_depend_on_how_it_was_read(tmp_path, layout):
         {},
         {"threads": 1, "chunk_values": 50},
         {"threads": 3, "chunk_values": 999, "checkpoint_seconds": 0.0},
+        {"threads": 3, "chunk_values": 400},  # the last of several rounds has fewer chunks than threads
     ]
     found = []
     for i, way in enumerate(ways):
         vc.build_store(path, basis=BASIS, out=tmp_path / str(i), name="s", **BUILD, **way)
         found.append(hashes(tmp_path / str(i) / "s"))
-    assert found[0] == found[1] == found[2]
+    assert all(f == found[0] for f in found)
 
 
 def test_bucket_size_changes_nothing_but_the_work(tmp_path):

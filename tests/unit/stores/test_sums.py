@@ -64,7 +64,7 @@ def test_sums_on_disk_are_those_in_memory(tmp_path, monkeypatch, n_groups, n_blo
     assert (tmp_path / "a.npy").read_bytes() == (tmp_path / "b.npy").read_bytes()
     np.testing.assert_array_equal(here.table, there.table)
     there.close()
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.npy", "b.npy", "sums.work"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.npy", "b.npy"]
 
 
 def test_a_large_spill_is_settled_and_a_saved_state_holds_it(tmp_path, monkeypatch):

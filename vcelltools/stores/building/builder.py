@@ -1,10 +1,10 @@
 """Build a store in one pass over the source and one over the store, both resumable.
 
 Pass one scatters the basis counts of every cell, as uint16 work rows, to the position in ``X.f16`` of its bucket
-(a few thousand neighbouring store rows), and sums library sizes and values. Pass two processes one bucket
-after another: it sorts its rows, appends their exact counts to ``counts.u8z``, and only then replaces them in
-``X.f16`` with values. The disk therefore holds nothing twice, memory holds a few buckets, and a bucket that a crash
-left incomplete is made again from its counts.
+(a few thousand neighbouring store rows), and adds up library sizes and values, whose sums it writes at its end.
+Pass two processes one bucket after another: it sorts its rows, appends their exact counts to ``counts.u8z``, and only
+then replaces them in ``X.f16`` with values. The disk therefore holds nothing twice, memory holds a few buckets, and a
+bucket that a crash left incomplete is made again from its counts.
 """
 
 from __future__ import annotations
@@ -13,11 +13,10 @@ import hashlib
 import math
 import os
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-import numpy as np
 
 from vcelltools.errors import DataError, spell
 from vcelltools.io import DenseMatrix
@@ -32,7 +31,7 @@ from vcelltools.stores.building.pass_two import Buckets
 from vcelltools.stores.building.tables import write_manifest, write_tables
 from vcelltools.stores.building.work import Checkpoints, WorkFiles, open_work
 from vcelltools.stores.files import Journal, to_smallest
-from vcelltools.stores.format import MANIFEST, PARTS, read_manifest
+from vcelltools.stores.format import MANIFEST, PARTS, hash_file, read_manifest
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -61,20 +60,21 @@ class Builder:
         if scattered is None and cluster is not None:
             done = [x for x in lines if x["kind"] == "part"]
             parts = self.parts.scatter(cluster, done, part_cells, self.progress)
-        with open_work(layout, self.dpath, layout.get_slots()) as work:
+        with ThreadPoolExecutor(1) as pool, open_work(layout, self.dpath, layout.get_slots()) as work:
             if scattered is not None:
-                work.add_state(scattered)
+                work.add_state(scattered, sums=False)
             elif parts is not None:
                 self.parts.merge(work, parts)
-                self._checkpoint(work, "scattered", **({} if layout.by_column else {"parts": parts}))
+                self._end_pass_one(work, **({} if layout.by_column else {"parts": parts}))
             else:
                 self._scatter(work, [x for x in lines if x["kind"] == "rows"])
+            digest = pool.submit(hash_file, self.dpath / "sums.npy")  # gigabytes; pass two waits for the disk at times
             self._finish(work, parts or [], [x for x in lines if x["kind"] == "bucket"])
             duplicates = work.duplicates
         del work
         trim_heap()
         write_tables(layout, self.dpath)
-        write_manifest(layout, self.dpath, duplicates)
+        write_manifest(layout, self.dpath, duplicates, {"sums.npy": digest.result()})
 
     def _resume(self) -> list[dict[str, Any]]:
         """Return the lines of the journal to resume from; a folder of another plan is discarded."""
@@ -97,11 +97,16 @@ class Builder:
 
     def _checkpoint(self, work: WorkFiles, kind: str, **more: Any) -> None:
         """Record the progress of pass one in the journal."""
-        facts = work.save_state(f"state.{len(self.journal.read())}.work")
+        facts = work.save_state(f"state.{len(self.journal.read())}.work", sums=kind != "scattered")
         self.journal.append({"kind": kind, **facts, **more})
         for old in self.dpath.glob("state.*.work"):
             if old.name != facts["state"]:
                 old.unlink()
+
+    def _end_pass_one(self, work: WorkFiles, **more: Any) -> None:
+        """Write the sums, and record that the counts need not be read again."""
+        work.sums.save(self.dpath / "sums.npy")
+        self._checkpoint(work, "scattered", **more)
 
     def _scatter(self, work: WorkFiles, done: list[dict[str, Any]]) -> None:
         """Run pass one, from the position in the journal."""
@@ -114,10 +119,10 @@ class Builder:
             lambda stop: self._checkpoint(work, "rows", rows=stop), self.layout.checkpoint_seconds
         )
         scatter(self.layout, work, first, checkpoints=checkpoints, progress=self.progress)
-        self._checkpoint(work, "scattered")
+        self._end_pass_one(work)
 
     def _finish(self, work: WorkFiles, parts: list[dict[str, Any]], done: list[dict[str, Any]]) -> None:
-        """Run pass two, and write the sums."""
+        """Run pass two."""
         layout = self.layout
         slots = work.slot_of_cell
         over, lib = work.take_over(), to_smallest(work.libsize)[layout.plan.order.source]
@@ -130,8 +135,6 @@ class Builder:
             trim_heap()
             buckets = Buckets(layout, work, lib, over, read_rows)
             buckets.run(self.dpath, self.journal, len(done), n_frames, self.progress)
-        work.sums.save(self.dpath / "sums.npy")
-        work.sums.table = np.empty((0, 0), np.int64)  # frees memory for the tables
 
     def is_complete(self) -> bool:
         """Return whether the folder holds the complete store of this plan and only has to be moved."""

@@ -15,11 +15,12 @@ from vcelltools.io.stream import run_spans
 from vcelltools.kernels import store as kernels
 from vcelltools.kernels.faults import Fault
 from vcelltools.runtime.progress import SILENT, Progress
+from vcelltools.runtime.threads import share_work
 from vcelltools.stores.building.layout import Layout
 from vcelltools.stores.building.work import Checkpoints, WorkFiles
 
 OVER_CAP = 1 << 16
-CHUNK_BYTES = 8 << 20  # bytes of work rows that a thread fills at once
+CHUNK_BYTES = 8 << 20  # bytes of work rows that a thread fills before it writes them, neighbours in one piece
 
 
 def to_rows(chunk: CsrChunk | DenseChunk) -> CsrChunk:
@@ -53,13 +54,21 @@ def scatter_rows(
     def visit(state: dict[str, Any], chunk: Any, span: Span) -> None:
         scatter_chunk(layout, work, state, to_rows(chunk))
 
+    states: list[dict[str, Any]] = []  # of threads that have ended: memory, and rows that are not written yet
+
+    def take() -> dict[str, Any]:
+        return states.pop() if states else {}
+
     group = max(4 * layout.threads, 16)
     for i in range(0, len(spans), group):
         some = spans[i : i + group]
-        run_spans(matrix, some, dict, visit, threads=layout.threads, progress=progress)
+        states += run_spans(matrix, some, take, visit, threads=layout.threads, progress=progress)
         work.sums.tidy()
-        if i + group < len(spans):
-            checkpoints.offer(some[-1].stop)
+        last = i + group >= len(spans)
+        if last or checkpoints.due:
+            share_work(states, [lambda state: _write_rows(work, state)] * layout.threads)
+            if not last:
+                checkpoints.offer(some[-1].stop)
     progress.finish()
 
 
@@ -72,7 +81,7 @@ def scatter_chunk(layout: Layout, work: WorkFiles, state: dict[str, Any], chunk:
     by_slot = kept[np.argsort(slots[kept])]
     out_row = np.full(n_rows, -1, np.int64)
     out_row[by_slot] = np.arange(len(by_slot))
-    rows = _take(state, "rows", (len(by_slot), layout.stride), np.uint16)
+    rows = _take_rows(layout, work, state, slots[by_slot])
     over = _take(state, "over", (OVER_CAP, 3), np.int64)
     libsize = np.zeros(n_rows, np.int64)
     status = np.zeros(4, np.int64)
@@ -98,7 +107,6 @@ def scatter_chunk(layout: Layout, work: WorkFiles, state: dict[str, Any], chunk:
             )
         libsize = plan.libsize[cells]
     work.write_libsize(libsize, chunk.start)
-    work.write_rows(rows, slots[by_slot])
     if status[2]:
         found = over[: int(status[2])].copy()
         found[:, 0] = plan.order.row_of_cell[cells][by_slot][found[:, 0]]
@@ -135,6 +143,28 @@ def _canonicalise(layout: Layout, work: WorkFiles, chunk: CsrChunk) -> tuple[np.
             f"the largest count, {kernels.MAX_COUNT:,}"
         )
     return m.indptr.astype(np.int64), m.indices.astype(np.int32), m.data
+
+
+def _take_rows(layout: Layout, work: WorkFiles, state: dict[str, Any], slots: np.ndarray) -> np.ndarray:
+    """Return uninitialised work rows from the memory of a thread; when it is full, write those that it holds first."""
+    capacity = max(1, CHUNK_BYTES // layout.row_bytes, len(slots))
+    held = state.get("held", 0)
+    if held + len(slots) > len(state.get("rows", ())):
+        _write_rows(work, state)
+        held = 0
+        if len(state.get("rows", ())) < capacity:
+            state["rows"], state["slots"] = np.empty((capacity, layout.stride), np.uint16), np.empty(capacity, np.int32)
+    state["held"] = held + len(slots)
+    state["slots"][held : held + len(slots)] = slots
+    return state["rows"][held : held + len(slots)]
+
+
+def _write_rows(work: WorkFiles, state: dict[str, Any]) -> None:
+    """Write the work rows that a thread holds."""
+    held = state.get("held", 0)
+    if held:
+        work.write_rows(state["rows"], state["slots"][:held])
+    state["held"] = 0
 
 
 def _take(state: dict[str, Any], name: str, shape: tuple[int, ...], dtype: Any) -> np.ndarray:

@@ -20,7 +20,7 @@ from vcelltools.stores.building.work import WorkFiles
 from vcelltools.stores.files import Journal, UnitHasher, save_array, write_all
 from vcelltools.stores.format import decode_frame, encode_frames, fill_work
 
-COMMIT_BUCKETS = 4  # number of buckets whose values wait until their frames are on disk
+COMMIT_BUCKETS = 3  # number of buckets whose values wait until their frames are on disk
 
 ReadRows = Callable[[int, int, np.ndarray], None]
 """A function that fills an array with the work rows ``first:last`` of the store."""
@@ -66,7 +66,7 @@ class Buckets:
             f.truncate(8 * n_frames)
             writer = _Writer(self, journal, counts, f, sizes, n_frames, progress)
             progress.start("rows", layout.n, "cells")
-            with ThreadPoolExecutor(layout.threads) as pool:
+            with writer, ThreadPoolExecutor(layout.threads) as pool:
                 waiting: deque[Future[_Turned]] = deque()
                 todo = iter(range(len(layout.edges) - 1))
                 while True:
@@ -78,7 +78,7 @@ class Buckets:
                     if not waiting:
                         break
                     writer.add(waiting.popleft().result())
-                writer.commit()
+                writer.finish()
         self.work.sync_rows()
         progress.finish()
         save_array(dpath / "frames.npy", np.stack([layout.frame_starts, np.append(0, np.cumsum(sizes))]))
@@ -159,7 +159,10 @@ class Buckets:
 
 
 class _Writer:
-    """Writes converted buckets in order: frames first, flushed and journalled, and then values over their work rows."""
+    """Writes converted buckets in order: frames first, flushed and journalled, and then values over their work rows.
+
+    A thread of its own waits for the disk while the next buckets are converted.
+    """
 
     def __init__(
         self,
@@ -175,25 +178,45 @@ class _Writer:
         self._counts, self._sizes_file, self._sizes, self._n_sizes = counts, sizes_file, sizes, n_sizes
         self._ready: list[_Turned] = []
         self.hasher = UnitHasher(buckets.layout.n)
+        self._thread = ThreadPoolExecutor(1)
+        self._writing: Future[None] | None = None
+
+    def __enter__(self) -> _Writer:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._thread.shutdown()
 
     def add(self, turned: _Turned) -> None:
         """Add the next bucket, and write once there are enough."""
         self._ready.append(turned)
         if sum(t.values.nbytes for t in self._ready) >= COMMIT_BUCKETS * self._buckets.layout.bucket_bytes:
-            self.commit()
+            self._begin()
 
-    def commit(self) -> None:
-        """Write the buckets that were added."""
-        new = [t for t in self._ready if t.frames is not None]
+    def finish(self) -> None:
+        """Write the rest, and wait until everything is written."""
+        self._begin()
+        self._wait()
+
+    def _begin(self) -> None:
+        self._wait()
+        self._writing = self._thread.submit(self._commit, self._ready)
+        self._ready = []
+
+    def _wait(self) -> None:
+        if self._writing is not None:
+            self._writing.result()
+
+    def _commit(self, ready: list[_Turned]) -> None:
+        new = [t for t in ready if t.frames is not None]
         if new:
             self._write_frames(new)
-        for t in self._ready:
+        for t in ready:
             a, b, _, _ = self._buckets.get_bounds(t.bucket)
             self._buckets.work.write_block(t.values, a)
             step("values")
             self.hasher.update(t.values)
             self._progress.advance(b - a)
-        self._ready.clear()
 
     def _write_frames(self, new: list[_Turned]) -> None:
         self._counts.seek(0, os.SEEK_END)

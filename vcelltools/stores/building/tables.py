@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -54,10 +55,13 @@ def write_tables(layout: Layout, dpath: Path) -> None:
     step("table cells")
 
 
-def write_manifest(layout: Layout, dpath: Path, duplicates: int) -> None:
-    """Write the manifest, which makes the folder a store."""
+def write_manifest(layout: Layout, dpath: Path, duplicates: int, hashes: Mapping[str, str]) -> None:
+    """Write the manifest, which makes the folder a store; files without a known hash are read for it."""
     plan = layout.plan
-    files = {name: {"bytes": (dpath / name).stat().st_size, "sha256": hash_file(dpath / name)} for name in PARTS}
+    files = {
+        name: {"bytes": (dpath / name).stat().st_size, "sha256": hashes.get(name) or hash_file(dpath / name)}
+        for name in PARTS
+    }
     files["X.f16"] = {"bytes": layout.n * layout.row_bytes}
     body = {
         "schema": SCHEMA,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import threading
 import time
@@ -59,11 +60,12 @@ class WorkFiles:
         self.slot_of_cell, self.libsize = np.empty(0, np.int32), np.empty(0, np.int64)
 
     def write_rows(self, rows: np.ndarray, slots: np.ndarray) -> None:
-        """Write work rows to their positions, with one write for neighbours."""
-        cuts = np.flatnonzero(np.diff(slots) != 1) + 1
-        for a, z in zip(np.append(0, cuts).tolist(), np.append(cuts, len(slots)).tolist(), strict=True):
-            if z > a:
-                self.write_block(rows[a:z], int(slots[a]))
+        """Write work rows, in any order, to their positions, with one call for neighbours."""
+        order = np.argsort(slots)
+        places = slots[order]
+        cuts = [0, *(np.flatnonzero(np.diff(places) != 1) + 1).tolist(), len(slots)]
+        for a, z in itertools.pairwise(cuts):
+            self.write_block(rows[order[a:z]], int(places[a]))
 
     def write_block(self, rows: np.ndarray, first: int) -> None:
         """Write work rows, or the value rows that replace them, from the position ``first``."""
@@ -107,25 +109,27 @@ class WorkFiles:
         """Flush the rows to the disk."""
         os.fdatasync(self._rows_fd)
 
-    def save_state(self, name: str) -> dict[str, Any]:
-        """Flush the files, save sums and large counts to a file, and return the journal entry."""
+    def save_state(self, name: str, *, sums: bool = True) -> dict[str, Any]:
+        """Flush the files, save large counts, and sums unless told not to, and return the journal entry."""
         for fd in self._fds:
             os.fdatasync(fd)
         tmp = self.dpath / "state.tmp.work"
         with open(tmp, "wb") as f:
             np.save(f, self.get_over())
-            self.sums.write(f)
+            if sums:
+                self.sums.write(f)
             f.flush()
             os.fsync(f.fileno())
         step("state")
         os.replace(tmp, self.dpath / name)
         return {"state": name, "duplicates": self.duplicates}
 
-    def add_state(self, line: dict[str, Any], dpath: Path | None = None) -> None:
-        """Add the content of a state file."""
+    def add_state(self, line: dict[str, Any], dpath: Path | None = None, *, sums: bool = True) -> None:
+        """Add the content of a state file, which was saved with or without sums."""
         with open((dpath or self.dpath) / line["state"], "rb") as f:
             self.add_over(np.load(f, allow_pickle=False), int(line["duplicates"]))
-            self.sums.add_file(f)
+            if sums:
+                self.sums.add_file(f)
 
 
 @contextmanager
@@ -145,9 +149,14 @@ class Checkpoints:
         self._save, self._seconds = save, seconds
         self._saved, self._cost = time.monotonic(), 0.0
 
+    @property
+    def due(self) -> bool:
+        """Whether enough time has passed since the last one."""
+        return self._save is not None and time.monotonic() - self._saved > max(self._seconds, 20 * self._cost)
+
     def offer(self, done: int) -> None:
         """Record that everything before ``done`` is done, if enough time has passed."""
-        if self._save is not None and time.monotonic() - self._saved > max(self._seconds, 20 * self._cost):
+        if self._save is not None and self.due:
             began = time.monotonic()
             self._save(done)
             self._saved = time.monotonic()
