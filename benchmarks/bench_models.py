@@ -3,6 +3,12 @@ simulated atlas with known truth (held-out cell line; unseen perturbations with 
 
     python -m benchmarks.bench_models thp1 --data ../shared/data
     python -m benchmarks.bench_models simulated
+    python -m benchmarks.bench_models emission --seeds 3
+    python -m benchmarks.bench_models context [--without-context]
+
+``emission`` counts the significant genes of predicted cells in a line without perturbed training cells, beside those of
+the true cells. ``context`` scores models on left-out lines of simulated lineages, with or without the step that reads
+the control cells. Both print their rows.
 
 Every round is a training with a held-out part that neither training nor the choice of the best step has seen. The
 ceiling is one random half of the held-out cells against the other half: two measurements of the same truth.
@@ -11,6 +17,7 @@ ceiling is one random half of the held-out cells against the other half: two mea
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import sys
 import tempfile
@@ -135,6 +142,85 @@ def run_simulated(args: argparse.Namespace, work: Path) -> list[dict[str, Any]]:
     ]
 
 
+def run_emission(args: argparse.Namespace, work: Path) -> list[dict[str, Any]]:
+    """Significant genes of predicted and of true cells, over all genes, in a line of which only controls are known."""
+    import anndata as ad
+
+    import vcelltools as vc
+
+    rows = []
+    for seed in range(args.seeds):
+        name = f"screen{seed}"
+        vc.simulate(
+            work / f"{name}.h5ad", cells=args.cells, genes=args.genes, perturbations=args.perturbations, cell_lines=4,
+            inert=0.0, seed=seed,
+        )  # fmt: skip
+        vc.normalize(work / f"{name}.h5ad", out=work / "truth.h5ad", force=True)
+        truth = ad.read_h5ad(work / "truth.h5ad")
+        order = np.argsort(-np.asarray(truth.X.mean(axis=0)).ravel())
+        store = build_store(
+            work / f"{name}.h5ad", basis=truth.var_names[order[: args.basis]].tolist(), out=work / "stores", name=name,
+            pert_col="target_gene", control=["non-targeting"], cell_line_col="cell_line", gene_name_col="index",
+        ).path  # fmt: skip
+        line = sorted(truth.obs["cell_line"].unique())[-1]
+        true = count_genes(truth[truth.obs["cell_line"] == line])
+        split = work / f"{name}.toml"
+        split.write_text(f'[training]\n{name} = "train"\n[zeroshot]\n"{name}.{line}" = "test"\n', encoding="utf-8")
+        for model in ("perturbation-mean", "ridge:balanced", "transformer"):
+            kind, _, objective = model.partition(":")
+            options = {**(args.options if kind == "transformer" else {}), "objective": objective or None}
+            out = work / f"{name}-{kind}"
+            train(
+                make_settings({}, {"out": str(out), "split": str(split), "model": kind, **options}),
+                stores=[open_store(store)],
+            )
+            for fitted in (True, False):
+                vc.predict(out, work / "pred.h5ad", fit_emission=fitted, stores=[open_store(store)], force=True)
+                made = count_genes(ad.read_h5ad(work / "pred.h5ad"))
+                row = {"seed": seed, "model": model, "fitted": fitted, "true": true, "made": made}
+                rows.append({**row, "ratio": round(made / true, 2)})
+    return rows
+
+
+def count_genes(adata: Any) -> int:
+    """Return the number of significant genes of all perturbations against the controls."""
+    from vcelltools.prediction.emitter import count_significant
+
+    label, X = adata.obs["target_gene"].astype(str).to_numpy(), adata.X.tocsr()
+    control = X[label == "non-targeting"].toarray()
+    return sum(count_significant(X[label == n].toarray(), control) for n in sorted(set(label) - {"non-targeting"}))
+
+
+def run_context(args: argparse.Namespace, work: Path) -> list[dict[str, Any]]:
+    """Lines of simulated lineages left out in turn, predicted with or without what the controls say of them."""
+    from unittest.mock import patch
+
+    import anndata as ad
+
+    import vcelltools as vc
+
+    rows = []
+    for lineages, seed in ((2, 1), (3, 2)):
+        name = f"lineages{lineages}"
+        made = vc.simulate(
+            work / f"{name}.h5ad", cells=18_000, genes=300, perturbations=40, cell_lines=6, lineages=lineages,
+            inert=0.1, depth=3000, shared=0.5, seed=seed,
+        )  # fmt: skip
+        genes = ad.read_h5ad(work / f"{name}.h5ad", backed="r").var_names.tolist()
+        store = build_store(
+            work / f"{name}.h5ad", basis=genes, out=work / "stores", name=name, pert_col="target_gene",
+            control=["non-targeting"], cell_line_col="cell_line", gene_name_col="index",
+        ).path  # fmt: skip
+        nothing = patch("vcelltools.model.registry.choose", lambda *_, **__: (None, None))
+        with nothing if args.without_context else contextlib.nullcontext():
+            splits, out = ["leave-one-context-out"], work / f"{name}-compared"
+            found = vc.evaluate(args.models, splits, out, stores=[store], features=made.features)
+        for model, part in found.table.groupby("model", sort=False):
+            value = part.set_index("metric")["value"].round(3)
+            rows.append({"lineages": lineages, "seed": seed, "model": model, **value.to_dict()})
+    return rows
+
+
 def average(scores: list[dict[str, float]]) -> dict[str, float]:
     """Return the means of the metrics."""
     return {m: float(np.mean([s[m] for s in scores])) for m in METRICS}
@@ -165,10 +251,14 @@ def get_ceiling(store: Any, line: str, perts: list[str], repeats: int = 5) -> di
     return average(out)
 
 
+RUNS = {"thp1": run_thp1, "simulated": run_simulated, "emission": run_emission, "context": run_context}
+SAVED = ("thp1", "simulated")
+
+
 def main() -> None:
-    """Run one of the two comparisons."""
+    """Run one of the comparisons."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("which", choices=["thp1", "simulated"])
+    parser.add_argument("which", choices=[*RUNS])
     parser.add_argument("--data", type=Path, default=Path("../shared/data"))
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--cells", type=int, default=30_000)
@@ -176,15 +266,18 @@ def main() -> None:
     parser.add_argument("--perturbations", type=int, default=80)
     parser.add_argument("--basis", type=int, default=500)
     parser.add_argument("--option", action="append", default=[], help="a training setting, as KEY=JSON")
+    parser.add_argument("--without-context", action="store_true", help="context: leave out the step")
+    parser.add_argument("--models", nargs="+", default=["ridge:balanced", "neighbours", "kernel-ridge"], help="context")
     args = parser.parse_args()
     defaults = {"size": "tiny", "sets": 16, "set_size": 32, "steps": 400, "eval_every": 50}
     given = dict(o.split("=", 1) for o in args.option)
     args.options = defaults | {k: json.loads(v) if v[0] in '"[0123456789tf' else v for k, v in given.items()}
     with tempfile.TemporaryDirectory() as folder:
-        result = {"thp1": run_thp1, "simulated": run_simulated}[args.which](args, Path(folder))
+        result = RUNS[args.which](args, Path(folder))
     for row in result:
         sys.stdout.write(f"{row}\n")
-    sys.stdout.write(f"{save('models', result, options=args.options)}\n")
+    if args.which in SAVED:
+        sys.stdout.write(f"{save('models', result, options=args.options)}\n")
 
 
 if __name__ == "__main__":

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import atexit
+import functools
+import itertools
 import json
 import os
+import signal
+import socket
 import subprocess
 import sys
+import tempfile
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,13 +45,64 @@ class Ran:
         return json.loads(self.stdout)
 
 
+class _Starter:
+    """Runs commands as forks of one process; see :mod:`tests.starter`."""
+
+    def __init__(self) -> None:
+        self._dir = tempfile.TemporaryDirectory()
+        self._path = f"{self._dir.name}/starter"
+        self.env = _get_env()
+        self._process = subprocess.Popen([sys.executable, str(ROOT / "tests" / "starter.py"), self._path], cwd=ROOT)
+        self._n = itertools.count()
+        atexit.register(self._process.kill)
+
+    def run(self, args: list[str], cwd: Path, timeout: float) -> Ran:
+        """Run a command; raise ``TimeoutExpired`` as ``subprocess.run`` does."""
+        out, err = (Path(self._dir.name) / f"{next(self._n)}.{name}" for name in ("out", "err"))
+        request = {"args": args, "cwd": str(cwd), "env": dict(os.environ), "stdout": str(out), "stderr": str(err)}
+        with socket.socket(socket.AF_UNIX) as peer:
+            while peer.connect_ex(self._path):  # the libraries are still being imported
+                assert self._process.poll() is None, "the process that starts commands ended"
+                time.sleep(0.01)
+            peer.settimeout(timeout)
+            peer.sendall(json.dumps(request).encode() + b"\n")
+            with peer.makefile("r") as lines:
+                pid = int(lines.readline())
+                try:
+                    code = int(lines.readline())
+                except TimeoutError:
+                    os.kill(pid, signal.SIGKILL)
+                    raise subprocess.TimeoutExpired(args, timeout) from None
+        ran = Ran(code, out.read_text(), err.read_text())
+        out.unlink()
+        err.unlink()
+        return ran
+
+
+def _get_env() -> dict[str, str]:
+    """Return the environment that commands see, without what pytest notes there."""
+    return {k: v for k, v in os.environ.items() if k != "PYTEST_CURRENT_TEST"}
+
+
+@functools.cache
+def _get_starter() -> _Starter:
+    return _Starter()
+
+
 def run_cli(*args: object, cwd: Path | None = None, env: dict[str, str] | None = None, timeout: float = 300) -> Ran:
-    """Run ``vcelltools ARGS`` in a new process."""
-    command = [sys.executable, "-m", "vcelltools.cli.main", *map(str, args)]
-    full_env = {**os.environ, **(env or {})}
-    done = subprocess.run(command, cwd=cwd, env=full_env, capture_output=True, text=True, timeout=timeout, check=False)
-    assert "Traceback" not in done.stderr, done.stderr
-    return Ran(done.returncode, done.stdout, done.stderr)
+    """Run ``vcelltools ARGS`` in a process of its own, and in a new interpreter if ``env`` changes anything."""
+    words = [str(a) for a in args]
+    if env is None and _get_env() == _get_starter().env:
+        ran = _get_starter().run(words, Path(cwd or Path.cwd()), timeout)
+    else:
+        command = [sys.executable, "-m", "vcelltools.cli.main", *words]
+        done = subprocess.run(
+            command, cwd=cwd, env={**os.environ, **(env or {})}, capture_output=True, text=True, timeout=timeout,
+            check=False,
+        )  # fmt: skip
+        ran = Ran(done.returncode, done.stdout, done.stderr)
+    assert "Traceback" not in ran.stderr, ran.stderr
+    return ran
 
 
 def start_cli(*args: object, cwd: Path) -> subprocess.Popen[str]:

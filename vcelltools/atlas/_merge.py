@@ -450,7 +450,7 @@ def _write_beside(folder: Folder, union: Union, samples: dict[str, dict[str, Any
         "max_expression_value": result.max,
         "sparsity": result.sparsity,
     }
-    write_json(folder.dpath / CONFIG, config, force=True)
+    write_json(folder.dpath / CONFIG, config, force=True, indent=None)  # a long list takes Python long to indent
     folder.body.setdefault("merged", {})[result.format] = result.to_json()
     folder.save()
 

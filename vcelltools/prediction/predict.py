@@ -563,7 +563,8 @@ class _Writer:
         effect[basis >= 0] = effect_g[basis[basis >= 0]]
         self.moved_m |= effect != 0
         if self.options.fit_emission:
-            effect = self.emitter.apply(effect, pool.variance_m, request.n_cells, pool.n_cells)
+            fitted = self.emitter.apply(effect, pool.variance_m, request.n_cells, pool.n_cells)
+            effect = np.where(basis >= 0, fitted, effect)  # other genes have effects that are already shrunken
         if self.options.emission == "counts":
             yield from self._draw(effect, pool, picked, rng)
             return

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import anndata as ad
 import numpy as np
 import pandas as pd
@@ -222,3 +224,38 @@ def test_an_unseen_line_has_as_many_significant_genes_as_the_truth_and_none_with
         made[model] = count_all(ad.read_h5ad(d / "line.h5ad"))
     assert made["control-mean"] == 0
     assert 0.5 <= made["perturbation-mean"] / true <= 2
+
+
+def test_a_saturating_screen_of_pairs_is_predicted_with_its_interaction(tmp_path):
+    """From cells with two guides to predicted cells: the weaker part adds little, which the sum of the parts misses."""
+    rng = np.random.default_rng(5)
+    n_genes, names = 60, [f"G{i}" for i in range(1, 7)]
+    change = {n: rng.normal(0, 0.5, n_genes) * size for n, size in zip(names, np.linspace(0.5, 1.5, 6), strict=True)}
+    for a, b in itertools.combinations(names, 2):
+        change[f"{a}|{b}"] = change[b] + 0.1 * change[a]  # b is the stronger part
+    change["non-targeting"] = np.zeros(n_genes)
+    label = np.repeat(list(change), [40] * (len(change) - 1) + [300])
+    counts = rng.poisson(40 * np.exp(np.array([change[n] for n in label])))
+    counts = np.c_[counts, rng.poisson(20000, len(label))]  # a gene that keeps the library constant
+    obs = pd.DataFrame({"guide": label}, index=[f"c{i}" for i in range(len(label))])
+    adata = ad.AnnData(counts.astype(np.float32), obs=obs)
+    adata.var_names = [*names, *(f"H{i}" for i in range(n_genes - 6)), "REST"]
+    adata.write_h5ad(tmp_path / "pairs.h5ad")
+    store = vc.build_store(
+        tmp_path / "pairs.h5ad", basis=list(adata.var_names), out=tmp_path, name="pairs", pert_col="guide",
+        control="non-targeting", cell_line="x", gene_name_col="index", guides={"sep": "|", "policy": "combination"},
+    ).path  # fmt: skip
+    held = ["G1|G6", "G2|G6", "G3|G5"]
+    (tmp_path / "split.toml").write_text(f'[training]\npairs = "train"\n[heldout]\ntest = {held}\n')
+    vc.train(tmp_path / "run", stores=[store], split=tmp_path / "split.toml", model="ridge", objective="error")
+    pd.DataFrame({"target_gene": ["G6+G1", "G2|G6", "G3|G5"], "n_cells": 100}).to_csv(tmp_path / "wanted.csv")
+    result = vc.predict(tmp_path / "run", tmp_path / "pred.h5ad", perturbations=tmp_path / "wanted.csv")
+    assert any("3 perturbations are" in w and "with a fitted interaction" in w for w in result.warnings)
+    pred = ad.read_h5ad(tmp_path / "pred.h5ad")
+    assert set(pred.obs["evidence"].astype(str)) == {"controls", "fitted combination"}
+    X = _log(counts)
+    zero = X[label == "non-targeting"].mean(axis=0)
+    for asked, true in zip(["G6+G1", "G2|G6", "G3|G5"], held, strict=True):
+        got, want = get_effect(pred, asked)[6:-1], (X[label == true].mean(axis=0) - zero)[6:-1]
+        total = sum(X[label == n].mean(axis=0) - zero for n in true.split("|"))[6:-1]
+        assert ((got - want) ** 2).sum() < 0.5 * ((total - want) ** 2).sum()

@@ -59,7 +59,7 @@ def write_array(parent: h5py.Group, name: str, values: np.ndarray) -> None:
     """Write a numeric, boolean or string array."""
     if values.dtype.kind in "OUT":
         text = np.asarray(values, dtype=object)
-        if any(not isinstance(v, str) for v in text.reshape(-1)):
+        if not all(issubclass(t, str) for t in set(map(type, text.reshape(-1).tolist()))):
             raise DataError(f"{name}: arrays of mixed values cannot be written", hint="convert all values to strings")
         set_encoding(parent.create_dataset(name, data=text, dtype=_STR), "string-array", "0.2.0")
     elif values.dtype.kind in "biuf":
