@@ -7,11 +7,11 @@ COPY pyproject.toml README.md LICENSE /src/
 COPY vcelltools /src/vcelltools
 COPY cli /src/cli
 RUN pip install --no-cache-dir '/src[zarr,filters,dask]' && rm -rf /src \
-    && useradd --create-home cells
+    && useradd --uid 1000 --create-home cells
 
 # compiled kernels are kept here; mount a volume to keep them between runs
 ENV NUMBA_CACHE_DIR=/home/cells/.cache/vcelltools
-USER cells
+USER 1000
 WORKDIR /data
 ENTRYPOINT ["vcelltools"]
 CMD ["--help"]

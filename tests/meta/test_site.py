@@ -95,7 +95,7 @@ def test_what_the_dockerfile_names_is_there():
     shown = re.search(r"docker run .* vcelltools (\w+) ", DOCKERFILE)
     assert shown is not None and shown.group(1) in COMMANDS
     users = [s[1] for s in steps if s[0] == "USER"]
-    assert users and users[-1] != "root" and f"useradd --create-home {users[-1]}" in DOCKERFILE
+    assert users and int(users[-1]) > 0 and f"useradd --uid {users[-1]} " in DOCKERFILE
 
 
 @pytest.mark.skipif(shutil.which("hadolint") is None, reason="hadolint is not here")

@@ -8,6 +8,7 @@ import anndata as ad
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.text import Text
 
 import vcelltools as vc
 from tests.make import make_adata, make_counts
@@ -63,7 +64,7 @@ def test_infinite_fold_changes_are_drawn_at_the_edge():
 
 def test_names_do_not_lie_on_one_another(folder):
     ax = vc.pl.hvg(vc.hvg(folder / "atlas.h5ad", top=50))
-    boxes = [t.get_window_extent() for t in ax.texts]
+    boxes = [Text.get_window_extent(t) for t in ax.texts]
     assert boxes
     for i, a in enumerate(boxes):
         assert not any(a.overlaps(b) for b in boxes[:i])

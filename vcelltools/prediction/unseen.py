@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from vcelltools.training.inputs import Setup
 
 MEASURED, DESCRIBED, SUMMED, SHARED = "measured", "features", "sum of its parts", "mean effect"
-FITTED, OPPOSITE, NOTHING = "fitted combination", "other direction", "no effect"
+FITTED, OPPOSITE, NOTHING, HELD = "fitted combination", "other direction", "no effect", "held out"
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -34,9 +34,12 @@ class Vocabulary:
     evidence
         For each requested name and line: ``measured``, ``other direction`` (measured in another direction and
         converted), ``features``, ``sum of its parts``, ``fitted combination`` (of its parts, with a fitted
-        interaction), ``mean effect``, or ``no effect`` (no perturbation was measured in the direction).
+        interaction), ``mean effect``, ``held out`` (of training, and predicted from what the other perturbations have
+        in common), or ``no effect`` (no perturbation was measured in the direction).
     shared
         Positions and lines of the perturbations that are predicted by the mean effect.
+    held
+        Positions of the perturbations that the stores have, but no training group.
     n_known
         Number of perturbations that the stores have.
     """
@@ -45,6 +48,7 @@ class Vocabulary:
     position: dict[str, int]
     evidence: dict[tuple[str, str], str]
     shared: frozenset[tuple[int, int]]
+    held: frozenset[int]
     n_known: int
 
     def warn(self) -> list[str]:
@@ -56,11 +60,17 @@ class Vocabulary:
             (SUMMED, "predicted as the sum of the effects of the parts"),
             (FITTED, "predicted from the effects of the parts, with a fitted interaction"),
             (OPPOSITE, "predicted from the other direction, with a fitted weight"),
+            (HELD, "predicted from what the others have in common"),
             (NOTHING, "predicted by no effect"),
         ):
             names = {n for (n, _), e in self.evidence.items() if e == kind}
             inside = {n for n in names if self.position[n] < self.n_known and kind not in (SUMMED, FITTED)}
-            for some, where in ((names - inside, "in no store"), (inside, "not measured in the requested direction")):
+            held = {n for n in inside if self.position[n] in self.held}
+            for some, where in (
+                (names - inside, "in no store"),
+                (held, "held out of training"),
+                (inside - held, "not measured in the requested direction"),
+            ):
                 if some:
                     few = ", ".join(sorted(some)[:5]) + (", ..." if len(some) > 5 else "")
                     what = "1 perturbation is" if len(some) == 1 else f"{len(some):,} perturbations are"
@@ -93,20 +103,22 @@ def extend(setup: Setup, requests: Iterable[tuple[str, str]], direction: int | N
                 asked[p, line_id[line]] = direction
         setup = replace(setup, effects=replace(setup.effects, direction_pc=asked))
     form = Interaction(setup.effects).form if setup.effects.parts_p else "sum"
+    held = frozenset(set(range(len(known))) - set(setup.effects.pert_k.tolist()))
     evidence, shared = {}, set()
     for name, line in requests:
         p, c = at[name], line_id[line]
         parts = (setup.effects.parts_p or {}).get(p, (p,))
         if not need_parts(setup.effects, p, c, _get_direction(setup, p, c)):
             parts = (p,)
-        each = {m: _get_evidence(setup, m, c, len(known)) for m in parts}
+        each = {m: _get_evidence(setup, m, c, len(known), held) for m in parts}
         shared |= {(m, c) for m, kind in each.items() if kind in (SHARED, NOTHING)}
         kinds = set(each.values())
-        if len(parts) == 1 or kinds in ({SHARED}, {NOTHING}):
+        if len(parts) == 1 or kinds in ({SHARED}, {HELD}, {NOTHING}):
             evidence[name, line] = kinds.pop()
         else:
             evidence[name, line] = FITTED if form != "sum" and len(parts) == 2 else SUMMED
-    return Vocabulary(setup=setup, position=at, evidence=evidence, shared=frozenset(shared), n_known=len(known))
+    return Vocabulary(setup=setup, position=at, evidence=evidence, shared=frozenset(shared), held=held,
+                      n_known=len(known))  # fmt: skip
 
 
 def _add_names(setup: Setup, known: list[str], every: list[str], *, described: bool) -> Setup:
@@ -139,7 +151,7 @@ def _get_direction(setup: Setup, p: int, c: int) -> int:
     return int(setup.effects.get_directions(np.array([p]), np.array([c]))[0])
 
 
-def _get_evidence(setup: Setup, p: int, c: int, n_known: int) -> str:
+def _get_evidence(setup: Setup, p: int, c: int, n_known: int, held: frozenset[int]) -> str:
     """Return the evidence for the effect of a single perturbation in a line."""
     view = setup.views.get(_get_direction(setup, p, c))
     if view is None:
@@ -147,7 +159,7 @@ def _get_evidence(setup: Setup, p: int, c: int, n_known: int) -> str:
     runs = view.pert_k == p
     if view.borrowed_k is not None and runs.any() and view.borrowed_k[runs].all():
         return OPPOSITE
-    if p < n_known and (runs.any() or not (setup.effects.pert_k == p).any()):
+    if runs.any():
         return MEASURED
     kind, features, network = setup.settings.model, setup.effects.features_pf, setup.effects.network_pp
     by_features = features is not None and bool(np.isfinite(features[p]).all())
@@ -158,4 +170,4 @@ def _get_evidence(setup: Setup, p: int, c: int, n_known: int) -> str:
         "ridge": by_features,
         "transformer": by_features and setup.settings.identity is not True,
     }
-    return DESCRIBED if uses.get(kind, False) else SHARED
+    return DESCRIBED if uses.get(kind, False) else HELD if p in held else SHARED

@@ -105,8 +105,8 @@ def _draw(frame: pd.DataFrame, fits: Fits, k: int) -> Drawing:
     count = np.concatenate([h.counts[0, h.offsets[k] : h.offsets[k + 1]], h.over_count[mine]])
     value = np.concatenate([np.arange(h.offsets[k + 1] - h.offsets[k]), h.over_value[mine]])
     value, count = value[(value > 0) & (count > 0)], count[(value > 0) & (count > 0)]
-    top = float(np.log2(max(value.max(initial=1), threshold) + 1))
-    step = _WIDTH / (top * _PER_OCTAVE)
+    n_bars = int(np.log2(max(value.max(initial=1), threshold)) * _PER_OCTAVE) + 1
+    step = _WIDTH / n_bars
     place = np.floor(np.log2(value) * _PER_OCTAVE).astype(int)
     bars = []
     most = np.log1p(np.bincount(place, weights=count).max()) if len(value) else 1.0
@@ -117,7 +117,9 @@ def _draw(frame: pd.DataFrame, fits: Fits, k: int) -> Drawing:
                 tall = float(np.log1p(n) / most) * (_HEIGHT - 4)
                 bars.append(Bar(at * step, _HEIGHT - tall, max(step - 0.6, 0.4), tall, above))
     ticks = [
-        (float(np.log2(v)) * _PER_OCTAVE * step, f"{v:,}") for v in (1, 10, 100, 1000, 10_000) if np.log2(v) <= top
+        (float(np.log2(v)) * _PER_OCTAVE * step, f"{v:,}")
+        for v in (1, 10, 100, 1000, 10_000)
+        if np.log2(v) * _PER_OCTAVE <= n_bars
     ]
     return Drawing(
         name=str(frame.index[k]),

@@ -13,9 +13,54 @@ from vcelltools.names import show
 from vcelltools.selection.hvg import HvgResult
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.transforms import BboxBase
+
     from vcelltools.selection.pooled import PooledResult
 
 _LABELLED = 12
+_PLACES = ((-3, 2), (-16, 12), (-28, 24), (-40, 36), (3, 2), (3, -6), (16, 12), (16, -16), (28, -24))
+"""Offsets of a name from its point in points of 1/72 inch, in the order in which they are tried."""
+
+
+def name_points(ax: Axes, names: list[str], x: np.ndarray, y: np.ndarray) -> None:
+    """Write names beside their points, in order, clear of the legend and of each other; others are left out.
+
+    Parameters
+    ----------
+    ax
+        Axes with all their content.
+    x, y
+        (k,) coordinates of the points.
+    """
+    from matplotlib.text import Text
+
+    ax.figure.canvas.draw()
+    legend = ax.get_legend()
+    taken = [] if legend is None else [legend.get_window_extent()]
+    for name, at in zip(names, zip(x.tolist(), y.tolist(), strict=True), strict=True):
+        for dx, dy in _PLACES:
+            text = ax.annotate(
+                show(name),
+                at,
+                fontsize=6,
+                xytext=(dx, dy),
+                textcoords="offset points",
+                ha="right" if dx < 0 else "left",
+                parse_math=False,
+                annotation_clip=True,
+                arrowprops={"arrowstyle": "-", "lw": 0.4, "color": "#5b6874"} if abs(dx) > 3 else None,
+            )
+            text.get_window_extent()  # places it; this box would include the line to the point
+            box = Text.get_window_extent(text).expanded(1.05, 1.1)
+            if _is_inside(box, ax.bbox) and not any(box.overlaps(other) for other in taken):
+                taken.append(box)
+                break
+            text.remove()
+
+
+def _is_inside(box: BboxBase, frame: BboxBase) -> bool:
+    return frame.x0 <= box.x0 and box.x1 <= frame.x1 and frame.y0 <= box.y0 and box.y1 <= frame.y1
 
 
 def plot_hvg(result: HvgResult, fpath: str | os.PathLike, *, force: bool = False) -> Path:
@@ -36,15 +81,17 @@ def plot_hvg(result: HvgResult, fpath: str | os.PathLike, *, force: bool = False
     ax.scatter(mean[chosen], variance[chosen], s=5, color="#c2410c", linewidths=0, label=f"selected ({chosen.sum():,})")
     edge = np.array([mean[shown].min(), mean[shown].max()]) if shown.any() else np.array([0.1, 1.0])
     ax.plot(edge, edge, color="#1f2937", lw=0.8, ls="--", label="Poisson: variance = mean")
-    for g in result.order[:_LABELLED]:
-        if shown[g]:
-            name, at = show(result.genes[g]), (mean[g], variance[g])
-            ax.annotate(name, at, fontsize=6, xytext=(3, 2), textcoords="offset points", parse_math=False)
     ax.set(xscale="log", yscale="log", xlabel="mean count", ylabel="variance of counts")
+    hidden = len(shown) - int(shown.sum())
+    without = f", {hidden:,} without variance left out" if hidden else ""
     ax.set_title(
         f"{len(result.order):,} of {len(result.genes):,} genes by {result.settings['flavor']}, {result.n_cells:,} cells"
+        f"{without}",
+        fontsize=10,
     )
     ax.legend(frameon=False, fontsize=8, loc="upper left")
+    best = [int(g) for g in result.order[:_LABELLED] if shown[g]]
+    name_points(ax, [result.genes[g] for g in best], mean[best], variance[best])
     with atomic_file(fpath, force=force) as tmp:
         figure.savefig(tmp, format="png")
     return Path(fpath)

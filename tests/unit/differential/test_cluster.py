@@ -27,6 +27,7 @@ TESTS = {
     "nb": {"test": "nb"},
     "replicates": {"test": "nb", "replicate_col": "batch", "reference": "rest"},
     "welch": {"test": "welch", "covariates": ["batch"]},
+    "library": {"library_size": "total"},
 }
 
 
@@ -45,6 +46,7 @@ def small_parts(monkeypatch):
 def screen():
     adata = make_screen(n=500)
     adata.var_names = [f"GENE{i % 58}" for i in range(60)]  # two names are used twice
+    adata.obs["total"] = np.asarray(adata.X.sum(axis=1)).ravel() * np.linspace(1.2, 2.0, adata.n_obs).round(1)
     return adata
 
 

@@ -64,6 +64,15 @@ def test_an_unseen_name_is_predicted_from_its_features(trained):
     assert np.abs(a - b).max() > 1e-3 and np.abs(a - c).max() > 1e-3
 
 
+@pytest.mark.parametrize(("model", "evidence"), [("kernel-ridge", "features"), ("perturbation-mean", "held out")])
+def test_a_perturbation_held_out_of_training_is_not_called_measured(trained, model, evidence):
+    d, _, names = trained
+    result, adata = predict(d, model, [(names[0], 40), (names[2], 40)], "held.h5ad", basis_only=True)
+    found = dict(zip(adata.obs["target_gene"].astype(str), adata.obs["evidence"].astype(str), strict=True))
+    assert found == {"non-targeting": "controls", names[0]: evidence, names[2]: "measured"}
+    assert any(f"1 perturbation is held out of training ({names[0]}) and" in w for w in result.warnings)
+
+
 @pytest.mark.parametrize("join", ["+", "|"])
 def test_effects_of_a_combination_add(trained, join):
     d, _, _ = trained

@@ -132,7 +132,7 @@ def test_infinite_fold_changes_are_drawn_on_the_frame_and_counted():
 
 def test_large_numbers_stay_short():
     assert [format_number(v) for v in (0, 12.3456, 1234.5, -99_999, 1.23e5, -4.5e12, 1e-5)] == [
-        "0", "12.3", "1,234", "-99,999", "1.2e+05", "-4.5e+12", "1e-05",
+        "0", "12.3", "1,234", "−99,999", "1.2e+05", "−4.5e+12", "1e-05",
     ]  # fmt: skip
 
 

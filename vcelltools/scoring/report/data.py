@@ -205,7 +205,7 @@ def _describe_2025(result: Result) -> dict[str, Any]:
         ("Perturbations", f"{len(result.table.names):,}"),
         ("Genes", f"{len(result.contexts[0].pair.genes):,}"),
         ("Profile", result.profile),
-        ("Numbers of", result.details["source"]),
+        ("Scored by", result.details["source"]),
     ]
     if result.details["n_without_de"] is not None:
         facts.append(("Without a true DE gene", f"{result.details['n_without_de']:,}"))

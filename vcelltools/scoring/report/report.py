@@ -156,15 +156,17 @@ def make_html(data: ReportData) -> str:
 
 
 def format_number(value: Any, digits: int = 3) -> str:
-    """Return a number with three significant digits, or a dash."""
+    """Return a number with three significant digits and a true minus, or a dash."""
     if value is None or not np.isfinite(value):
         return "–"
     v = float(value)
+    if v < 0:
+        return f"−{format_number(-v, digits)}"
     if v == 0:
         return "0"
-    if abs(v) >= 1000:
-        return f"{v:,.0f}" if abs(v) < 1e5 else f"{v:.1e}"
-    return f"{v:.{digits}g}" if abs(v) < 0.001 else f"{v:.{max(digits - 1 - int(np.floor(np.log10(abs(v)))), 0)}f}"
+    if v >= 1000:
+        return f"{v:,.0f}" if v < 1e5 else f"{v:.1e}"
+    return f"{v:.{digits}g}" if v < 0.001 else f"{v:.{max(digits - 1 - int(np.floor(np.log10(v))), 0)}f}"
 
 
 def get_verdict(data: ReportData) -> dict[str, str]:
