@@ -21,22 +21,28 @@ from vcelltools.spatial.files import SUMMARY
 if TYPE_CHECKING:
     from vcelltools.spatial._run import Run
 
-_HEADS = (
-    "gene",
-    "cluster",
-    "n_cells",
-    "n_nonzero",
-    "r2_in",
-    "r2_out",
-    "r2_tf",
-    "r2_own",
-    "gain",
-    "gain_error",
-    "p",
-    "q",
-    "kept",
-)
-_MORE_HEADS = ("gain_error", "r2_cluster", "r2_blind", "r2_cell", "per_cell")  # not in every run
+_HEADS = {
+    "gene": "",
+    "cluster": "",
+    "n_cells": "",
+    "n_nonzero": "coefficients that are not 0",
+    "r2_in": "R² on the cells of the fit",
+    "r2_out": "R² on held-out blocks",
+    "r2_tf": "the same with TFs only",
+    "r2_own": "the same where a cell receives only its own ligands",
+    "gain": "r2_out above the better of r2_tf and r2_own",
+    "gain_error": "its standard error over the blocks",
+    "p": "how often permuted senders gain as much",
+    "q": "p adjusted by Benjamini-Hochberg",
+    "kept": "whether the score is high enough for the coefficients to be used",
+    "r2_cluster": "R² of the coefficients of the cluster",
+    "r2_blind": "R² of a network that sees neither place nor neighbours",
+    "r2_cell": "R² of the coefficients by cell",
+    "per_cell": "whether those are used",
+}
+"""The columns of the summary, and what they are where the text above the table does not tell."""
+_OPTIONAL = ("gain_error", "r2_cluster", "r2_blind", "r2_cell", "per_cell")  # not in every run
+_NOTHING = "–"
 _MOST_ROWS, _MOST_GENES, _MOST_CHANGES = 60, 3, 4
 
 
@@ -97,6 +103,7 @@ def draw_bars(names: list[str], values: np.ndarray, caption: str) -> Map:
         axes.barh(range(len(names)), values, color="#4477aa")
         axes.set_yticks(range(len(names)), names, fontsize=8)
         axes.axvline(0, color="#222", linewidth=0.8)
+        axes.set(xlabel="mean effect", ylabel="cell type")
         axes.invert_yaxis()
 
     return Map(_draw(plot), caption)
@@ -121,7 +128,7 @@ def write_report(
     from jinja2 import Environment, PackageLoader
 
     rows = _read_summary(run)
-    heads = [*_HEADS, *(h for h in _MORE_HEADS if rows and h in rows[0])]
+    heads = [h for h in _HEADS if any(_say(r.get(h), run, h) != _NOTHING for r in rows)]
     sections = [_show_target(run, g) for g in _choose_targets(run, rows)]
     warnings = []
     if desired:
@@ -132,9 +139,10 @@ def write_report(
         warnings.append("R² was not measured on held-out cells, and R² in the sample says little about new cells")
     text = Environment(loader=PackageLoader("vcelltools.spatial", "."), autoescape=True)
     html = text.get_template("report.html.j2").render(
-        data=run.tissue.where, n_cells=f"{run.tissue.n_cells:,}", n_clusters=len(run.tissue.labels),
-        n_genes=len(run.genes), warnings=warnings, heads=heads, sections=sections,
-        rows=[[_say(r[h], run, h) for h in heads] for r in rows[:_MOST_ROWS]],
+        data=run.tissue.where, name=Path(run.tissue.where).name, n_cells=f"{run.tissue.n_cells:,}",
+        n_clusters=len(run.tissue.labels), n_genes=len(run.genes), warnings=warnings, heads=heads, sections=sections,
+        meanings={h: _HEADS[h] for h in heads if _HEADS[h]},
+        rows=[[_say(r.get(h), run, h) for h in heads] for r in rows[:_MOST_ROWS]],
     )  # fmt: skip
     return write_text(out, html, force=force)
 
@@ -146,7 +154,7 @@ def _read_summary(run: Run) -> list[dict[str, Any]]:
         return []
     table = read_frame(path, what="a summary")
     with checking(path):
-        rows = table.select([*_HEADS, *(h for h in _MORE_HEADS if h in table.column_names)]).to_pylist()
+        rows = table.select([h for h in _HEADS if h not in _OPTIONAL or h in table.column_names]).to_pylist()
         return sorted(rows, key=lambda r: (r["gain"] is None, -(r["gain"] or 0.0), r["gene"], r["cluster"]))
 
 
@@ -157,12 +165,18 @@ def _choose_targets(run: Run, rows: list[dict[str, Any]]) -> list[str]:
 
 def _say(value: Any, run: Run, head: str) -> str:
     if value is None or (isinstance(value, float) and math.isnan(value)):
-        return "–"
+        return _NOTHING
     if head == "cluster":
         return run.tissue.labels.get(value, str(value))
     if isinstance(value, bool):
         return "yes" if value else "no"
-    return f"{value:.3f}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
+    return (
+        f"{value:.3f}".replace("-0.000", "0.000")
+        if isinstance(value, float)
+        else f"{value:,}"
+        if isinstance(value, int)
+        else str(value)
+    )
 
 
 def _show_target(run: Run, gene: str) -> Section:
