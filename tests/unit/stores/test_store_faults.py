@@ -18,6 +18,7 @@ from tests.screens import BUILD, make_screen, write
 from vcelltools.errors import DataError, EnvironmentFault
 from vcelltools.io.write import atomic
 from vcelltools.sampling.sampler import Sampler
+from vcelltools.stores.building import builder
 from vcelltools.stores.format import MANIFEST, PARTS
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -41,7 +42,8 @@ def test_kill_9_at_every_step(tmp_path, layout, first, stride, kills):
     assert said["kills"] >= kills and said["steps"] > 30
 
 
-def test_a_resume_does_not_start_anew(tmp_path, monkeypatch):
+@pytest.mark.parametrize("same", [True, False])
+def test_a_resume_does_not_start_anew_unless_the_work_files_changed(tmp_path, monkeypatch, same):
     path = write(make_screen(), tmp_path / "s.h5ad")
     options = {"basis": BASIS, "out": tmp_path, "name": "s", "bucket_bytes": 1, **BUILD}
 
@@ -60,9 +62,12 @@ def test_a_resume_does_not_start_anew(tmp_path, monkeypatch):
         vc.build_store(path, **options)
     again = []
     monkeypatch.setattr(atomic, "on_step", again.append)
+    if not same:
+        monkeypatch.setattr(builder, "WORK_FORMAT", builder.WORK_FORMAT + 1)
     vc.build_store(path, **options)
-    assert "state" in seen and "state" not in again  # the source is not read again
-    assert again.count("frames") + seen.count("frames") == 20 + 5  # 400 cells in buckets of 16 and their runs' ends
+    assert "state" in seen and ("state" in again) != same  # the source is not read again
+    n_frames = 20 + 5  # 400 cells in buckets of 16 and their runs' ends
+    assert again.count("frames") == n_frames - (seen.count("frames") if same else 0)
 
 
 @pytest.mark.parametrize("name", [*PARTS, "X.f16", MANIFEST])

@@ -36,6 +36,8 @@ from vcelltools.stores.format import MANIFEST, PARTS, hash_file, read_manifest
 if TYPE_CHECKING:
     from distributed import Client
 
+WORK_FORMAT = 2  # of the files of an unfinished build; those of another one are discarded
+
 
 class Builder:
     """A store under construction: its layout, folder and journal, and the steps to build it."""
@@ -79,7 +81,7 @@ class Builder:
     def _resume(self) -> list[dict[str, Any]]:
         """Return the lines of the journal to resume from; a folder of another plan is discarded."""
         lines, edges = self.journal.read(), hashlib.sha256(self.layout.edges.tobytes()).hexdigest()
-        first = {"kind": "plan", "plan": self.layout.fingerprint, "edges": edges}
+        first = {"kind": "plan", "plan": self.layout.fingerprint, "edges": edges, "work": WORK_FORMAT}
         if lines and lines[0] == first and (self.dpath / "X.f16").exists():
             self.journal.rewrite(lines)
             if len(lines) > 1:
