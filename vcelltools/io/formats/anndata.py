@@ -151,10 +151,9 @@ def _open_anndata_group(file: File, source: FileBytes | None, root: str, layer: 
     """Return (matrix, obs, var) of the AnnData at ``root`` (``""`` or ``"mod/<name>/"``)."""
     key, var_key = _get_matrix_keys(file, root, layer)
     if get_node(file, key) is None:
-        raise DataError(
-            f"{file.filename}: {key} is missing",
-            hint=f"matrices: {', '.join(list_matrices(file, root)) or 'none'}",
-        )
+        have = list_matrices(file, root)
+        choose = f"; choose one with {spell('layer')}" if have else ""
+        raise DataError(f"{file.filename}: {key} is missing", hint=f"matrices: {', '.join(have) or 'none'}{choose}")
     matrix = open_matrix(file, source, key)
     check_shape(matrix, f"{file.filename}: {key}")
     obs = open_table(file, f"{root}obs", matrix.shape[0], uns_key=f"{root}uns")
