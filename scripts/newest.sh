@@ -60,6 +60,6 @@ PY
 
 make_env
 [ "$step" = prepare ] && exit 0
-"$env/bin/python" -m pip install --quiet --no-deps --no-build-isolation -e . 2>/dev/null
+"$env/bin/python" -m pip install --quiet --no-deps --no-build-isolation -e .
 [ $# -gt 0 ] || set -- "${tests[@]}"
 "$env/bin/python" -m pytest -q -n 2 --dist loadfile --max-worker-restart 0 -p no:benchmark "$@"

@@ -100,6 +100,12 @@ def csr_fill_work(indptr, indices, data, basis_of_gene, out_row_b, libsize_b, wo
     status[3] = n_unsorted
 
 
+@kernel(inline=True)
+def _fix_log(count, scale):
+    """Return ``round(log1p(count * scale) * 2**24)``."""
+    return np.int64(np.rint(np.log1p(count * scale) * FIXED_ONE))
+
+
 @kernel()
 def csr_fixed_logs(indptr, data, scale_b, fixed):
     """Write ``round(log1p(count * scale) * 2**24)`` of every stored count.
@@ -114,11 +120,11 @@ def csr_fixed_logs(indptr, data, scale_b, fixed):
             c = np.int64(data[np.uint64(j)])
             if c < _TABLE:
                 while filled <= c:
-                    table[filled] = np.int64(np.rint(np.log1p(filled * scale) * FIXED_ONE))
+                    table[filled] = _fix_log(filled, scale)
                     filled += 1
                 fixed[np.uint64(j)] = table[np.uint64(c)]
             else:
-                fixed[j] = np.int64(np.rint(np.log1p(c * scale) * FIXED_ONE))
+                fixed[j] = _fix_log(c, scale)
 
 
 @kernel()
@@ -195,14 +201,14 @@ def add_packed(words, starts, ends, scale_b, row_b, order, sums):
                 c = np.int64(word & np.uint64(63))
                 g += word >> np.uint64(6)
                 while filled <= c:
-                    table[filled] = np.int64(np.rint(np.log1p(filled * scale) * FIXED_ONE))
+                    table[filled] = _fix_log(filled, scale)
                     filled += 1
                 row[g] += table[np.uint64(c)]
                 at += np.uint64(1)
             else:
                 g = np.uint64(words[at + np.uint64(1)])
                 c = np.int64(words[at + np.uint64(2)])
-                row[g] += np.int64(np.rint(np.log1p(c * scale) * FIXED_ONE))
+                row[g] += _fix_log(c, scale)
                 at += np.uint64(3)
 
 

@@ -170,13 +170,9 @@ def _say(value: Any, run: Run, head: str) -> str:
         return run.tissue.labels.get(value, str(value))
     if isinstance(value, bool):
         return "yes" if value else "no"
-    return (
-        f"{value:.3f}".replace("-0.000", "0.000")
-        if isinstance(value, float)
-        else f"{value:,}"
-        if isinstance(value, int)
-        else str(value)
-    )
+    if isinstance(value, float):
+        return f"{round(value, 3) + 0.0:.3f}"  # + 0.0 drops the sign of zero
+    return f"{value:,}" if isinstance(value, int) else str(value)
 
 
 def _show_target(run: Run, gene: str) -> Section:

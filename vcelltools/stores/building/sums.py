@@ -163,18 +163,18 @@ class Sums:
     """
 
     def __init__(self, shape: tuple[int, int], fpath: Path | None, threads: int) -> None:
+        self._fpath, self._fd, self._empty = fpath, -1, True
+        self._spill: Spill | None = None
         if fpath is None:
             self.table: np.ndarray = np.zeros(shape, np.int64)
         else:
             fpath.unlink(missing_ok=True)
             self.table = np.lib.format.open_memmap(fpath, mode="w+", dtype=np.int64, shape=shape)
+            self._fd = os.open(fpath, os.O_RDWR | getattr(os, "O_CLOEXEC", 0))
+            self._first_byte = fpath.stat().st_size - self.table.nbytes
+            if shape[1] <= 1 << 16:
+                self._spill = Spill(fpath.with_name("counts.work"), shape, threads)
         self.rows_at_once = max(1, MAPPED_SUMS // 4 // max(8 * shape[1], 1))
-        self._fpath, self._empty = fpath, True
-        self._spill: Spill | None = None
-        if fpath is not None and shape[1] <= 1 << 16:
-            self._spill = Spill(fpath.with_name("counts.work"), shape, threads)
-        self._fd = -1 if fpath is None else os.open(fpath, os.O_RDWR | getattr(os, "O_CLOEXEC", 0))
-        self._first_byte = 0 if fpath is None else fpath.stat().st_size - self.table.nbytes
         self._locks = [threading.Lock() for _ in range(2 * threads if threads > 1 else 1)]
         self._turns = itertools.count()
 
